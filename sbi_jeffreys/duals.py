@@ -1,0 +1,258 @@
+r"""The resilient dual problem: where the weights of the three divergences come from.
+
+The ideal, :math:`D_1 = D_2 = D_3 = 0`, is infeasible with finite data and finite models. The
+resilient problem relaxes each requirement by a slack :math:`u_i` at a price :math:`h`:
+
+.. math:: \min_{\phi, \psi, u} h(u) \quad \text{subject to} \quad D_i(\phi, \psi) \le u_i
+
+with :math:`h(u) = \sum_i h_i(u_i)` convex and increasing. On the Lagrangian
+:math:`h(u) + \sum_i \lambda_i (D_i - u_i)` the models descend
+:math:`\sum_i \lambda_i D_i`, the slack is at its stationary point :math:`h_i'(u_i) = \lambda_i`,
+and the multiplier ascends,
+
+.. math:: \lambda_i \leftarrow \mathrm{P}_i [\lambda_i + \eta (D_i - u_i(\lambda_i))]
+
+where :math:`\mathrm{P}_i` projects onto the slopes that :math:`h_i` can have. The fixed point is
+:math:`\lambda_i = h_i'(D_i)`: the worse a divergence, the more it weighs, as far as the price of
+giving it up allows.
+
+The price decides what can happen:
+
+- linear, :math:`h = s u`: the multiplier is :math:`s` for good. A constant in :math:`D_i` that
+  nobody knows (the entropy of the data in :math:`D_1` and :math:`D_3`) then drops out of the
+  problem, and the term can never die;
+- quadratic, :math:`h = \alpha u^2 / 2`: :math:`\lambda` is a running mean of :math:`\alpha D`;
+- Huber, quadratic up to the slope ``bound`` and linear from there: Lipschitz, so that no
+  divergence, however large, can outweigh the others by more than ``bound``.
+
+References:
+    | Adaptive Symmetrization of the KL Divergence (Ben-Dov and Chamon, 2025), arXiv 2511.11159
+    | Resilient Constrained Learning (Hounie, Ribeiro and Chamon, 2023),
+      https://arxiv.org/abs/2306.02426, algorithm 1
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Cost",
+    "DualState",
+    "FixedWeights",
+    "HuberCost",
+    "LinearCost",
+    "QuadraticCost",
+    "ResilientDual",
+    "Weighting",
+]
+
+
+class DualState(NamedTuple):
+    """Multipliers and slacks, one of each per constraint, shape (3,), float64."""
+
+    multipliers: Tensor
+    slacks: Tensor
+
+
+class Cost(Protocol):
+    """Price :math:`h_i` of a slack: convex, increasing on u >= 0."""
+
+    def value(self, slack: Tensor) -> Tensor:
+        """Return h(u)."""
+
+    def slope(self, slack: Tensor) -> Tensor:
+        """Return h'(u)."""
+
+    def slack(self, multiplier: Tensor, divergence: Tensor) -> Tensor:
+        """Return the u with h'(u) = multiplier; where every u has that slope, the divergence."""
+
+    def project(self, multiplier: Tensor) -> Tensor:
+        """Return the nearest slope that h can have."""
+
+
+def _positive(name: str, value: float) -> None:
+    if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class LinearCost:
+    r"""Price :math:`h(u) = s u`: a fixed weight, for a divergence known up to a constant."""
+
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("rate", self.rate)
+
+    def value(self, slack: Tensor) -> Tensor:
+        """Return h(u)."""
+        return self.rate * slack
+
+    def slope(self, slack: Tensor) -> Tensor:
+        """Return h'(u)."""
+        return torch.full_like(slack, self.rate)
+
+    def slack(self, multiplier: Tensor, divergence: Tensor) -> Tensor:
+        """Return the divergence: stationarity holds at any slack, the tightest is the best."""
+        return divergence
+
+    def project(self, multiplier: Tensor) -> Tensor:
+        """Return the only slope there is."""
+        return torch.full_like(multiplier, self.rate)
+
+
+@dataclass(frozen=True)
+class QuadraticCost:
+    r"""Price :math:`h(u) = \frac{\alpha}{2} u^2`."""
+
+    stiffness: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("stiffness", self.stiffness)
+
+    def value(self, slack: Tensor) -> Tensor:
+        """Return h(u)."""
+        return 0.5 * self.stiffness * slack.square()
+
+    def slope(self, slack: Tensor) -> Tensor:
+        """Return h'(u)."""
+        return self.stiffness * slack
+
+    def slack(self, multiplier: Tensor, divergence: Tensor) -> Tensor:
+        """Return the u with h'(u) = multiplier."""
+        return multiplier / self.stiffness
+
+    def project(self, multiplier: Tensor) -> Tensor:
+        """Return the nearest slope of h on u >= 0."""
+        return multiplier.clamp_min(0.0)
+
+
+@dataclass(frozen=True)
+class HuberCost:
+    r"""Price :math:`\frac{\alpha}{2} u^2` up to the slope ``bound``, linear from there: Lipschitz."""
+
+    stiffness: float = 1.0
+    bound: float = 3.0
+
+    def __post_init__(self) -> None:
+        _positive("stiffness", self.stiffness)
+        _positive("bound", self.bound)
+
+    def value(self, slack: Tensor) -> Tensor:
+        """Return h(u)."""
+        knee = self.bound / self.stiffness
+        quadratic = 0.5 * self.stiffness * slack.square()
+        return torch.where(slack <= knee, quadratic, self.bound * (slack - 0.5 * knee))
+
+    def slope(self, slack: Tensor) -> Tensor:
+        """Return h'(u)."""
+        return (self.stiffness * slack).clamp_max(self.bound)
+
+    def slack(self, multiplier: Tensor, divergence: Tensor) -> Tensor:
+        """Return the u with h'(u) = multiplier; at the bound, where many have it, the divergence."""
+        slack = multiplier / self.stiffness
+        at_bound = multiplier >= self.bound
+        return torch.where(at_bound, torch.maximum(slack, divergence), slack)
+
+    def project(self, multiplier: Tensor) -> Tensor:
+        """Return the nearest slope of h on u >= 0."""
+        return multiplier.clamp(0.0, self.bound)
+
+
+class Weighting(Protocol):
+    """What sets the weights of the divergences: a dual, or constants."""
+
+    def init(self) -> DualState:
+        """Return the state to start from."""
+
+    def step(self, state: DualState, divergences: Tensor) -> DualState:
+        """Return the state after seeing the divergences, shape (3,)."""
+
+
+@dataclass(frozen=True)
+class ResilientDual:
+    """Ascent on the multipliers of the resilient problem.
+
+    Args:
+        costs: Price of the slack of each constraint.
+        rate: Step size :math:`\\eta` of the ascent.
+        initial: Multipliers to start from; one each when not given.
+
+    Example:
+        >>> dual = ResilientDual((LinearCost(), QuadraticCost(2.0)), rate=0.1)
+        >>> state = dual.init()
+        >>> for _ in range(200):
+        ...     state = dual.step(state, torch.tensor([7.0, 0.4]))
+        >>> state.multipliers
+        tensor([1.0000, 0.8000], dtype=torch.float64)
+    """
+
+    costs: Sequence[Cost]
+    rate: float = 0.05
+    initial: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        _positive("rate", self.rate)
+        if self.initial is not None and len(self.initial) != len(self.costs):
+            raise ValueError(
+                f"initial has {len(self.initial)} multipliers for {len(self.costs)} costs; "
+                "give one for each."
+            )
+
+    def init(self) -> DualState:
+        """Return the initial multipliers, projected, and the slacks that belong to them."""
+        initial = [1.0] * len(self.costs) if self.initial is None else self.initial
+        multipliers = torch.as_tensor(initial, dtype=torch.float64)
+        return self._state(multipliers, torch.zeros_like(multipliers))
+
+    def step(self, state: DualState, divergences: Tensor) -> DualState:
+        """Ascend once.
+
+        Args:
+            state: Multipliers and slacks.
+            divergences: Estimates of the constrained quantities, nats, shape (3,).
+
+        Returns:
+            The next state. Divergences that are not finite leave their multiplier as it is.
+        """
+        # The dual variables are numbers to the models: no gradient may reach them.
+        divergences = divergences.detach().to("cpu", torch.float64)
+        divergences = torch.where(divergences.isfinite(), divergences, state.slacks)
+        ascended = state.multipliers + self.rate * (divergences - state.slacks)
+        return self._state(ascended, divergences)
+
+    def _state(self, multipliers: Tensor, divergences: Tensor) -> DualState:
+        projected = [c.project(m) for c, m in zip(self.costs, multipliers, strict=True)]
+        slacks = [
+            c.slack(m, d) for c, m, d in zip(self.costs, projected, divergences, strict=True)
+        ]
+        return DualState(torch.stack(projected), torch.stack(slacks))
+
+
+@dataclass(frozen=True)
+class FixedWeights:
+    """The penalty problem: constant weights, the baseline that the dual must beat.
+
+    Args:
+        weights: Weights of the three divergences; (1, 0, 0) is maximum likelihood.
+    """
+
+    weights: Sequence[float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != 3 or not all(0 <= w < float("inf") for w in self.weights):
+            raise ValueError(f"weights must be three finite numbers >= 0, got {self.weights!r}.")
+        if self.weights[0] == 0 and self.weights[2] == 0:
+            raise ValueError(f"weights {self.weights!r} leave both models without data.")
+
+    def init(self) -> DualState:
+        """Return the weights as multipliers; a penalty problem has no slacks."""
+        weights = torch.as_tensor(list(self.weights), dtype=torch.float64)
+        return DualState(weights, torch.full_like(weights, float("nan")))
+
+    def step(self, state: DualState, divergences: Tensor) -> DualState:
+        """Return the state as it is."""
+        return state

@@ -1,0 +1,153 @@
+r"""The joint model: flow and proxy in one module, an sbi density estimator.
+
+To sbi it is the flow: ``log_prob``, ``sample`` and ``loss`` are the flow's. The proxy rides along
+as ``.proxy``. Training looks at both through the embedded x, which is computed once per x and
+shared; see :meth:`JeffreysEstimator.embed`.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimator
+from torch import Tensor, nn
+
+from .proxy import Base, EnergyProxy, ProxyBuilder
+
+__all__ = ["JeffreysEstimator"]
+
+# The scale of the proxy's inputs needs no more rows than this, and embedding may be costly.
+_ROWS_FOR_SCALE = 1000
+
+
+class JeffreysEstimator(ConditionalDensityEstimator):
+    r"""Flow :math:`p_\phi(\theta | x)` with its proxy :math:`q_\psi(\theta | x)`.
+
+    Args:
+        flow: Any conditional density estimator of sbi.
+        theta: Parameters of the training simulations, shape (n, d).
+        x: Their data, shape (n, *event).
+        base: Base density of the proxy; ``None`` for a flow without a proxy.
+        build_proxy: Builds the energy network from (theta, embedded x); needed with a base.
+    """
+
+    def __init__(
+        self,
+        flow: ConditionalDensityEstimator,
+        theta: Tensor,
+        x: Tensor,
+        *,
+        base: Base | None = None,
+        build_proxy: ProxyBuilder | None = None,
+    ) -> None:
+        # Not the parent's: it would register the flow's network a second time.
+        ConditionalEstimator.__init__(self, flow.input_shape, flow.condition_shape)
+        self.flow = flow
+        self._embeds = _embedding_owner(flow) is not None
+        if not self._embeds:
+            std, mean = torch.std_mean(x[:_ROWS_FOR_SCALE].flatten(1), dim=0)
+            self.register_buffer("_x_mean", mean)
+            self.register_buffer("_x_std", torch.where(std > 1e-12, std, torch.ones_like(std)))
+        self.proxy: EnergyProxy | None = None
+        if base is not None and build_proxy is not None:
+            with torch.no_grad():
+                context = self.embed(x[:_ROWS_FOR_SCALE])
+            self.proxy = EnergyProxy(build_proxy(theta, context), base, self.embed)
+
+    @property
+    def net(self) -> nn.Module:
+        """The flow's network, under the name that sbi looks for."""
+        return self.flow.net
+
+    @property
+    def embedding_net(self) -> nn.Module | None:
+        """The flow's embedding network, if it has one."""
+        return self.flow.embedding_net
+
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Return the flow's log density, shape (S, B) for theta (S, B, d) and x (B, *event)."""
+        return self.flow.log_prob(input, condition, **kwargs)
+
+    def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Return the flow's negative log density, shape (B,), for theta (B, d), x (B, *event)."""
+        return self.flow.loss(input, condition, **kwargs)
+
+    def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Return samples of the flow, shape (*sample_shape, B, d), for x (B, *event)."""
+        return self.flow.sample(sample_shape, condition, **kwargs)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return what both models see of x.
+
+        Args:
+            x: Data, shape (B, *event).
+
+        Returns:
+            Shape (B, c): the flow's own embedding (z-scoring included) where it has one, the
+            z-scored entries of x otherwise.
+        """
+        owner = _embedding_owner(self.flow)
+        if owner is not None:
+            return owner._modules["_embedding_net"](x)
+        return (x.flatten(1) - self._x_mean) / self._x_std
+
+    def log_prob_embedded(self, theta: Tensor, context: Tensor) -> Tensor:
+        """Return the flow's log density given embedded data.
+
+        Args:
+            theta: Shape (S, B, d).
+            context: Shape (B, c) or (S, B, c).
+
+        Returns:
+            Nats, shape (S, B).
+        """
+        flow, condition = self._given_embedded(context)
+        return flow.log_prob(theta, condition)
+
+    @torch.no_grad()
+    def sample_embedded(self, num: int, context: Tensor) -> Tensor:
+        """Return samples of the flow given embedded data (B, c), shape (num, B, d)."""
+        flow, condition = self._given_embedded(context)
+        return flow.sample(torch.Size((num,)), condition)
+
+    def _given_embedded(self, context: Tensor) -> tuple[ConditionalDensityEstimator, Tensor]:
+        """Return the flow without its embedding, and the context in the form that it takes."""
+        if self._embeds:
+            return _without_embedding(self.flow, context.shape[-1:]), context
+        x = context * self._x_std + self._x_mean
+        return self.flow, x.unflatten(-1, tuple(self.condition_shape))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "JeffreysEstimator":
+        super()._apply(fn, recurse)
+        if self.proxy is not None:
+            self.proxy.base.to(next(self.parameters()).device)
+        return self
+
+
+def _embedding_owner(flow: ConditionalDensityEstimator) -> nn.Module | None:
+    """Return the module in which sbi keeps the embedding: the estimator itself, or its net."""
+    for module in (flow, getattr(flow, "net", None)):
+        if module is not None and "_embedding_net" in module._modules:
+            return module
+    return None
+
+
+def _without_embedding(
+    flow: ConditionalDensityEstimator, condition_shape: torch.Size
+) -> ConditionalDensityEstimator:
+    """Return a view of the flow, sharing its parameters, that takes embedded data."""
+    view = _shallow_copy(flow)
+    view._condition_shape = condition_shape
+    if _embedding_owner(flow) is not flow:
+        view._modules["net"] = _shallow_copy(flow.net)
+    owner = _embedding_owner(view)
+    assert owner is not None
+    owner._modules["_embedding_net"] = nn.Identity()
+    return view
+
+
+def _shallow_copy(module: nn.Module) -> Any:
+    duplicate = copy.copy(module)
+    duplicate._modules = dict(module._modules)
+    return duplicate

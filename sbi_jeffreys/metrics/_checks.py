@@ -1,0 +1,43 @@
+"""Checks that several metrics share, with messages that name the value and what to do."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_samples"]
+
+
+def check_samples(samples: Tensor, reference: Tensor, *, minimum: int = 2) -> None:
+    r"""Check that two sets of samples can be compared.
+
+    Args:
+        samples: First set, shape :math:`(n, d)`.
+        reference: Second set, shape :math:`(m, d)`.
+        minimum: Least number of samples in each set.
+
+    Raises:
+        ValueError: If a set is not a matrix, has fewer than `minimum` rows or values that are not
+            finite, or if the sets differ in dimension.
+    """
+    for name, value in (("samples", samples), ("reference", reference)):
+        if value.ndim != 2 or value.shape[1] == 0:
+            raise ValueError(
+                f"{name} must have shape (n, d) with d >= 1, got {tuple(value.shape)}; "
+                "reshape it to one row per sample."
+            )
+        if value.shape[0] < minimum:
+            raise ValueError(
+                f"{name} has {value.shape[0]} rows, but at least {minimum} are needed; "
+                "draw more samples."
+            )
+        finite = torch.isfinite(value)
+        if not finite.all():
+            bad = int((~finite).any(dim=1).sum())
+            raise ValueError(
+                f"{name} has {bad} rows with NaN or inf out of {value.shape[0]}; find out where "
+                "they come from, and remove them only if that leaves the distribution as it is."
+            )
+    if samples.shape[1] != reference.shape[1]:
+        raise ValueError(
+            f"samples have dimension {samples.shape[1]}, reference has {reference.shape[1]}; "
+            "compare samples of the same parameters."
+        )

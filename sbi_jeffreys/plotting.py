@@ -1,0 +1,337 @@
+r"""Figures of a training run and of posteriors.
+
+Figures are built as :class:`matplotlib.figure.Figure`, without `pyplot`: no window opens, no
+backend is chosen, and settings of matplotlib are as before. Save one with `figure.savefig(path)`;
+in a notebook the last value of a cell is shown.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+__all__ = ["plot_posteriors", "plot_training"]
+
+PALETTE = sns.color_palette("colorblind")
+STYLE: Any = {
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 10,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "axes.linewidth": 0.8,
+}
+# Points of a scatter plot for each posterior: more turn crescents into blots, and take time.
+SCATTER_POINTS = 2000
+
+DIVERGENCES = [
+    ("forward", "data to flow"),
+    ("reverse", "flow to proxy"),
+    ("proxy", "data to proxy"),
+]
+DASHES = ["-", "-", "-."]  # the third often lies on the first
+
+Series = tuple[str, str, str]  # key in the summary, label, line style
+PANELS: dict[str, tuple[str, list[Series]]] = {
+    "likelihood": (
+        "held-out NLL (nats)",
+        [("validation_loss", "flow", "-"), ("validation_loss_proxy", "proxy", "-")],
+    ),
+    "divergences": (
+        "divergence (nats)",
+        [(f"divergence_{k}", v, dash) for (k, v), dash in zip(DIVERGENCES, DASHES, strict=True)]
+        + [(f"slack_{k}", "", "--") for k, _ in DIVERGENCES],
+    ),
+    "multipliers": (
+        "multiplier",
+        [(f"multiplier_{k}", v, dash) for (k, v), dash in zip(DIVERGENCES, DASHES, strict=True)],
+    ),
+    "log_partition": (
+        r"$\log Z_\psi(x)$ (nats), mean ± std",
+        [("log_partition_mean", "", "-")],
+    ),
+    "effective_sample_size": (
+        "effective sample size (fraction)",
+        [("effective_sample_size", "", "-")],
+    ),
+}
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
+        yield
+
+
+def plot_training(record: Any) -> Figure:
+    r"""Plot what was recorded in training, epoch by epoch.
+
+    Panels: held-out negative log likelihood of flow and proxy, where a dot marks the flow's best
+    epoch of each round; divergences, with slacks dashed; multipliers; mean of
+    :math:`\log Z_\psi(x)` with a band of one standard deviation over x; effective sample size of
+    importance weights. A panel of which nothing was recorded is left out. Epochs of several rounds
+    follow one another; dotted lines stand between rounds.
+
+    Args:
+        record: A trainer after `train()`, or its `summary`.
+
+    Returns:
+        Figure.
+
+    Raises:
+        ValueError: If there is no summary, or no epoch in it.
+    """
+    summary = record if isinstance(record, Mapping) else getattr(record, "summary", None)
+    if not summary or _values(summary, "validation_loss").size == 0:
+        raise ValueError("No training was recorded: call train() first, then plot its record.")
+    panels = [name for name in PANELS if _recorded(summary, name)]
+    with _style():
+        if len(panels) == len(PANELS):
+            # The first panel is the one to read: it is twice as wide.
+            layout: Any = [panels[:1] * 2 + panels[1:2], panels[2:]]
+        else:
+            layout = [panels]
+        columns, rows = len(layout[0]), len(layout)
+        figure = Figure(figsize=(max(3.2 * columns, 4.5), 2.4 * rows), layout="constrained")
+        for name, ax in figure.subplot_mosaic(layout).items():
+            _plot_panel(ax, summary, name)
+            _mark_rounds(ax, summary)
+        sns.despine(fig=figure)
+    return figure
+
+
+def _values(summary: Mapping[str, Any], key: str) -> np.ndarray:
+    return np.asarray(summary.get(key, ()), dtype=float).reshape(-1)
+
+
+def _recorded(summary: Mapping[str, Any], panel: str) -> bool:
+    return any(np.isfinite(_values(summary, key)).any() for key, _, _ in PANELS[panel][1])
+
+
+def _plot_panel(ax: Axes, summary: Mapping[str, Any], name: str) -> None:
+    ylabel, series = PANELS[name]
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.set_label(name)
+    for i, (key, label, style) in enumerate(series):
+        values = _values(summary, key)
+        if not np.isfinite(values).any():
+            continue
+        epochs = np.arange(1, len(values) + 1)
+        # Slacks follow the three divergences and have their colours.
+        color = PALETTE[i % 3] if name != "log_partition" else PALETTE[2]
+        # A run of one epoch has no line to show.
+        marker = "." if len(values) == 1 else None
+        width = 1.0 if style == "--" else 1.4
+        ax.plot(epochs, values, style, color=color, label=label, marker=marker, linewidth=width)
+        if key == "log_partition_mean":
+            spread = _values(summary, "log_partition_std")
+            if spread.shape == values.shape:
+                band = values - spread, values + spread
+                ax.fill_between(epochs, *band, color=color, alpha=0.25, linewidth=0)
+    if name == "likelihood":
+        _mark_best(ax, summary)
+    elif name == "log_partition":
+        ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    elif name == "effective_sample_size":
+        ax.set_ylim(0, 1.02)
+    handles = ax.get_legend_handles_labels()[0]
+    if any(_values(summary, key).size for key, _, style in series if style == "--"):
+        handles.append(Line2D([], [], color="0.4", linestyle="--", linewidth=1.0, label="slack"))
+    if handles:
+        ax.legend(handles=handles, labelspacing=0.3)
+
+
+def _rounds(summary: Mapping[str, Any]) -> list[slice]:
+    """Epochs of each call of train()."""
+    total = len(_values(summary, "validation_loss"))
+    ends = np.cumsum(_values(summary, "epochs_trained")[:-1].astype(int))
+    edges = [0, *(int(end) for end in ends if 0 < end < total), total]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def _mark_rounds(ax: Axes, summary: Mapping[str, Any]) -> None:
+    for epochs in _rounds(summary)[1:]:
+        ax.axvline(epochs.start + 0.5, color="0.5", linestyle=":", linewidth=1.0, zorder=0)
+
+
+def _mark_best(ax: Axes, summary: Mapping[str, Any]) -> None:
+    loss = _values(summary, "validation_loss")
+    best = [
+        epochs.start + int(np.nanargmin(loss[epochs]))
+        for epochs in _rounds(summary)
+        if np.isfinite(loss[epochs]).any()
+    ]
+    ax.plot(
+        np.add(best, 1), loss[best], "o", color=PALETTE[0], markeredgecolor="white", label="best"
+    )
+
+
+def plot_posteriors(
+    samples: Mapping[str, Tensor],
+    *,
+    labels: Sequence[str] | None = None,
+    limits: Sequence[tuple[float, float]] | Tensor | None = None,
+    truth: Tensor | None = None,
+    title: str | None = None,
+) -> Figure:
+    r"""Overlay samples of several posteriors: marginals, and scatter plots of all pairs.
+
+    Scatter plots show at most 2,000 samples of each, in random order, so that none covers the
+    others.
+
+    Args:
+        samples: Samples :math:`\theta` by the name of their posterior, each of shape
+            :math:`(n, d)`, n at least 2.
+        labels: Names of the d parameters. `None` takes :math:`\theta_1, \ldots, \theta_d`.
+        limits: Lower and upper end of each axis, shape :math:`(d, 2)`. `None` takes what holds
+            nearly all samples of all posteriors.
+        truth: True parameters, marked by lines, shape :math:`(d)`.
+        title: Title of the figure.
+
+    Returns:
+        Figure, a triangle of d (d + 1) / 2 axes.
+
+    Raises:
+        ValueError: If there are no samples, or shapes do not match, or values are not finite.
+    """
+    arrays = _check_samples(samples)
+    d = next(iter(arrays.values())).shape[1]
+    names = [rf"$\theta_{{{k + 1}}}$" for k in range(d)] if labels is None else list(labels)
+    ends = _default_limits(arrays) if limits is None else np.asarray(limits, dtype=float)
+    true = None if truth is None else np.asarray(truth.detach().cpu(), dtype=float)
+    for what, shape, expected in (
+        ("labels", (len(names),), (d,)),
+        ("limits", ends.shape, (d, 2)),
+        ("truth", (d,) if true is None else true.shape, (d,)),
+    ):
+        if shape != expected:
+            raise ValueError(f"{what} must have shape {expected} for {d} parameters, got {shape}.")
+
+    with _style():
+        side = float(np.clip(1.5 * d, 4.5, 12.0))
+        figure = Figure(figsize=(side, side))
+        # By hand: automatic layout of 55 axes takes longer than to draw them.
+        figure.subplots_adjust(
+            left=0.65 / side, bottom=0.5 / side, right=1 - 0.1 / side, top=1 - 0.35 / side
+        )
+        axes = figure.subplots(d, d, squeeze=False, gridspec_kw={"wspace": 0.08, "hspace": 0.08})
+        points, colors = _shuffled_points(arrays)
+        for row in range(d):
+            for column in range(d):
+                ax = axes[row, column]
+                if column > row:
+                    ax.remove()
+                elif column == row:
+                    _plot_marginal(ax, arrays, row, ends[row])
+                else:
+                    _plot_pair(ax, points[:, [column, row]], colors, ends[[column, row]])
+                if column <= row:
+                    _mark_truth(ax, true, row, column)
+                    _label_axes(ax, names, row, column)
+        sns.despine(fig=figure)
+        _add_legend(figure, list(arrays), with_truth=true is not None)
+        if title is not None:
+            figure.suptitle(title, y=1 - 0.1 / side, va="top")
+    return figure
+
+
+def _check_samples(samples: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    if not samples:
+        raise ValueError("samples is empty: pass at least one posterior's samples by name.")
+    arrays = {name: value.detach().cpu().double().numpy() for name, value in samples.items()}
+    dimensions = set()
+    for name, value in arrays.items():
+        if value.ndim != 2 or value.shape[0] < 2 or value.shape[1] < 1:
+            raise ValueError(
+                f"samples[{name!r}] must have shape (n, d) with n >= 2, got {value.shape}."
+            )
+        if not np.isfinite(value).all():
+            raise ValueError(f"samples[{name!r}] has NaN or inf: remove these rows and say so.")
+        dimensions.add(value.shape[1])
+    if len(dimensions) > 1:
+        raise ValueError(f"posteriors differ in dimension, {sorted(dimensions)}: plot one task.")
+    return arrays
+
+
+def _default_limits(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Hold the central 99.8 % of each posterior and a margin, shape (d, 2)."""
+    quantiles = np.stack([np.quantile(value, [0.001, 0.999], axis=0) for value in arrays.values()])
+    low, high = quantiles[:, 0].min(axis=0), quantiles[:, 1].max(axis=0)
+    # Constant parameters still need an axis of some length.
+    margin = np.where(high > low, 0.06 * (high - low), 0.5)
+    return np.stack([low - margin, high + margin], axis=1)
+
+
+def _shuffled_points(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    chosen = [generator.permutation(value)[:SCATTER_POINTS] for value in arrays.values()]
+    colors = np.repeat([_color(k) for k in range(len(chosen))], [len(c) for c in chosen], axis=0)
+    order = generator.permutation(len(colors))
+    return np.concatenate(chosen)[order], colors[order]
+
+
+def _color(k: int) -> tuple[float, float, float]:
+    """Grey for the first, as a rule the reference; blue and orange, the most distinct, next."""
+    colors = [(0.35, 0.35, 0.35), PALETTE[1], PALETTE[0], *PALETTE[2:]]
+    return colors[k % len(colors)]
+
+
+def _plot_marginal(ax: Axes, arrays: dict[str, np.ndarray], k: int, ends: np.ndarray) -> None:
+    edges = np.linspace(ends[0], ends[1], 41)
+    for i, value in enumerate(arrays.values()):
+        # Histograms, since kernel estimates blur the edges of a bounded prior.
+        counts, _ = np.histogram(value[:, k], bins=edges)
+        density = counts / len(value) / np.diff(edges)
+        ax.stairs(density, edges, color=_color(i), linewidth=1.3)
+        ax.stairs(density, edges, color=_color(i), fill=True, alpha=0.12)
+    ax.set(xlim=ends, yticks=[])
+    ax.set_ylim(bottom=0)
+
+
+def _plot_pair(ax: Axes, points: np.ndarray, colors: np.ndarray, ends: np.ndarray) -> None:
+    # Rasterised: thousands of vector marks make a PDF slow to open.
+    x, y = points.T
+    ax.scatter(x, y, c=colors, s=1.5, alpha=0.5, linewidths=0, rasterized=True)
+    ax.set(xlim=ends[0], ylim=ends[1])
+
+
+def _mark_truth(ax: Axes, true: np.ndarray | None, row: int, column: int) -> None:
+    if true is None:
+        return
+    style: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": "--"}
+    ax.axvline(true[column], **style)
+    if row != column:
+        ax.axhline(true[row], **style)
+
+
+def _label_axes(ax: Axes, names: list[str], row: int, column: int) -> None:
+    last = row == len(names) - 1
+    ax.tick_params(bottom=True, labelbottom=last, labelleft=column == 0 and row > 0)
+    ax.locator_params(axis="x", nbins=3)
+    if last:
+        ax.set_xlabel(names[column])
+    if row != column:
+        ax.locator_params(axis="y", nbins=3)
+        if column == 0:
+            ax.set_ylabel(names[row])
+
+
+def _add_legend(figure: Figure, names: list[str], *, with_truth: bool) -> None:
+    handles = [Line2D([], [], color=_color(k), linewidth=3) for k in range(len(names))]
+    if with_truth:
+        handles.append(Line2D([], [], color="black", linewidth=0.9, linestyle="--"))
+        names = [*names, "true parameters"]
+    # The triangle leaves the upper right free, the more of it the more parameters.
+    size = min(7 + 0.6 * len(figure.axes) ** 0.5, 12)
+    figure.legend(handles, names, loc="upper right", bbox_to_anchor=(0.99, 0.94), fontsize=size)

@@ -1,0 +1,186 @@
+r"""The proxy: a conditional energy-based model relative to a base density.
+
+.. math:: \log \tilde q_\psi(\theta | x) = \log b(\theta) + f_\psi(\theta, x), \qquad
+    Z_\psi(x) = \mathbb{E}_{b(\theta)}[\exp f_\psi(\theta, x)]
+
+The base :math:`b` is the prior, so that the prior's support is the proxy's, and
+:math:`f_\psi` is a log likelihood-to-evidence ratio up to a function of x. Where no prior is
+given, the base is a wide Gaussian around the simulated parameters.
+
+The network works on pairs of :math:`\theta` and an embedded x. Its first layer is a sum of one
+part for each, so that S parameters and B conditions cost S + B products there instead of S B;
+parameters that several conditions share (draws from the prior) are embedded once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sbi.utils.sbiutils import ImproperEmpirical, within_support
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+__all__ = ["Base", "EnergyProxy", "PairMLP", "proxy_nn"]
+
+ProxyBuilder = Callable[[Tensor, Tensor], nn.Module]
+"""Builds :math:`f_\\psi` from parameters (n, d) and embedded data (n, c)."""
+
+# How far below the base's density at a typical parameter the soft base falls outside of its
+# support: enough to push a flow back, not so much that one leaked sample outweighs a batch.
+_WALL = 10.0
+
+
+class Base:
+    """Base density :math:`b` of the proxy: the prior, or a wide Gaussian in its place.
+
+    Args:
+        prior: Prior distribution; ``None`` and sbi's ``ImproperEmpirical`` (which stands for no
+            prior and cannot be sampled) are replaced by a Gaussian of twice the scale of theta.
+        theta: Parameters of the training simulations, shape (n, d).
+    """
+
+    def __init__(self, prior: Distribution | None, theta: Tensor) -> None:
+        if prior is None or isinstance(prior, ImproperEmpirical):
+            scale = 2 * theta.std(dim=0).clamp_min(torch.finfo(theta.dtype).tiny)
+            prior = Independent(Normal(theta.mean(dim=0), scale), 1, validate_args=False)
+        self.distribution: Distribution = prior
+        inside = within_support(prior, theta)
+        self.anchor = theta[inside][:1] if bool(inside.any()) else prior.sample(torch.Size((1,)))
+        self.floor = prior.log_prob(self.anchor)[0] - _WALL
+
+    def to(self, device: torch.device | str) -> "Base":
+        """Move the anchor to a device; the prior has been checked to be there by sbi."""
+        self.anchor, self.floor = self.anchor.to(device), self.floor.to(device)
+        if hasattr(self.distribution, "to"):
+            self.distribution.to(device)  # type: ignore[attr-defined]
+        return self
+
+    def sample(self, num: int) -> Tensor:
+        """Return draws of shape (num, d)."""
+        return self.distribution.sample(torch.Size((num,)))
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """Return :math:`\\log b`, shape (*,) for theta (*, d); minus infinity outside."""
+        return self._log_prob(theta, torch.full_like(self.floor, -torch.inf))
+
+    def log_prob_soft(self, theta: Tensor) -> Tensor:
+        """Return :math:`\\log b`, with a finite floor in place of minus infinity."""
+        return self._log_prob(theta, self.floor)
+
+    def _log_prob(self, theta: Tensor, outside: Tensor) -> Tensor:
+        inside = within_support(self.distribution, theta)
+        # Distributions that validate their arguments refuse what lies outside.
+        theta = torch.where(inside.unsqueeze(-1), theta, self.anchor[0])
+        return torch.where(inside, self.distribution.log_prob(theta), outside)
+
+
+class PairMLP(nn.Module):
+    r"""Multi-layer perceptron :math:`f_\psi` on pairs of a parameter and an embedded x.
+
+    Args:
+        theta: Parameters, shape (n, d), for z-scoring.
+        context: Embedded data, shape (n, c), for the number of features.
+        hidden_features: Width.
+        hidden_layers: Number of layers after the first.
+
+    Example:
+        >>> network = PairMLP(torch.randn(100, 2), torch.randn(100, 3))
+        >>> network(torch.randn(16, 1, 2), torch.randn(5, 3)).shape
+        torch.Size([16, 5])
+    """
+
+    def __init__(
+        self, theta: Tensor, context: Tensor, *, hidden_features: int = 64, hidden_layers: int = 2
+    ) -> None:
+        super().__init__()
+        mean, std = theta.mean(dim=0), theta.std(dim=0)
+        # A parameter that never varies carries no information; its scale is arbitrary.
+        std = torch.where(std > 1e-12, std, torch.ones_like(std))
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.theta = nn.Linear(theta.shape[-1], hidden_features)
+        self.context = nn.Linear(context.shape[-1], hidden_features, bias=False)
+        layers: list[nn.Module] = []
+        for _ in range(hidden_layers):
+            layers += [nn.SiLU(), nn.Linear(hidden_features, hidden_features)]
+        self.layers = nn.Sequential(*layers, nn.SiLU())
+        # At zero the proxy starts as its base: normalised, for every x.
+        self.last = nn.Linear(hidden_features, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, theta: Tensor, context: Tensor) -> Tensor:
+        """Return :math:`f_\\psi`.
+
+        Args:
+            theta: Shape (S, B, d), or (S, 1, d) for parameters that all conditions share.
+            context: Embedded data, shape (B, c) or (S, B, c).
+
+        Returns:
+            Shape (S, B).
+        """
+        hidden = self.theta((theta - self.mean) / self.std) + self.context(context)
+        return self.last(self.layers(hidden)).squeeze(-1)
+
+
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": PairMLP}
+
+
+def proxy_nn(model: str = "mlp", **kwargs: Any) -> ProxyBuilder:
+    """Return a builder of :math:`f_\\psi`, as sbi's ``posterior_nn`` does for estimators.
+
+    Args:
+        model: Name of the network: "mlp".
+        kwargs: Keyword arguments of the network.
+
+    Raises:
+        ValueError: If no network has that name.
+    """
+    if model not in _NETWORKS:
+        raise ValueError(f"Unknown proxy {model!r}; choose one of {sorted(_NETWORKS)} or pass a "
+                         "function of (theta, context) that returns a module.")
+    return lambda theta, context: _NETWORKS[model](theta, context, **kwargs)
+
+
+class EnergyProxy(nn.Module):
+    """The proxy as a model of its own: energy network, base and the embedding it shares.
+
+    Args:
+        network: :math:`f_\\psi`, a module of (theta, embedded x).
+        base: Base density.
+        embed: Embeds x of shape (B, *event) to (B, c). It belongs to the flow, whose parameters
+            it is counted among.
+    """
+
+    def __init__(self, network: nn.Module, base: Base, embed: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.base = base
+        # Not a submodule: shared weights have one owner and one entry in the state_dict.
+        self.__dict__["embed"] = embed
+
+    def log_ratio(self, theta: Tensor, x: Tensor) -> Tensor:
+        r"""Return :math:`f_\psi(\theta, x)`.
+
+        Args:
+            theta: Shape (S, B, d), (B, d) or (S, 1, d).
+            x: Shape (B, *event).
+
+        Returns:
+            Nats, shape (S, B), with S = 1 where theta has no such dimension.
+        """
+        theta = theta.unsqueeze(0) if theta.dim() == 2 else theta
+        return self.network(theta, self.__dict__["embed"](x))
+
+    def log_prob_unnormalized(self, theta: Tensor, x: Tensor) -> Tensor:
+        r"""Return :math:`\log \tilde q_\psi(\theta | x)`, minus infinity outside of the support.
+
+        Args:
+            theta: Shape (S, B, d), (B, d) or (S, 1, d).
+            x: Shape (B, *event).
+
+        Returns:
+            Nats, shape (S, B), with S = 1 where theta has no such dimension.
+        """
+        theta = theta.unsqueeze(0) if theta.dim() == 2 else theta
+        return self.base.log_prob(theta) + self.log_ratio(theta, x)

@@ -1,0 +1,56 @@
+"""The record of a training: one list per quantity, one entry per epoch.
+
+These are the lists of sbi's ``summary``, extended. The keys of sbi keep their meaning.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["EPOCH_KEYS", "RUN_KEYS", "append_epoch", "new_record"]
+
+EPOCH_KEYS = (
+    "training_loss",  # flow's cross-entropy on the training simulations, nats
+    "validation_loss",  # flow's cross-entropy on the held-out simulations, nats
+    "validation_loss_proxy",  # proxy's, with log Z from importance sampling, nats
+    "divergence_forward",  # D1: held-out cross-entropy of the flow less the entropy estimate
+    "divergence_reverse",  # D2: KL(flow || proxy), mean over the epoch's batches
+    "divergence_proxy",  # D3: held-out cross-entropy of the proxy less the entropy estimate
+    "multiplier_forward",
+    "multiplier_reverse",
+    "multiplier_proxy",
+    "slack_forward",
+    "slack_reverse",
+    "slack_proxy",
+    "log_partition_mean",  # log Z over held-out x, nats
+    "log_partition_std",
+    "effective_sample_size",  # of flow samples reweighted to the proxy, fraction of the draws
+    "learning_rate_flow",
+    "learning_rate_proxy",
+    "epoch_durations_sec",
+)
+"""Lists with one entry per epoch, over all calls of ``train``."""
+
+RUN_KEYS = ("epochs_trained", "best_validation_loss")
+"""Lists with one entry per call of ``train``."""
+
+
+def new_record() -> dict[str, list[Any]]:
+    """Return an empty record."""
+    return {key: [] for key in (*RUN_KEYS, *EPOCH_KEYS)}
+
+
+def append_epoch(record: dict[str, list[Any]], values: Mapping[str, float]) -> None:
+    """Append one epoch; quantities that were not measured become NaN.
+
+    Args:
+        record: Changed in place.
+        values: Numbers by key.
+
+    Raises:
+        KeyError: If a key is not one of ``EPOCH_KEYS``.
+    """
+    unknown = set(values) - set(EPOCH_KEYS)
+    if unknown:
+        raise KeyError(f"{sorted(unknown)} are not quantities of the record.")
+    for key in EPOCH_KEYS:
+        record[key].append(float(values.get(key, float("nan"))))

@@ -1,0 +1,142 @@
+r"""Soft walls: a bijection from the prior's support to the whole space, the identity well inside.
+
+A flow on z-scored parameters leaks out of the prior; one on logit-transformed parameters cannot,
+but it bends the inside of the support as well, where sharp posteriors then lose. This map leaves
+the inside alone and stretches a layer of thickness :math:`\varepsilon` at each bound to infinity:
+
+.. math::
+    u = \theta + \varepsilon \log(1 - e^{-(\theta - a) / \varepsilon})
+               - \varepsilon \log(1 - e^{-(b - \theta) / \varepsilon})
+
+.. math::
+    \frac{\mathrm{d} u}{\mathrm{d} \theta}
+    = 1 + \frac{1}{e^{(\theta - a) / \varepsilon} - 1} + \frac{1}{e^{(b - \theta) / \varepsilon} - 1}
+
+Its inverse is a sigmoid with a straight middle, the difference of two softplus:
+
+.. math::
+    \theta = a + \varepsilon \zeta\big((u - a) / \varepsilon\big)
+               - \varepsilon \zeta\big((u - b) / \varepsilon\big),
+    \qquad \zeta(t) = \log(1 + e^t)
+
+Either bound may be infinite; then its terms are absent.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Distribution, Transform, constraints
+
+__all__ = ["SoftWalls", "support_bounds"]
+
+
+class SoftWalls(Transform):
+    r"""Map :math:`(a, b)^d` to :math:`\mathbb{R}^d`, elementwise.
+
+    Args:
+        low: Lower bounds a, shape (d,), minus infinity where there is none.
+        high: Upper bounds b, shape (d,), infinity where there is none.
+        thickness: Thickness of the stretched layer, in the unit of each parameter, shape (d,).
+
+    Example:
+        >>> walls = SoftWalls(torch.zeros(1), torch.ones(1), torch.full((1,), 0.05))
+        >>> walls(torch.tensor([0.5]))
+        tensor([0.5000])
+        >>> walls.inv(torch.tensor([3.0])) < 1
+        tensor([True])
+    """
+
+    domain = constraints.real
+    codomain = constraints.real
+    bijective = True
+    sign = +1
+
+    def __init__(self, low: Tensor, high: Tensor, thickness: Tensor, **kwargs: int) -> None:
+        super().__init__(**kwargs)
+        self.low, self.high, self.thickness = low, high, thickness
+        self.has_low, self.has_high = low.isfinite(), high.isfinite()
+        # Numbers in place of infinite bounds keep the masked-out branches finite.
+        self.a = torch.where(self.has_low, low, torch.zeros_like(low))
+        self.b = torch.where(self.has_high, high, torch.zeros_like(high))
+
+    def _depths(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the distances to both bounds in thicknesses, and which entries are inside."""
+        inside = (theta > self.low) & (theta < self.high)
+        # A layer that float32 cannot resolve: values this near to a bound are held there.
+        tiny = 1e-6
+        below = ((theta - self.a) / self.thickness).clamp_min(tiny)
+        above = ((self.b - theta) / self.thickness).clamp_min(tiny)
+        infinite = torch.full_like(below, torch.inf)
+        return (
+            torch.where(self.has_low, below, infinite),
+            torch.where(self.has_high, above, infinite),
+            inside,
+        )
+
+    def _call(self, theta: Tensor) -> Tensor:
+        return self.call_and_ladj(theta)[0]
+
+    def call_and_ladj(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return u and log du/dtheta, both of the shape of theta; minus infinity outside."""
+        below, above, inside = self._depths(theta)
+        lower, upper = torch.expm1(-below).neg(), torch.expm1(-above).neg()
+        u = theta + self.thickness * (lower.log() - upper.log())
+        slope = (1 / lower + 1 / upper - 1).log()
+        return u, torch.where(inside, slope, torch.full_like(slope, -torch.inf))
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return log du/dtheta, of the shape of theta."""
+        return self.call_and_ladj(x)[1]
+
+    def _inverse(self, u: Tensor) -> Tensor:
+        t = self.thickness
+        from_low, from_high = (u - self.a) / t, (u - self.b) / t
+        both = self.low + t * (F.softplus(from_low) - F.softplus(from_high))
+        only_low = self.a + t * F.softplus(from_low)
+        only_high = self.b - t * F.softplus(-from_high)
+        theta = torch.where(self.has_low & self.has_high, both, u)
+        theta = torch.where(self.has_low & ~self.has_high, only_low, theta)
+        theta = torch.where(self.has_high & ~self.has_low, only_high, theta)
+        # Rounding may land on a bound or past it: hold the draw just inside.
+        return theta.clamp(
+            torch.nextafter(self.low, torch.full_like(self.low, torch.inf)),
+            torch.nextafter(self.high, torch.full_like(self.high, -torch.inf)),
+        )
+
+
+def support_bounds(prior: Distribution | None, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the bounds of a prior's support, elementwise.
+
+    Args:
+        prior: Distribution over parameters, or None.
+        dim: Number of parameters d.
+
+    Returns:
+        Lower and upper bounds, shape (d,), infinite where the support is not bounded or is not
+        known to be (a support that is no product of intervals, say).
+    """
+    unbounded = torch.full((dim,), -torch.inf), torch.full((dim,), torch.inf)
+    try:
+        support = prior.support if prior is not None else constraints.real
+    except (NotImplementedError, AttributeError):
+        return unbounded
+    low, high = _bounds(support)
+    try:
+        return low.expand(dim).clone(), high.expand(dim).clone()
+    except RuntimeError:
+        return unbounded
+
+
+def _bounds(support: constraints.Constraint | None) -> tuple[Tensor, Tensor]:
+    """Unwrap a constraint to its bounds, of shape () or (d,)."""
+    if isinstance(support, constraints.independent):
+        return _bounds(support.base_constraint)
+    if isinstance(support, constraints.cat):
+        parts = [
+            [bound.expand(length) for bound in _bounds(part)]
+            for part, length in zip(support.cseq, support.lengths, strict=True)
+        ]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    low = getattr(support, "lower_bound", -torch.inf)
+    high = getattr(support, "upper_bound", torch.inf)
+    return torch.as_tensor(low).float().cpu(), torch.as_tensor(high).float().cpu()
