@@ -47,6 +47,7 @@ __all__ = [
     "QuadraticCost",
     "ResilientDual",
     "Weighting",
+    "weighting",
 ]
 
 
@@ -256,3 +257,41 @@ class FixedWeights:
     def step(self, state: DualState, divergences: Tensor) -> DualState:
         """Return the state as it is."""
         return state
+
+
+def _objectives() -> dict[str, Weighting]:
+    data = LinearCost()
+    quadratic = QuadraticCost()
+    return {
+        "dual": ResilientDual((data, HuberCost(), data)),
+        "dual_quadratic": ResilientDual((quadratic, quadratic, quadratic)),
+        "fixed": FixedWeights((1.0, 1.0, 1.0)),
+        "ml": FixedWeights((1.0, 0.0, 0.0)),
+    }
+
+
+def weighting(objective: "str | Weighting") -> Weighting:
+    """Return the weighting that goes by a name.
+
+    Args:
+        objective: "dual" (linear price on the data terms, Huber on D2), "dual_quadratic"
+            (quadratic on all three), "fixed" (weights of one), "ml" (maximum likelihood), or any
+            weighting, which is returned as it is.
+
+    Raises:
+        ValueError: If no objective has that name.
+        TypeError: If it is neither a name nor a weighting.
+    """
+    if isinstance(objective, str):
+        known = _objectives()
+        if objective not in known:
+            raise ValueError(
+                f"Unknown objective {objective!r}; choose one of {sorted(known)} or pass a "
+                "ResilientDual or FixedWeights."
+            )
+        return known[objective]
+    if not (hasattr(objective, "init") and hasattr(objective, "step")):
+        raise TypeError(
+            f"objective must be a name or a weighting with init() and step(), got {objective!r}."
+        )
+    return objective

@@ -114,7 +114,7 @@ def batch_terms(
     log_z = log_partition(log_proxy, log_flow.detach())
 
     nce = ranking_nce(torch.cat((ratio_data, ratio_base)))
-    if plain:
+    if plain and forward_loss is None:
         # Weights against the flow: its own samples, and the data, relative to its density.
         # The flow is only the proposal here: its part in the ratio is a number.
         at_data = ratio_data[0] + base.log_prob_soft(theta) - log_data.detach()

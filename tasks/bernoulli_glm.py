@@ -23,7 +23,7 @@ Likelihood, in both cases (almost surely no two spike trains share their statist
 
 .. math:: \log p(x \mid \theta) = \theta^\top V^\top y - \sum_t \log(1 + \exp(v_t^\top \theta))
 
-Posterior: log-concave, drawn by rejection under a Student envelope (:mod:`.envelope`).
+Posterior: log-concave, drawn by rejection under a fitted envelope (:mod:`.envelope`).
 
 The stimulus is a draw of ``numpy.random.RandomState(42)``, whose stream NumPy has frozen, and
 equals that of sbibm's file exactly.

@@ -1,10 +1,15 @@
-r"""Independent draws from an unnormalised density by rejection under a fitted Student envelope.
+r"""Independent draws from an unnormalised density by rejection under a fitted envelope.
 
 For a density :math:`\pi(\phi) = p(\phi) L(\phi)` on :math:`\mathbb{R}^d` with a Gaussian prior
 :math:`p` and a bounded likelihood :math:`L`, the ratio :math:`w = \pi / q` to any Student density
-:math:`q` is bounded, since Gaussian tails are lighter. Two steps:
+:math:`q` is bounded, since Gaussian tails are lighter. The envelope is a mixture with a common
+centre, whose wide component meets skewed posteriors in their long tail,
 
-1. *Fit.* Mean and covariance of :math:`q` begin at the prior's. In every round they become the
+.. math:: q = \tfrac45\, t_8(\mu, C) + \tfrac15\, t_8(\mu, 4^2 C) .
+
+Two steps:
+
+1. *Fit.* :math:`\mu` and :math:`C` begin at the prior's moments. In every round they become the
    moments of draws from :math:`q` with weights :math:`w^\beta`, where the power :math:`\beta \le 1`
    is the largest that keeps the effective sample size above a tenth of the draws.
 2. *Rejection.* Draws from the final :math:`q` are accepted where a uniform variate falls below
@@ -30,14 +35,17 @@ from scipy.stats import multivariate_t
 
 __all__ = ["sample_by_envelope"]
 
+LogDensity = Callable[[np.ndarray], np.ndarray]
+
 DEGREES = 8.0
+WIDE, SHARE = 4.0, 0.2
 ROUND = 2_000
 MAX_ROUNDS = 40
 SLACK = 1.5
 
 
 def sample_by_envelope(
-    log_density: Callable[[np.ndarray], np.ndarray],
+    log_density: LogDensity,
     mean: np.ndarray,
     covariance: np.ndarray,
     n: int,
@@ -62,7 +70,7 @@ def sample_by_envelope(
     phi, log_w, log_u = np.empty((0, len(mean))), np.empty(0), np.empty(0)
     batch = max(2 * n, ROUND)
     while True:
-        new_phi, new_log_w = _draw(q, log_density, batch, rng)
+        new_phi, new_log_w = q.draw(batch, log_density, rng)
         phi = np.concatenate((phi, new_phi))
         log_w = np.concatenate((log_w, new_log_w))
         log_u = np.concatenate((log_u, np.log(rng.random(batch))))
@@ -78,40 +86,45 @@ def sample_by_envelope(
         batch = int(np.clip(wanted, ROUND, 10 * ROUND))
 
 
+class _Envelope:
+    """The mixture q, with centre ``(d,)`` and matrix ``(d, d)``."""
+
+    def __init__(self, mean: np.ndarray, covariance: np.ndarray) -> None:
+        self.mean = mean
+        self.narrow = multivariate_t(mean, covariance, df=DEGREES)
+        self.wide = multivariate_t(mean, WIDE**2 * covariance, df=DEGREES)
+
+    def draw(
+        self, m: int, log_density: LogDensity, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws ``(m, d)`` and their log-weights ``(m,)``."""
+        centred = self.narrow.rvs(m, random_state=rng).reshape(m, -1) - self.mean
+        phi = self.mean + np.where(rng.random((m, 1)) < SHARE, WIDE, 1.0) * centred
+        log_q = np.logaddexp(
+            np.log1p(-SHARE) + self.narrow.logpdf(phi), np.log(SHARE) + self.wide.logpdf(phi)
+        )
+        return phi, log_density(phi) - log_q
+
+
 def _fit(
-    log_density: Callable[[np.ndarray], np.ndarray],
-    mean: np.ndarray,
-    covariance: np.ndarray,
-    rng: np.random.Generator,
-) -> multivariate_t:
-    """The Student density whose moments are those of the target, by tempered reweighting."""
+    log_density: LogDensity, mean: np.ndarray, covariance: np.ndarray, rng: np.random.Generator
+) -> _Envelope:
+    """The envelope with the moments of the target, by tempered reweighting."""
     settled = 0
     for _ in range(MAX_ROUNDS):
-        q = multivariate_t(mean, covariance, df=DEGREES)
-        phi, log_w = _draw(q, log_density, ROUND, rng)
-        power, w = _temper(log_w, len(phi) / 10)
+        phi, log_w = _Envelope(mean, covariance).draw(ROUND, log_density, rng)
+        power, w = _temper(log_w, ROUND / 10)
         mean = w @ phi
         centred = phi - mean
         covariance = (w[:, None] * centred).T @ centred
         # Two rounds at full power: the first still has the weights of a poorer fit.
         settled += power == 1.0
         if settled == 2:
-            return multivariate_t(mean, covariance, df=DEGREES)
+            return _Envelope(mean, covariance)
     raise RuntimeError(
-        f"no Student envelope was found in {MAX_ROUNDS} rounds of {ROUND} draws: the posterior at "
-        "this observation is too far from one peak"
+        f"no envelope was found in {MAX_ROUNDS} rounds of {ROUND} draws: the posterior at this "
+        "observation is too far from one peak"
     )
-
-
-def _draw(
-    q: multivariate_t,
-    log_density: Callable[[np.ndarray], np.ndarray],
-    m: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws ``(m, d)`` from q and their log-weights ``(m,)``."""
-    phi = np.atleast_2d(q.rvs(m, random_state=rng))
-    return phi, log_density(phi) - q.logpdf(phi)
 
 
 def _temper(log_w: np.ndarray, target: float) -> tuple[float, np.ndarray]:

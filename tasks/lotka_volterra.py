@@ -20,7 +20,7 @@ Likelihood: the product of the twenty log-normal densities. The equations are so
 :math:`\log X` and :math:`\log Y` in float64; the solution is within :math:`10^{-5}` of SciPy's at a
 tolerance of :math:`10^{-10}` (docs/tasks.md).
 
-Posterior: for :math:`\log \theta`, by rejection under a Student envelope (:mod:`.envelope`).
+Posterior: for :math:`\log \theta`, by rejection under a fitted envelope (:mod:`.envelope`).
 
 References:
     Benchmarking Simulation-Based Inference (Lueckmann et al., 2021), task T.10,

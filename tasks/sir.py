@@ -17,7 +17,7 @@ Likelihood: the product of the ten binomial probabilities. The equations are sol
 S` and :math:`\log I`, which stay finite when an epidemic has died out, in float64; the solution is
 within :math:`10^{-5}` of SciPy's at a tolerance of :math:`10^{-10}` (docs/tasks.md).
 
-Posterior: for :math:`\log \theta`, by rejection under a Student envelope (:mod:`.envelope`).
+Posterior: for :math:`\log \theta`, by rejection under a fitted envelope (:mod:`.envelope`).
 
 References:
     Benchmarking Simulation-Based Inference (Lueckmann et al., 2021), task T.9,

@@ -54,7 +54,7 @@ def test_two_peaks():
 
 def test_no_envelope(monkeypatch):
     monkeypatch.setattr(envelope, "MAX_ROUNDS", 2)
-    with pytest.raises(RuntimeError, match="no Student envelope was found in 2 rounds"):
+    with pytest.raises(RuntimeError, match="no envelope was found in 2 rounds"):
         sample_by_envelope(
             lambda phi: -0.5 * ((phi / 1e-6) ** 2).sum(axis=1), *PRIOR, 5, np.random.default_rng(0)
         )

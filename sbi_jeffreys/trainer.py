@@ -1,0 +1,439 @@
+r"""`JeffreysNPE`: the joint training as an sbi trainer. Glue only.
+
+The objective lives in :mod:`sbi_jeffreys.objective`, the multipliers move in
+:mod:`sbi_jeffreys.duals`, the loop is in :mod:`sbi_jeffreys.training`.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from sbi.inference.trainers._contracts import LossArgs, TrainConfig
+from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
+from sbi.inference.trainers.npe.npe_c import NPE_C
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
+from sbi.neural_nets.factory import model_builders
+from sbi.utils.sbiutils import ImproperEmpirical
+from torch import Tensor
+from torch.distributions import Distribution
+from tqdm.auto import tqdm
+from typing_extensions import Self
+
+from .checks import check_positive, check_prior, check_simulations, warn_outside_prior
+from .duals import FixedWeights, Weighting, weighting
+from .estimator import JeffreysEstimator
+from .flows import accelerate, flow_nn
+from .objective import Draws
+from .proxy import Base, ProxyBuilder, proxy_nn
+from .record import append_epoch, new_record
+from .training import Data, LoaderData, Settings, Training, TrainingDiverged
+
+__all__ = ["JeffreysNPE"]
+
+_DEFAULT_FLOW = "coupling_nsf"
+
+
+def _ones(x: Tensor) -> Tensor:
+    """Calibration kernel that weighs all simulations alike."""
+    return x.new_ones(len(x))
+
+
+class JeffreysNPE(NPE_C):
+    r"""Neural posterior estimation with the adaptively symmetrised Jeffreys divergence.
+
+    A drop-in for sbi's ``NPE``. The flow :math:`p_\phi(\theta|x)` is trained together with an
+    energy-based proxy :math:`q_\psi(\theta|x)` so that three divergences shrink jointly: data to
+    flow, flow to proxy and data to proxy. A resilient dual problem sets their weights while it
+    trains.
+
+    Args:
+        prior: Prior over theta; with ``None`` the proxy is defined relative to a Gaussian.
+        density_estimator: "coupling_nsf" (a zuko spline flow with coupling layers behind soft
+            walls at the prior's bounds), any name that sbi's ``NPE`` takes, or a function of
+            (theta, x) that builds a ``ConditionalDensityEstimator``.
+        device: "cpu", "cuda", "cuda:0", ...
+        logging_level: As in sbi.
+        summary_writer: As in sbi (deprecated there; use ``tracker``).
+        tracker: As in sbi; it receives the record live, after every epoch.
+        show_progress_bars: Whether to show a progress bar while training.
+        proxy: "mlp", or a function of (theta, embedded x) that builds the energy network.
+        objective: "dual", "dual_quadratic", "fixed", "ml", or a weighting; see
+            :func:`sbi_jeffreys.duals.weighting`.
+        draws: Numbers of samples that estimate the divergences.
+        proxy_learning_rate: Learning rate of the proxy (AdamW).
+        proxy_weight_decay: Decoupled weight decay of the proxy.
+        seed: Seed of the split, the initialisation and the training. The same seed on the same
+            machine gives the same weights, to the bit, on CPU. ``None`` leaves torch's global
+            generator in charge, as in sbi.
+
+    Raises:
+        TypeError: If the prior is no distribution with a density, or the proxy no builder.
+        ValueError: If a name is unknown or a hyper-parameter not positive.
+
+    References:
+        Adaptive Symmetrization of the KL Divergence (Ben-Dov and Chamon, 2025), arXiv 2511.11159
+
+    Example:
+        >>> from sbi.utils import BoxUniform
+        >>> prior = BoxUniform(-torch.ones(2), torch.ones(2))
+        >>> theta = prior.sample((300,))
+        >>> x = theta + 0.1 * torch.randn(300, 2)
+        >>> trainer = JeffreysNPE(prior, seed=0, show_progress_bars=False)
+        >>> estimator = trainer.append_simulations(theta, x).train(max_num_epochs=2)
+        >>> posterior = trainer.build_posterior()
+        >>> posterior.sample((5,), x=torch.zeros(2), show_progress_bars=False).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        prior: Distribution | None = None,
+        density_estimator: str
+        | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = _DEFAULT_FLOW,
+        device: str = "cpu",
+        logging_level: int | str = "WARNING",
+        summary_writer: Any = None,
+        tracker: Any = None,
+        show_progress_bars: bool = True,
+        *,
+        proxy: str | ProxyBuilder = "mlp",
+        objective: str | Weighting = "dual",
+        draws: Draws | None = None,
+        proxy_learning_rate: float = Settings.proxy_learning_rate,
+        proxy_weight_decay: float = Settings.proxy_weight_decay,
+        seed: int | None = None,
+    ) -> None:
+        prior = check_prior(prior)
+        check_positive(proxy_learning_rate=proxy_learning_rate)
+        if not proxy_weight_decay >= 0:
+            raise ValueError(f"proxy_weight_decay must not be negative, got {proxy_weight_decay}.")
+        super().__init__(
+            prior=prior,
+            density_estimator=_flow_builder(density_estimator, prior),
+            device=device,
+            logging_level=logging_level,
+            summary_writer=summary_writer,
+            tracker=tracker,
+            show_progress_bars=show_progress_bars,
+        )
+        self._build_proxy = _proxy_builder(proxy)
+        self._weighting = weighting(objective)
+        self._draws = draws if draws is not None else Draws()
+        self._proxy_settings = {
+            "proxy_learning_rate": proxy_learning_rate,
+            "proxy_weight_decay": proxy_weight_decay,
+        }
+        self._seed = seed
+        self._generator_state: Tensor | None = None
+        self._validation_data: tuple[Tensor, Tensor] | None = None
+        self._training: Training | None = None
+        self._summary = new_record()
+
+    def append_simulations(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        proposal: Any = None,
+        exclude_invalid_x: bool | None = None,
+        data_device: str | None = None,
+    ) -> Self:
+        r"""Store simulations; arguments as in sbi.
+
+        Args:
+            theta: Parameters, shape (n, d); tensors of any real type or numpy arrays.
+            x: Data, shape (n, *event). Rows with NaN or inf are excluded, with a count.
+            proposal: What theta was drawn from, if not the prior.
+            exclude_invalid_x: As in sbi.
+            data_device: As in sbi.
+
+        Raises:
+            TypeError, ValueError: See :func:`sbi_jeffreys.checks.check_simulations`.
+        """
+        theta, x = check_simulations(theta, x, self._prior)
+        if proposal is None:
+            warn_outside_prior(theta, self._prior)
+        super().append_simulations(theta, x, proposal, exclude_invalid_x, data_device)
+        return self
+
+    def train(
+        self,
+        num_atoms: int = 10,
+        training_batch_size: int = 200,
+        learning_rate: float = 5e-4,
+        validation_fraction: float = 0.1,
+        stop_after_epochs: int = 20,
+        max_num_epochs: int = 2**31 - 1,
+        clip_max_norm: float | None = 5.0,
+        calibration_kernel: Callable | None = None,
+        resume_training: bool = False,
+        force_first_round_loss: bool = False,
+        discard_prior_samples: bool = False,
+        use_combined_loss: bool = False,
+        retrain_from_scratch: bool = False,
+        show_train_summary: bool = False,
+        dataloader_kwargs: dict | None = None,
+        *,
+        validation_data: tuple[Tensor, Tensor] | None = None,
+    ) -> JeffreysEstimator:
+        r"""Train flow and proxy; arguments as in sbi's ``NPE``.
+
+        In later rounds the forward loss is sbi's atomic one, for every estimator.
+
+        Args:
+            num_atoms: As in sbi.
+            training_batch_size: As in sbi; the last rows join the other batches.
+            learning_rate: Learning rate of the flow (Adam).
+            validation_fraction: As in sbi.
+            stop_after_epochs: As in sbi; held-out is the flow's cross-entropy.
+            max_num_epochs: Largest number of epochs.
+            clip_max_norm: Norm at which gradients are clipped, of flow and proxy separately.
+            calibration_kernel: As in sbi; it weighs all divergences.
+            resume_training: Go on where the last call stopped.
+            force_first_round_loss: As in sbi.
+            discard_prior_samples: As in sbi.
+            use_combined_loss: As in sbi.
+            retrain_from_scratch: As in sbi.
+            show_train_summary: As in sbi.
+            dataloader_kwargs: As in sbi; with it, batches come from torch's DataLoader.
+            validation_data: Held-out (theta, x), in place of a fraction of the simulations.
+
+        Returns:
+            The flow, an sbi density estimator, with the proxy as ``.proxy``.
+
+        Raises:
+            RuntimeError: If there are no simulations, or nothing to resume.
+            ValueError: If a hyper-parameter is out of range or there are too few simulations.
+            KeyboardInterrupt: On Ctrl-C, after the best weights have been put back; go on with
+                ``resume_training=True``.
+        """
+        if not self._data_round_index:
+            raise RuntimeError("No simulations: call append_simulations(theta, x) before train().")
+        if resume_training and self._training is None:
+            raise RuntimeError("Nothing to resume: call train() without resume_training first.")
+        check_positive(
+            num_atoms=num_atoms,
+            training_batch_size=training_batch_size,
+            learning_rate=learning_rate,
+            stop_after_epochs=stop_after_epochs,
+            max_num_epochs=max_num_epochs,
+            clip_max_norm=clip_max_norm,
+        )
+        if not 0 < validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}.")
+        if validation_data is not None:
+            self._validation_data = check_simulations(*validation_data, self._prior)
+        elif not resume_training:
+            self._validation_data = None
+        self._num_atoms = num_atoms
+        self._use_combined_loss = use_combined_loss
+        with self._seeded(resume_training):
+            # The parent's train() only adds what MDN proposals need: its non-atomic loss. The
+            # atomic one is used for all estimators here, since flow and proxy share it.
+            return PosteriorEstimatorTrainer.train(  # type: ignore[return-value]
+                self,
+                training_batch_size=training_batch_size,
+                learning_rate=learning_rate,
+                validation_fraction=validation_fraction,
+                stop_after_epochs=stop_after_epochs,
+                max_num_epochs=max_num_epochs,
+                clip_max_norm=clip_max_norm,
+                calibration_kernel=_ones if calibration_kernel is None else calibration_kernel,
+                resume_training=resume_training,
+                force_first_round_loss=force_first_round_loss,
+                discard_prior_samples=discard_prior_samples,
+                retrain_from_scratch=retrain_from_scratch,
+                show_train_summary=show_train_summary,
+                dataloader_kwargs=dataloader_kwargs,
+            )
+
+    @contextlib.contextmanager
+    def _seeded(self, resume: bool) -> Iterator[None]:
+        """Run under the trainer's own seed, and leave torch's global generator as it was."""
+        if self._seed is None:
+            yield
+            return
+        devices = [] if self._device == "cpu" else [self._device]
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self._seed + self._round)
+            if resume and self._generator_state is not None:
+                torch.set_rng_state(self._generator_state)
+            try:
+                yield
+            finally:
+                self._generator_state = torch.get_rng_state()
+
+    def get_dataloaders(
+        self,
+        starting_round: int = 0,
+        training_batch_size: int = 200,
+        validation_fraction: float = 0.1,
+        resume_training: bool = False,
+        dataloader_kwargs: dict | None = None,
+    ) -> tuple[Any, Any]:
+        """Split the simulations; the halves are views by index, not torch's loaders.
+
+        Raises:
+            ValueError: If too few simulations are there to train and to validate.
+        """
+        if dataloader_kwargs is not None:
+            loaders = super().get_dataloaders(
+                starting_round,
+                training_batch_size,
+                validation_fraction,
+                resume_training,
+                dataloader_kwargs,
+            )
+            return LoaderData(loaders[0]), LoaderData(loaders[1])
+        theta, x, masks = self.get_simulations(starting_round)
+        held_out = self._validation_data
+        if not resume_training:
+            num_train = len(theta)
+            if held_out is None:
+                num_train = int((1 - validation_fraction) * len(theta))
+            order = torch.randperm(len(theta))
+            self.train_indices, self.val_indices = order[:num_train], order[num_train:]
+            if num_train < 2 or (held_out is None and len(self.val_indices) == 0):
+                raise ValueError(
+                    f"{len(theta)} simulations are too few: {num_train} to train on and "
+                    f"{len(theta) - num_train} to validate; append more, or pass validation_data."
+                )
+        train = Data(theta, x, masks, self.train_indices)
+        if held_out is None:
+            return train, Data(theta, x, masks, self.val_indices)
+        ones = torch.ones(len(held_out[0]), 1, dtype=masks.dtype)
+        return train, Data(*held_out, ones, torch.arange(len(ones)))
+
+    def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
+        """Build the flow as sbi does, then join it with a proxy."""
+        fresh = self._neural_net is None or retrain_from_scratch
+        super()._initialize_neural_network(retrain_from_scratch, start_idx)
+        if not fresh:
+            return
+        theta, x, _ = self.get_simulations(start_idx)
+        theta, x = theta[self.train_indices].cpu(), x[self.train_indices].cpu()
+        flow = self._neural_net
+        accelerate(flow)
+        with_proxy = not _is_maximum_likelihood(self._weighting)
+        self._neural_net = JeffreysEstimator(
+            flow,
+            theta,
+            x,
+            base=Base(self._prior, theta.to(self._device)).to("cpu") if with_proxy else None,
+            build_proxy=self._build_proxy,
+        )
+
+    def _run_training_loop(
+        self,
+        train_loader: Any,
+        val_loader: Any,
+        train_config: TrainConfig,
+        loss_args: LossArgs | None = None,
+        summarization_kwargs: dict[str, Any] | None = None,
+    ) -> JeffreysEstimator:
+        """Run the joint training in place of sbi's loop."""
+        training = self._prepare(train_config, loss_args)
+        first = training.epoch
+        bar = tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch")
+        try:
+            training.start(val_loader)
+            while training.epoch - first < train_config.max_num_epochs and not training.converged:
+                epoch = training.advance(train_loader, val_loader)
+                append_epoch(self._summary, epoch)
+                self._tracker.log_metrics(epoch, step=len(self._summary["training_loss"]) - 1)
+                bar.set_postfix(_postfix(epoch))
+                bar.update()
+        except TrainingDiverged as error:
+            warnings.warn(
+                f"Training diverged in epoch {training.epoch + 1}: {error} The weights of the best "
+                f"epoch (held-out loss {training.best_loss:.3f}) are kept. Lower learning_rate "
+                f"(now {train_config.learning_rate:g}), or look for outliers in x.",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        finally:
+            # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
+            bar.close()
+            self._finish(training, first, train_config.show_train_summary)
+        return training.estimator
+
+    def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
+        """Return the training to run: a new one, or the last one to resume."""
+        estimator = self._neural_net
+        estimator.to(self._device)
+        settings = Settings(
+            training_batch_size=config.training_batch_size,
+            learning_rate=config.learning_rate,
+            stop_after_epochs=config.stop_after_epochs,
+            clip_max_norm=config.clip_max_norm,
+            device=self._device,
+            **self._proxy_settings,
+        )
+        if config.resume_training and self._training is not None:
+            self._training.settings = settings
+            self._training.epochs_since_best = 0
+            return self._training
+        atomic = self._round > 0 and not loss_args.force_first_round_loss
+        self._training = Training(
+            estimator,
+            self._weighting,
+            self._draws,
+            settings,
+            loss_args.calibration_kernel,
+            self._atomic_loss if atomic else None,
+        )
+        return self._training
+
+    def _atomic_loss(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
+        """Return sbi's loss for parameters that come from a proposal, shape (B,)."""
+        return -self._log_prob_proposal_posterior_atomic(theta, x, masks)
+
+    def _finish(self, training: Training, first: int, show_summary: bool) -> None:
+        """Put the best weights back and close the books of this call."""
+        training.restore_best()
+        training.estimator.eval()
+        training.estimator.zero_grad(set_to_none=True)
+        self.epoch, self._best_val_loss = training.epoch, training.best_loss
+        self._summary["epochs_trained"].append(training.epoch - first)
+        self._summary["best_validation_loss"].append(training.best_loss)
+        for key in ("epochs_trained", "best_validation_loss"):
+            self._tracker.log_metric(key, self._summary[key][-1], step=self._round + 1)
+        self._tracker.flush()
+        if show_summary:
+            tqdm.write(self._describe_round(self._round, self._summary))
+
+
+def _postfix(epoch: Mapping[str, float]) -> dict[str, str]:
+    shown = {"held-out NLL": f"{epoch['validation_loss']:.3f}"}
+    multipliers = [epoch[f"multiplier_{name}"] for name in ("forward", "reverse", "proxy")]
+    return shown | {"multipliers": " ".join(f"{m:.2f}" for m in multipliers)}
+
+
+def _is_maximum_likelihood(weights: Weighting) -> bool:
+    return isinstance(weights, FixedWeights) and weights.weights[1] == weights.weights[2] == 0
+
+
+def _flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
+    if not isinstance(density_estimator, str):
+        return density_estimator
+    if density_estimator == _DEFAULT_FLOW:
+        return flow_nn(None if isinstance(prior, ImproperEmpirical) else prior)
+    if density_estimator not in model_builders:
+        raise ValueError(
+            f"Unknown density_estimator {density_estimator!r}; choose {_DEFAULT_FLOW!r}, one of "
+            f"sbi's {sorted(model_builders)}, or pass a function of (theta, x)."
+        )
+    return posterior_nn(model=density_estimator)
+
+
+def _proxy_builder(proxy: Any) -> ProxyBuilder:
+    if isinstance(proxy, str):
+        return proxy_nn(proxy)
+    if not callable(proxy) or isinstance(proxy, torch.nn.Module):
+        raise TypeError(
+            f"proxy must be a name or a function of (theta, context) that builds a module, got "
+            f"{type(proxy).__name__}."
+        )
+    return proxy

@@ -1,0 +1,296 @@
+r"""Joint training of flow and proxy under a weighting, with early stopping on held-out data.
+
+Every step descends :math:`\lambda_1 D_1 + \lambda_2 D_2 + \lambda_3 D_3` in both models and then
+lets the weighting move the multipliers. Early stopping looks at the flow's held-out cross-entropy,
+which is the same quantity from the first epoch to the last; the Lagrangian is not, since it moves
+with its multipliers.
+
+The entropy H in :math:`D_1` and :math:`D_3` is unknown. With linear prices for these two (the
+default) it drops out of the problem. Where a price is curved, H is taken to be the lowest held-out
+cross-entropy that either model has reached, less a margin, and :math:`D_1` and :math:`D_3` are the
+held-out ones: they stay above the margin, so that the data terms never die.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .diagnostics import diagnose_proxy
+from .duals import DualState, Weighting
+from .estimator import JeffreysEstimator
+from .objective import Draws, batch_terms
+
+__all__ = ["Data", "LoaderData", "Settings", "Training", "TrainingDiverged"]
+
+# Margin below the best held-out cross-entropy in the entropy estimate, nats.
+_ENTROPY_MARGIN = 0.1
+# Held-out x on which the proxy is looked at after every epoch, and the draws for each.
+_PROXY_ROWS, _PROXY_DRAWS = 64, 32
+# Rows evaluated at once on held-out data: enough to be fast, few enough for any memory.
+_CHUNK = 8192
+
+
+class TrainingDiverged(RuntimeError):
+    """The objective or the weights are no longer finite."""
+
+
+class Data(NamedTuple):
+    """Rows of the stored simulations: theta (n, d), x (n, *event), masks (n, 1), which rows."""
+
+    theta: Tensor
+    x: Tensor
+    masks: Tensor
+    rows: Tensor
+
+    def batches(self, size: int, device: str, *, shuffle: bool) -> Iterator[tuple[Tensor, ...]]:
+        """Yield (theta, x, masks) of nearly equal size, by index: nothing is copied twice."""
+        num = len(self.rows)
+        order = self.rows[torch.randperm(num)] if shuffle else self.rows
+        for rows in order.tensor_split(max(1, num // size)):
+            rows = rows.to(self.theta.device)
+            yield tuple(t[rows].to(device) for t in (self.theta, self.x, self.masks))
+
+
+    def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
+        """Return (theta, x) of the first rows."""
+        rows = self.rows[:num].to(self.theta.device)
+        return self.theta[rows].to(device), self.x[rows].to(device)
+
+
+class LoaderData(NamedTuple):
+    """The same through one of torch's loaders, for users who bring their own collation."""
+
+    loader: Any
+
+    def batches(self, size: int, device: str, *, shuffle: bool) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the loader's batches; size and order are the loader's."""
+        for batch in self.loader:
+            yield tuple(t.to(device) for t in batch)
+
+    def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
+        """Return (theta, x) of the first batch."""
+        theta, x, *_ = next(iter(self.loader))
+        return theta[:num].to(device), x[:num].to(device)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of the training loop; those of sbi have sbi's meaning."""
+
+    training_batch_size: int = 200
+    learning_rate: float = 5e-4
+    proxy_learning_rate: float = 5e-3
+    proxy_weight_decay: float = 0.1
+    stop_after_epochs: int = 20
+    clip_max_norm: float | None = 5.0
+    device: str = "cpu"
+
+
+LossHook = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Forward loss of (theta, x, masks), shape (B,), in place of the flow's cross-entropy."""
+
+
+@dataclass
+class Training:
+    """One joint training: everything that must survive between epochs, and to resume.
+
+    Args:
+        estimator: Flow and proxy.
+        weighting: Source of the weights of the divergences.
+        draws: Numbers of samples.
+        settings: Hyper-parameters.
+        kernel: Calibration kernel, a function of x.
+        forward_loss: Replaces the forward loss, for later rounds.
+    """
+
+    estimator: JeffreysEstimator
+    weighting: Weighting
+    draws: Draws
+    settings: Settings
+    kernel: Callable[[Tensor], Tensor]
+    forward_loss: LossHook | None = None
+    epoch: int = 0
+    epochs_since_best: int = 0
+    best_loss: float = float("inf")
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    entropy: float = float("inf")
+    dual: DualState = field(init=False)
+    optimizers: list[torch.optim.Optimizer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dual = self.weighting.init()
+        self._held_out = torch.zeros(2, dtype=torch.float64)
+        s = self.settings
+        proxy = self.estimator.proxy
+        self.optimizers = [torch.optim.Adam(self.estimator.flow.parameters(), lr=s.learning_rate, fused=True)]
+        if proxy is not None:
+            self.optimizers.append(
+                torch.optim.AdamW(
+                    proxy.network.parameters(),
+                    lr=s.proxy_learning_rate,
+                    weight_decay=s.proxy_weight_decay,
+                    fused=True,
+                )
+            )
+
+    def run_epoch(self, data: Data | LoaderData) -> dict[str, float]:
+        """Take one pass over the data; return means over its batches.
+
+        Raises:
+            TrainingDiverged: If the objective was not finite.
+        """
+        self.estimator.train()
+        s = self.settings
+        total = torch.zeros(3, dtype=torch.float64)
+        seen = 0
+        for theta, x, masks in data.batches(s.training_batch_size, s.device, shuffle=True):
+            terms = self._step(theta, x, masks)
+            total += len(theta) * terms
+            seen += len(theta)
+        forward, reverse, objective = (total / seen).tolist()
+        if not torch.isfinite(total).all():
+            raise TrainingDiverged(f"the objective became {objective} (forward loss {forward}).")
+        return {"training_loss": forward, "divergence_reverse": reverse}
+
+    def _step(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
+        """Descend in the models, ascend in the multipliers; return (forward, reverse, loss)."""
+        estimator, proxy = self.estimator, self.estimator.proxy
+        hook = self.forward_loss
+        terms = batch_terms(
+            estimator,
+            theta,
+            x,
+            self.kernel(x),
+            self.draws,
+            base_draws=self._negatives(theta),
+            forward_loss=None if hook is None else lambda t, y: hook(t, y, masks),
+        )
+        weights = self.dual.multipliers.tolist()
+        loss = weights[0] * terms.forward
+        if proxy is not None:
+            loss = loss + weights[1] * terms.reverse + weights[2] * terms.proxy
+            loss = loss + self.draws.gauge * terms.gauge
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in self.optimizers:
+            if self.settings.clip_max_norm is not None:
+                # Each model has its own norm: a proxy in trouble must not slow the flow down.
+                parameters = optimizer.param_groups[0]["params"]
+                nn.utils.clip_grad_norm_(parameters, self.settings.clip_max_norm)
+            optimizer.step()
+        seen = torch.stack((terms.forward.detach(), terms.reverse_estimate, loss.detach()))
+        seen = seen.to("cpu", torch.float64)
+        if proxy is not None:
+            divergences = torch.stack((self._held_out[0], seen[1], self._held_out[1]))
+            self.dual = self.weighting.step(self.dual, divergences)
+        return seen
+
+    def _negatives(self, theta: Tensor) -> Tensor:
+        """Return draws of the marginal of theta that the ranking loss contrasts data with."""
+        if self.estimator.proxy is None:
+            return theta
+        if self.forward_loss is None:
+            return self.estimator.proxy.base.sample(self.draws.base).to(theta)
+        # Later rounds: theta comes from a mixture of proposals, of which the batch is a sample.
+        return theta[torch.randperm(len(theta), device=theta.device)[: self.draws.base]]
+
+    @torch.no_grad()
+    def validate(self, data: Data | LoaderData) -> dict[str, float]:
+        """Measure both models on held-out data."""
+        self.estimator.eval()
+        s = self.settings
+        losses = []
+        size = _CHUNK if self.forward_loss is None else s.training_batch_size
+        for theta, x, masks in data.batches(size, s.device, shuffle=False):
+            if self.forward_loss is None:
+                context = self.estimator.embed(x)
+                loss = -self.estimator.log_prob_embedded(theta.unsqueeze(0), context)[0]
+            else:
+                loss = self.forward_loss(theta, x, masks)
+            losses.append(self.kernel(x) * loss)
+        values = {"validation_loss": torch.cat(losses).mean().item()}
+        if self.estimator.proxy is not None:
+            values |= self._validate_proxy(data)
+        return values
+
+    def _validate_proxy(self, data: Data | LoaderData) -> dict[str, float]:
+        theta, x = data.head(_PROXY_ROWS, self.settings.device)
+        found = diagnose_proxy(self.estimator, theta, x, num_draws=_PROXY_DRAWS)
+        std, mean = torch.std_mean(found.log_partition, correction=0)
+        return {
+            "validation_loss_proxy": found.nll.mean().item(),
+            "log_partition_mean": mean.item(),
+            "log_partition_std": std.item(),
+            "effective_sample_size": found.effective_sample_size.mean().item(),
+        }
+
+    def observe(self, held_out: dict[str, float]) -> dict[str, float]:
+        """Update the entropy estimate and D1 and D3 from held-out losses; return them."""
+        losses = torch.tensor(
+            [held_out["validation_loss"], held_out.get("validation_loss_proxy", float("nan"))],
+            dtype=torch.float64,
+        )
+        finite = losses[losses.isfinite()]
+        if len(finite):
+            self.entropy = min(self.entropy, finite.min().item() - _ENTROPY_MARGIN)
+        self._held_out = losses - self.entropy
+        return dict(zip(("divergence_forward", "divergence_proxy"), self._held_out.tolist(), strict=True))
+
+    def keep_if_best(self, loss: float) -> None:
+        """Remember the weights if their held-out loss is the lowest so far."""
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.epochs_since_best = 0
+            self.best_weights = {k: v.detach().clone() for k, v in self.estimator.state_dict().items()}
+        else:
+            self.epochs_since_best += 1
+
+    def restore_best(self) -> None:
+        """Put the best weights back."""
+        if self.best_weights:
+            self.estimator.load_state_dict(self.best_weights)
+
+    @property
+    def converged(self) -> bool:
+        """Whether held-out data have seen no improvement for long enough."""
+        return self.epochs_since_best >= self.settings.stop_after_epochs
+
+    def start(self, held_out: Data | LoaderData) -> None:
+        """Look at the held-out data once, so that there is a best before the first epoch ends."""
+        if not self.best_weights:
+            measured = self.validate(held_out)
+            self.observe(measured)
+            self.keep_if_best(measured["validation_loss"])
+
+    def advance(self, data: Data | LoaderData, held_out: Data | LoaderData) -> dict[str, float]:
+        """Run one epoch and look at the held-out data; return the epoch's record.
+
+        Raises:
+            TrainingDiverged: If the objective or the held-out loss was not finite.
+        """
+        start = time.perf_counter()
+        record = self.run_epoch(data)
+        measured = self.validate(held_out)
+        loss = measured["validation_loss"]
+        if not torch.isfinite(torch.tensor(loss)):
+            raise TrainingDiverged(f"the held-out loss became {loss}.")
+        self.epoch += 1
+        self.keep_if_best(loss)
+        record |= measured | self.observe(measured) | _named(self.dual)
+        for name, optimizer in zip(("flow", "proxy"), self.optimizers, strict=False):
+            record[f"learning_rate_{name}"] = optimizer.param_groups[0]["lr"]
+        return record | {"epoch_durations_sec": time.perf_counter() - start}
+
+
+def _named(dual: DualState) -> dict[str, Any]:
+    names = ("forward", "reverse", "proxy")
+    return {
+        f"{kind}_{name}": value
+        for kind, values in (("multiplier", dual.multipliers), ("slack", dual.slacks))
+        for name, value in zip(names, values.tolist(), strict=True)
+    }
