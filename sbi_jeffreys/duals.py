@@ -133,7 +133,7 @@ class QuadraticCost:
 
 @dataclass(frozen=True)
 class HuberCost:
-    r"""Price :math:`\frac{\alpha}{2} u^2` up to the slope ``bound``, linear from there: Lipschitz."""
+    r"""Price :math:`\frac{\alpha}{2} u^2` up to the slope ``bound``, then linear: Lipschitz."""
 
     stiffness: float = 1.0
     bound: float = 3.0
@@ -153,7 +153,7 @@ class HuberCost:
         return (self.stiffness * slack).clamp_max(self.bound)
 
     def slack(self, multiplier: Tensor, divergence: Tensor) -> Tensor:
-        """Return the u with h'(u) = multiplier; at the bound, where many have it, the divergence."""
+        """Return the u with h'(u) = multiplier; at the bound, where many do, the divergence."""
         slack = multiplier / self.stiffness
         at_bound = multiplier >= self.bound
         return torch.where(at_bound, torch.maximum(slack, divergence), slack)
@@ -227,9 +227,7 @@ class ResilientDual:
 
     def _state(self, multipliers: Tensor, divergences: Tensor) -> DualState:
         projected = [c.project(m) for c, m in zip(self.costs, multipliers, strict=True)]
-        slacks = [
-            c.slack(m, d) for c, m, d in zip(self.costs, projected, divergences, strict=True)
-        ]
+        slacks = [c.slack(m, d) for c, m, d in zip(self.costs, projected, divergences, strict=True)]
         return DualState(torch.stack(projected), torch.stack(slacks))
 
 

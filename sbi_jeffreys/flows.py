@@ -107,5 +107,7 @@ def accelerate(flow: nn.Module) -> None:
         univariate = getattr(module, "univariate", None)
         if not isinstance(univariate, partial) or univariate.func is not MonotonicRQSTransform:
             continue
-        module.univariate = partial(RationalQuadraticSpline, *univariate.args, **univariate.keywords)
+        module.univariate = partial(
+            RationalQuadraticSpline, *univariate.args, **univariate.keywords
+        )
         module.shapes = [(module.total,)]

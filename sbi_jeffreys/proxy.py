@@ -137,8 +137,10 @@ def proxy_nn(model: str = "mlp", **kwargs: Any) -> ProxyBuilder:
         ValueError: If no network has that name.
     """
     if model not in _NETWORKS:
-        raise ValueError(f"Unknown proxy {model!r}; choose one of {sorted(_NETWORKS)} or pass a "
-                         "function of (theta, context) that returns a module.")
+        raise ValueError(
+            f"Unknown proxy {model!r}; choose one of {sorted(_NETWORKS)} or pass a "
+            "function of (theta, context) that returns a module."
+        )
     return lambda theta, context: _NETWORKS[model](theta, context, **kwargs)
 
 

@@ -1,4 +1,4 @@
-r"""Monotonic rational-quadratic splines, evaluated with few large operations.
+r"""Monotonic rational-quadratic splines, evaluated with few operations.
 
 This is the spline of zuko's neural spline flow, :class:`zuko.transforms.MonotonicRQSTransform`:
 the same parameters, the same bins, the same function, so that the weights of the one fit the
@@ -6,23 +6,25 @@ other. At the sizes of simulation-based inference (hundreds of rows) the cost is
 operations dispatched, not their arithmetic. Here the bin is looked up once, everything after the
 look-up works on one scalar per entry, and the gradient is written out by hand.
 
-In the bin :math:`[x_0, x_0 + \Delta x]` with image :math:`[y_0, y_0 + \Delta y]`, slopes
-:math:`d_0, d_1` at its ends, :math:`z = (x - x_0) / \Delta x`, :math:`s = \Delta y / \Delta x`:
+In units of the domain, :math:`[0, 1]`: in the bin :math:`[x_0, x_0 + w]` with image
+:math:`[y_0, y_0 + h]`, slopes :math:`d_0, d_1` at its ends, :math:`s = h / w` and
+:math:`z = (x - x_0) / w`, :math:`\bar z = 1 - z`:
 
 .. math::
-    y = y_0 + \Delta y \frac{n}{b}, \qquad
+    y = y_0 + h \frac{n}{b}, \qquad
     \frac{\partial y}{\partial x} = \frac{s^2 a}{b^2}
 
 .. math::
-    n = s z^2 + d_0 z (1 - z), \qquad
-    b = s + (d_0 + d_1 - 2 s) z (1 - z), \qquad
-    a = d_1 z^2 + 2 s z (1 - z) + d_0 (1 - z)^2
+    n = z (s z + d_0 \bar z), \qquad
+    b = s + (d_0 + d_1 - 2 s) z \bar z, \qquad
+    a = d_1 z + d_0 \bar z + s - b
 
 References:
     Neural Spline Flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032, equations 4 to 8
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -80,52 +82,65 @@ class RationalQuadraticSpline(Transform):
         return _Forward.apply(x, self.parameters, self.bound, self.slope)
 
 
-def _constrain(phi: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    """Squash the parameters to within the bounds that `slope` sets; also give the shrinkage."""
-    K = (phi.shape[-1] + 1) // 3
-    c = torch.full((3 * K - 1,), 1.0 / abs(math.log(slope)), dtype=phi.dtype, device=phi.device)
-    c[: 2 * K] *= 2
-    shrinkage = (phi * c).abs_().add_(1).reciprocal_()
-    return phi * shrinkage, shrinkage
+@cache
+def _constants(
+    bins: int, slope: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the squashing factors (3 K - 1,), the bins' numbers (K,) and a zero."""
+    c = torch.full((3 * bins - 1,), 1.0 / abs(math.log(slope)), dtype=dtype, device=device)
+    c[: 2 * bins] *= 2
+    return c, torch.arange(bins, device=device), torch.zeros((), dtype=dtype, device=device)
 
 
-def _bin(t: Tensor, phi: Tensor, bound: float, axis: int) -> tuple[Tensor, ...]:
-    """Look up the bin of t among the widths (axis 0) or heights (axis 1) of squashed parameters.
+def _align(t: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+    """Broadcast entries and parameters, at no cost where they match."""
+    if t.shape == phi.shape[:-1]:
+        return t, phi
+    shape = torch.broadcast_shapes(t.shape, phi.shape[:-1])
+    return t.expand(shape), phi.expand(*shape, -1)
 
-    Positions are in units of the domain, [0, 1]. Returns the bin sizes (*, 2, K), the bin's
-    index k (*, 1), its size and its upper end along both axes (*, 2) and the two slopes (*, 2).
+
+def _bin(t: Tensor, phi: Tensor, bound: float, slope: float, axis: int) -> tuple[Tensor, ...]:
+    """Look up the bin of t among the widths (axis 0) or heights (axis 1).
+
+    Returns, in units of the domain, t itself (*), the bin sizes (*, 2, K), the bin's number k
+    (*, 1), its size and start along both axes (*, 2), the slopes at its ends (*, 2), and by how
+    much every parameter was squashed (*, 3 K - 1).
     """
     K = (phi.shape[-1] + 1) // 3
+    # Division by 1 + |c phi| keeps every parameter within the bounds that `slope` sets.
+    squash = (phi * _constants(K, slope, phi.dtype, phi.device)[0]).abs_().add_(1).reciprocal_()
+    phi = phi * squash
     sizes = phi[..., : 2 * K].unflatten(-1, (2, K)).softmax(dim=-1)
     ends = sizes.cumsum(dim=-1)
-    u = t.unsqueeze(-1).add(bound).div_(2 * bound)
-    k = (ends[..., axis, :-1] < u).sum(dim=-1, keepdim=True)
+    unit = torch.add(t, bound).div_(2 * bound)
+    k = (ends[..., axis, :-1] < unit.unsqueeze(-1)).sum(dim=-1, keepdim=True)
     index = k.unsqueeze(-2).expand(*k.shape[:-1], 2, 1)
     size = sizes.gather(-1, index).squeeze(-1)
-    end = ends.gather(-1, index).squeeze(-1)
+    start = ends.gather(-1, index).squeeze(-1).sub_(size)
     # The outermost slopes are one, so that the identity outside joins smoothly.
     knots = F.pad(phi[..., 2 * K :], (1, 1))
     slopes = knots.gather(-1, torch.cat((k, k + 1), dim=-1)).exp_()
-    return sizes, k, size, end, slopes
+    return unit, sizes, k, size, start, slopes, squash
 
 
 def _inverse(y: Tensor, phi: Tensor, bound: float, slope: float) -> Tensor:
-    shape = torch.broadcast_shapes(y.shape, phi.shape[:-1])
-    y, phi = y.expand(shape), phi.expand(*shape, -1)
-    _, _, size, end, slopes = _bin(y, _constrain(phi, slope)[0], bound, axis=1)
-    dx, dy = size.mul(2 * bound).unbind(-1)
-    x1, y1 = end.mul(2 * bound).sub(bound).unbind(-1)
+    y, phi = _align(y, phi)
+    unit, _, _, size, start, slopes, _ = _bin(y, phi, bound, slope, axis=1)
+    w, h = size.unbind(-1)
+    x0, y0 = start.unbind(-1)
     d0, d1 = slopes.unbind(-1)
-    inside = y.abs() < bound
-    s = dy / dx
-    t = torch.where(inside, y - y1 + dy, torch.zeros_like(y))
-    m = d0 + d1 - 2 * s
-    tm = t * m
-    a = dy * (s - d0) + tm
-    b = dy * d0 - tm
-    c = -s * t
-    z = 2 * c / (-b - (b * b - 4 * a * c).clamp_min(0).sqrt())
-    return torch.where(inside, x1 - dx + z * dx, y)
+    s = h / w
+    # The root of a z² + b z + c = 0 in [0, 1], in the form that does not cancel.
+    t = (unit - y0).clamp_min_(0)
+    tm = torch.sub(d0 + d1, s, alpha=2).mul_(t)
+    a = torch.addcmul(tm, h, s - d0)
+    b = torch.addcmul(-tm, h, d0)
+    st = s * t
+    root = torch.addcmul(b * b, a, st, value=4).clamp_min_(0).sqrt_()
+    z = st.mul_(2).div_(b + root).clamp_max_(1)
+    x = torch.addcmul(x0, z, w).mul_(2 * bound).sub_(bound)
+    return torch.where(y.abs() < bound, x, y)
 
 
 class _Forward(torch.autograd.Function):
@@ -133,64 +148,66 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, phi: Tensor, bound: float, slope: float):  # type: ignore[override]
-        ctx.shapes = x.shape, phi.shape
-        shape = torch.broadcast_shapes(x.shape, phi.shape[:-1])
-        x, phi = x.expand(shape), phi.expand(*shape, -1)
-        phi, shrinkage = _constrain(phi, slope)
-        sizes, k, size, end, slopes = _bin(x, phi, bound, axis=0)
-        dx, dy = size.mul(2 * bound).unbind(-1)
-        x1, y1 = end.mul(2 * bound).sub_(bound).unbind(-1)
+        ctx.shapes, ctx.bound, ctx.slope = (x.shape, phi.shape), bound, slope
+        x, phi = _align(x, phi)
+        unit, sizes, k, size, start, slopes, squash = _bin(x, phi, bound, slope, axis=0)
+        w, h = size.unbind(-1)
+        x0, y0 = start.unbind(-1)
         d0, d1 = slopes.unbind(-1)
-        inside = x.abs() < bound
 
-        s = dy / dx
+        s = h / w
         # Outside, x itself is returned; the clamp only keeps the discarded values finite.
-        z = (x - x1).div_(dx).add_(1).clamp_(0.0, 1.0)
-        w = z - z * z
-        sw = s * w
-        b = s + (d0 + d1 - 2 * s) * w
-        q = (s * z * z + d0 * w) / b
-        a = d1 * (z - w) + 2 * sw + d0 * (1 - z - w)
+        z = unit.sub_(x0).div_(w).clamp_(0.0, 1.0)
+        zc = 1 - z
+        b = torch.addcmul(s, torch.sub(d0 + d1, s, alpha=2), z * zc)
+        q = (s * z).addcmul_(d0, zc).mul_(z).div_(b)
+        a = (s - b).addcmul_(d1, z).addcmul_(d0, zc)
         sb = s / b
-        y = torch.where(inside, y1 + dy * (q - 1), x)
-        ladj = (sb * sb * a).log_() * inside
-        ctx.bound = bound
-        ctx.save_for_backward(inside, shrinkage, sizes, k, slopes, z, w, s, b, q, a, dx, dy)
-        return y, ladj
+        y = torch.addcmul(y0, h, q).mul_(2 * bound).sub_(bound)
+        inside = x.abs() < bound
+        zero = _constants(sizes.shape[-1], slope, x.dtype, x.device)[2]
+        ctx.save_for_backward(inside, squash, sizes, k, slopes, z, zc, s, b, q, a, w, h)
+        return torch.where(inside, y, x), torch.where(inside, (sb * sb).mul_(a).log_(), zero)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gy: Tensor, gl: Tensor):  # type: ignore[override]
-        inside, shrinkage, sizes, k, slopes, z, w, s, b, q, a, dx, dy = ctx.saved_tensors
+        inside, squash, sizes, k, slopes, z, zc, s, b, q, a, w, h = ctx.saved_tensors
         d0, d1 = slopes.unbind(-1)
-        gx_outside = gy.masked_fill(inside, 0.0)
-        gy, gl = gy * inside, gl * inside
-        # Derivatives with respect to n, b and a, then to z, s, d0 and d1 inside them.
-        gn = gy * dy / b
-        gb = -gn * q - 2 * gl / b
-        ga = gl / a
-        zz, cc = z - w, 1 - z - w
-        m = 1 - 2 * z
-        gz = gn * (2 * s * z + d0 * m) + gb * (d0 + d1 - 2 * s) * m
-        gz += 2 * ga * (d1 * z + s * m - d0 * (1 - z))
-        gs = gn * zz + gb * (1 - 2 * w) + 2 * (ga * w + gl / s)
-        gnb = (gn + gb) * w
-        gslopes = torch.stack(((gnb + ga * cc) * d0, (gb * w + ga * zz) * d1), dim=-1)
-        gx = gz / dx
-        gs_dx = gs / dx
-        # x0 is the sum of the bins before k, so its derivative reaches all of them.
-        gstart = torch.stack((-gx, gy), dim=-1)
-        gsize = torch.stack((-gx * z - gs_dx * s, gy * q + gs_dx), dim=-1)
+        _, bins, zero = _constants(sizes.shape[-1], ctx.slope, gy.dtype, gy.device)
+        # y came out of the unit interval by a factor of 2 B, x goes into it by the same.
+        gx_outside = torch.where(inside, zero, gy)
+        gl = torch.where(inside, gl, zero)
+        gy = torch.where(inside, gy, zero).mul_(2 * ctx.bound)
 
+        # By n, b and a, as functions of z, s, d0 and d1; a itself contains -b.
+        v = z * zc
+        gn = gy * h / b
+        ga = gl / a
+        gb = -torch.addcmul(ga, gn, q).add_(gl / b, alpha=2)
+        m = zc - z
+        c = torch.sub(d0 + d1, s, alpha=2)
+        gz = (gb * c).addcmul_(gn, d0).mul_(m).addcmul_(ga, d1 - d0).addcmul_(gn * s, z, value=2)
+        gs = torch.addcmul(ga, gn, z * z).add_(gb).addcmul_(gb, v, value=-2).add_(gl / s, alpha=2)
+        gd1 = (gb * v).addcmul_(ga, z).mul_(d1)
+        gd0 = (gn + gb).mul_(v).addcmul_(ga, zc).mul_(d0)
+        # By the ends of the bin: z = (x - x0) / w, s = h / w.
+        gx = gz / w
+        gs = gs / w
+        gw = torch.addcmul(gx * z, gs, s).neg_()
+        gh = torch.addcmul(gs, gy, q)
+
+        # x0 and y0 are sums of the bins before k, so their derivatives reach all of these.
         K = sizes.shape[-1]
-        before = torch.arange(K, device=k.device) < k
-        gsizes = gstart.unsqueeze(-1) * before.unsqueeze(-2)
+        gstart = torch.stack((-gx, gy), dim=-1).unsqueeze(-1)
+        gsizes = torch.where((bins < k).unsqueeze(-2), gstart, zero)
         index = k.unsqueeze(-2).expand(*k.shape[:-1], 2, 1)
-        gsizes.scatter_(-1, index, gsize.unsqueeze(-1)).mul_(2 * ctx.bound)
-        gsizes = sizes * (gsizes - (gsizes * sizes).sum(dim=-1, keepdim=True))
-        gknots = gslopes.new_zeros(*k.shape[:-1], K + 1)
-        gknots.scatter_(-1, torch.cat((k, k + 1), dim=-1), gslopes)
+        gsizes.scatter_(-1, index, torch.stack((gw, gh), dim=-1).unsqueeze(-1))
+        gsizes = torch._softmax_backward_data(gsizes, sizes, -1, sizes.dtype)
+        gknots = gy.new_zeros(*k.shape[:-1], K + 1)
+        gknots.scatter_(-1, torch.cat((k, k + 1), dim=-1), torch.stack((gd0, gd1), dim=-1))
         gphi = torch.cat((gsizes.flatten(-2), gknots[..., 1:-1]), dim=-1)
-        gphi.mul_(shrinkage).mul_(shrinkage)
+        gphi.mul_(squash).mul_(squash)
+        gx = gx.div_(2 * ctx.bound).add_(gx_outside)
         x_shape, phi_shape = ctx.shapes
-        return (gx + gx_outside).sum_to_size(x_shape), gphi.sum_to_size(phi_shape), None, None
+        return gx.sum_to_size(x_shape), gphi.sum_to_size(phi_shape), None, None

@@ -54,7 +54,6 @@ class Data(NamedTuple):
             rows = rows.to(self.theta.device)
             yield tuple(t[rows].to(device) for t in (self.theta, self.x, self.masks))
 
-
     def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
         """Return (theta, x) of the first rows."""
         rows = self.rows[:num].to(self.theta.device)
@@ -126,7 +125,9 @@ class Training:
         self._held_out = torch.zeros(2, dtype=torch.float64)
         s = self.settings
         proxy = self.estimator.proxy
-        self.optimizers = [torch.optim.Adam(self.estimator.flow.parameters(), lr=s.learning_rate, fused=True)]
+        self.optimizers = [
+            torch.optim.Adam(self.estimator.flow.parameters(), lr=s.learning_rate, fused=True)
+        ]
         if proxy is not None:
             self.optimizers.append(
                 torch.optim.AdamW(
@@ -239,14 +240,18 @@ class Training:
         if len(finite):
             self.entropy = min(self.entropy, finite.min().item() - _ENTROPY_MARGIN)
         self._held_out = losses - self.entropy
-        return dict(zip(("divergence_forward", "divergence_proxy"), self._held_out.tolist(), strict=True))
+        return dict(
+            zip(("divergence_forward", "divergence_proxy"), self._held_out.tolist(), strict=True)
+        )
 
     def keep_if_best(self, loss: float) -> None:
         """Remember the weights if their held-out loss is the lowest so far."""
         if loss < self.best_loss:
             self.best_loss = loss
             self.epochs_since_best = 0
-            self.best_weights = {k: v.detach().clone() for k, v in self.estimator.state_dict().items()}
+            self.best_weights = {
+                k: v.detach().clone() for k, v in self.estimator.state_dict().items()
+            }
         else:
             self.epochs_since_best += 1
 

@@ -35,7 +35,7 @@ from torch import Generator, Tensor
 from torch.distributions import Independent, LogNormal
 
 from .base import Task
-from .envelope import sample_by_envelope
+from .envelope import sample_log_normal_posterior
 from .ode import solve_ode
 
 __all__ = ["SIR"]
@@ -70,14 +70,10 @@ class SIR(Task):
         return log_binomial.sum(dim=1).to(theta.dtype)
 
     def _sample_reference(self, x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-        mean, std, data = np.array(LOG_MEAN), np.array(LOG_STD), torch.from_numpy(x)[None]
-
-        def log_density(phi: np.ndarray) -> np.ndarray:
-            with torch.no_grad():
-                log_likelihood = self._log_likelihood(torch.from_numpy(np.exp(phi)), data)
-            return log_likelihood.numpy() - 0.5 * (((phi - mean) / std) ** 2).sum(axis=1)
-
-        return np.exp(sample_by_envelope(log_density, mean, np.diag(std**2), n, rng))
+        data = torch.from_numpy(x)[None]
+        return sample_log_normal_posterior(
+            lambda theta: self._log_likelihood(theta, data), LOG_MEAN, LOG_STD, n, rng
+        )
 
 
 def infectious(theta: Tensor) -> Tensor:
