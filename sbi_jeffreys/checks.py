@@ -105,7 +105,7 @@ def check_simulations(theta: Any, x: Any, prior: Distribution | None) -> tuple[T
         rows = (~finite).nonzero().flatten()
         raise ValueError(
             f"theta holds NaN or inf in {len(rows)} of {len(theta)} rows (the first is row "
-            f"{int(rows[0])}); remove these simulations, and check where their parameters come from."
+            f"{int(rows[0])}); remove these simulations, and find out where they come from."
         )
     constant = (theta == theta[0]).all(dim=0)
     if len(theta) > 1 and constant.any():

@@ -89,7 +89,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         """
         owner = _embedding_owner(self.flow)
         if owner is not None:
-            return owner._modules["_embedding_net"](x)
+            return owner.get_submodule("_embedding_net")(x)
         return (x.flatten(1) - self._x_mean) / self._x_std
 
     def log_prob_embedded(self, theta: Tensor, context: Tensor) -> Tensor:

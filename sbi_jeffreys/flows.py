@@ -6,6 +6,7 @@ spline is evaluated (:mod:`sbi_jeffreys.splines`): the same parameters, the same
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 import zuko
@@ -103,11 +104,9 @@ def accelerate(flow: nn.Module) -> None:
     Args:
         flow: Any module, changed in place.
     """
+    module: Any
     for module in flow.modules():
-        univariate = getattr(module, "univariate", None)
-        if not isinstance(univariate, partial) or univariate.func is not MonotonicRQSTransform:
-            continue
-        module.univariate = partial(
-            RationalQuadraticSpline, *univariate.args, **univariate.keywords
-        )
-        module.shapes = [(module.total,)]
+        constructor = getattr(module, "univariate", None)
+        if isinstance(constructor, partial) and constructor.func is MonotonicRQSTransform:
+            ours = partial(RationalQuadraticSpline, *constructor.args, **constructor.keywords)
+            module.univariate, module.shapes = ours, [(module.total,)]

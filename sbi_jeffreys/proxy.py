@@ -52,7 +52,7 @@ class Base:
         """Move the anchor to a device; the prior has been checked to be there by sbi."""
         self.anchor, self.floor = self.anchor.to(device), self.floor.to(device)
         if hasattr(self.distribution, "to"):
-            self.distribution.to(device)  # type: ignore[attr-defined]
+            self.distribution.to(device)
         return self
 
     def sample(self, num: int) -> Tensor:
@@ -88,6 +88,9 @@ class PairMLP(nn.Module):
         >>> network(torch.randn(16, 1, 2), torch.randn(5, 3)).shape
         torch.Size([16, 5])
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, theta: Tensor, context: Tensor, *, hidden_features: int = 64, hidden_layers: int = 2

@@ -147,7 +147,7 @@ class _Forward(torch.autograd.Function):
     """Image and log slope, with the gradient of both written out."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, phi: Tensor, bound: float, slope: float):  # type: ignore[override]
+    def forward(ctx, x: Tensor, phi: Tensor, bound: float, slope: float):
         ctx.shapes, ctx.bound, ctx.slope = (x.shape, phi.shape), bound, slope
         x, phi = _align(x, phi)
         unit, sizes, k, size, start, slopes, squash = _bin(x, phi, bound, slope, axis=0)
@@ -171,7 +171,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gy: Tensor, gl: Tensor):  # type: ignore[override]
+    def backward(ctx, gy: Tensor, gl: Tensor):
         inside, squash, sizes, k, slopes, z, zc, s, b, q, a, w, h = ctx.saved_tensors
         d0, d1 = slopes.unbind(-1)
         _, bins, zero = _constants(sizes.shape[-1], ctx.slope, gy.dtype, gy.device)

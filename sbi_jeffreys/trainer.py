@@ -88,6 +88,8 @@ class JeffreysNPE(NPE_C):
         torch.Size([5, 2])
     """
 
+    _neural_net: Any
+
     def __init__(
         self,
         prior: Distribution | None = None,
@@ -232,7 +234,7 @@ class JeffreysNPE(NPE_C):
         with self._seeded(resume_training):
             # The parent's train() only adds what MDN proposals need: its non-atomic loss. The
             # atomic one is used for all estimators here, since flow and proxy share it.
-            return PosteriorEstimatorTrainer.train(  # type: ignore[return-value]
+            return PosteriorEstimatorTrainer.train(
                 self,
                 training_batch_size=training_batch_size,
                 learning_rate=learning_rate,

@@ -29,7 +29,7 @@ __all__ = ["Data", "LoaderData", "Settings", "Training", "TrainingDiverged"]
 # Margin below the best held-out cross-entropy in the entropy estimate, nats.
 _ENTROPY_MARGIN = 0.1
 # Held-out x on which the proxy is looked at after every epoch, and the draws for each.
-_PROXY_ROWS, _PROXY_DRAWS = 64, 32
+_PROXY_ROWS, _PROXY_DRAWS = 32, 32
 # Rows evaluated at once on held-out data: enough to be fast, few enough for any memory.
 _CHUNK = 8192
 

@@ -10,7 +10,8 @@ the inside alone and stretches a layer of thickness :math:`\varepsilon` at each 
 
 .. math::
     \frac{\mathrm{d} u}{\mathrm{d} \theta}
-    = 1 + \frac{1}{e^{(\theta - a) / \varepsilon} - 1} + \frac{1}{e^{(b - \theta) / \varepsilon} - 1}
+    = 1 + \frac{1}{e^{(\theta - a) / \varepsilon} - 1}
+        + \frac{1}{e^{(b - \theta) / \varepsilon} - 1}
 
 Its inverse is a sigmoid with a straight middle, the difference of two softplus:
 
