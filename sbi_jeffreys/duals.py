@@ -25,6 +25,10 @@ The price decides what can happen:
 - Huber, quadratic up to the slope ``bound`` and linear from there: Lipschitz, so that no
   divergence, however large, can outweigh the others by more than ``bound``.
 
+A price may be stiffened while training goes on (:meth:`Cost.stiffened`). The trainer does so for
+:math:`D_2`: how dearly flow and proxy pay for disagreeing follows from which of the two explains
+held-out data better, a comparison in which the entropy cancels.
+
 References:
     | Adaptive Symmetrization of the KL Divergence (Ben-Dov and Chamon, 2025), arXiv 2511.11159
     | Resilient Constrained Learning (Hounie, Ribeiro and Chamon, 2023),
@@ -32,8 +36,8 @@ References:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -59,7 +63,15 @@ class DualState(NamedTuple):
 
 
 class Cost(Protocol):
-    """Price :math:`h_i` of a slack: convex, increasing on u >= 0."""
+    """Price :math:`h_i` of a slack: convex, increasing on u >= 0.
+
+    ``curvature`` is the second derivative at the origin, or one where it is zero: the ascent is
+    taken in its units, so that every multiplier forgets at the same rate.
+    """
+
+    @property
+    def curvature(self) -> float:
+        """Return h''(0), or 1 if it is zero."""
 
     def value(self, slack: Tensor) -> Tensor:
         """Return h(u)."""
@@ -73,6 +85,9 @@ class Cost(Protocol):
     def project(self, multiplier: Tensor) -> Tensor:
         """Return the nearest slope that h can have."""
 
+    def stiffened(self, factor: float) -> "Cost":
+        """Return the price with its curvature multiplied; a linear one has none."""
+
 
 def _positive(name: str, value: float) -> None:
     if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
@@ -84,6 +99,7 @@ class LinearCost:
     r"""Price :math:`h(u) = s u`: a fixed weight, for a divergence known up to a constant."""
 
     rate: float = 1.0
+    curvature: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _positive("rate", self.rate)
@@ -104,6 +120,10 @@ class LinearCost:
         """Return the only slope there is."""
         return torch.full_like(multiplier, self.rate)
 
+    def stiffened(self, factor: float) -> "LinearCost":
+        """Return the same price."""
+        return self
+
 
 @dataclass(frozen=True)
 class QuadraticCost:
@@ -113,6 +133,11 @@ class QuadraticCost:
 
     def __post_init__(self) -> None:
         _positive("stiffness", self.stiffness)
+
+    @property
+    def curvature(self) -> float:
+        """Return h''(0)."""
+        return self.stiffness
 
     def value(self, slack: Tensor) -> Tensor:
         """Return h(u)."""
@@ -130,17 +155,26 @@ class QuadraticCost:
         """Return the nearest slope of h on u >= 0."""
         return multiplier.clamp_min(0.0)
 
+    def stiffened(self, factor: float) -> "QuadraticCost":
+        """Return the price with its curvature multiplied."""
+        return replace(self, stiffness=self.stiffness * factor)
+
 
 @dataclass(frozen=True)
 class HuberCost:
     r"""Price :math:`\frac{\alpha}{2} u^2` up to the slope ``bound``, then linear: Lipschitz."""
 
-    stiffness: float = 1.0
+    stiffness: float = 5.0
     bound: float = 3.0
 
     def __post_init__(self) -> None:
         _positive("stiffness", self.stiffness)
         _positive("bound", self.bound)
+
+    @property
+    def curvature(self) -> float:
+        """Return h''(0)."""
+        return self.stiffness
 
     def value(self, slack: Tensor) -> Tensor:
         """Return h(u)."""
@@ -162,6 +196,10 @@ class HuberCost:
         """Return the nearest slope of h on u >= 0."""
         return multiplier.clamp(0.0, self.bound)
 
+    def stiffened(self, factor: float) -> "HuberCost":
+        """Return the price with its curvature multiplied, under the same bound."""
+        return replace(self, stiffness=self.stiffness * factor)
+
 
 class Weighting(Protocol):
     """What sets the weights of the divergences: a dual, or constants."""
@@ -169,7 +207,9 @@ class Weighting(Protocol):
     def init(self) -> DualState:
         """Return the state to start from."""
 
-    def step(self, state: DualState, divergences: Tensor) -> DualState:
+    def step(
+        self, state: DualState, divergences: Tensor, stiffening: Sequence[float] | None = None
+    ) -> DualState:
         """Return the state after seeing the divergences, shape (3,)."""
 
 
@@ -179,7 +219,8 @@ class ResilientDual:
 
     Args:
         costs: Price of the slack of each constraint.
-        rate: Step size :math:`\\eta` of the ascent.
+        rate: Step size of the ascent in units of each price's curvature: with a quadratic price
+            the multiplier is an exponential mean of :math:`\\alpha D` over 1 / rate steps.
         initial: Multipliers to start from; one each when not given.
 
     Example:
@@ -207,14 +248,17 @@ class ResilientDual:
         """Return the initial multipliers, projected, and the slacks that belong to them."""
         initial = [1.0] * len(self.costs) if self.initial is None else self.initial
         multipliers = torch.as_tensor(initial, dtype=torch.float64)
-        return self._state(multipliers, torch.zeros_like(multipliers))
+        return _stationary(self.costs, multipliers, torch.zeros_like(multipliers))
 
-    def step(self, state: DualState, divergences: Tensor) -> DualState:
+    def step(
+        self, state: DualState, divergences: Tensor, stiffening: Sequence[float] | None = None
+    ) -> DualState:
         """Ascend once.
 
         Args:
             state: Multipliers and slacks.
             divergences: Estimates of the constrained quantities, nats, shape (3,).
+            stiffening: Factor on the curvature of each price; one each when not given.
 
         Returns:
             The next state. Divergences that are not finite leave their multiplier as it is.
@@ -222,13 +266,21 @@ class ResilientDual:
         # The dual variables are numbers to the models: no gradient may reach them.
         divergences = divergences.detach().to("cpu", torch.float64)
         divergences = torch.where(divergences.isfinite(), divergences, state.slacks)
-        ascended = state.multipliers + self.rate * (divergences - state.slacks)
-        return self._state(ascended, divergences)
+        costs: Sequence[Cost] = self.costs
+        if stiffening is not None:
+            costs = [c.stiffened(f) for c, f in zip(costs, stiffening, strict=True)]
+        # Slacks belong to the prices as they are now, which may have been stiffened since.
+        _, slacks = _stationary(costs, state.multipliers, divergences)
+        rates = self.rate * torch.tensor([c.curvature for c in costs], dtype=torch.float64)
+        ascended = state.multipliers + rates * (divergences - slacks)
+        return _stationary(costs, ascended, divergences)
 
-    def _state(self, multipliers: Tensor, divergences: Tensor) -> DualState:
-        projected = [c.project(m) for c, m in zip(self.costs, multipliers, strict=True)]
-        slacks = [c.slack(m, d) for c, m, d in zip(self.costs, projected, divergences, strict=True)]
-        return DualState(torch.stack(projected), torch.stack(slacks))
+
+def _stationary(costs: Sequence[Cost], multipliers: Tensor, divergences: Tensor) -> DualState:
+    """Project the multipliers and put every slack where the price has that slope."""
+    projected = [cost.project(m) for cost, m in zip(costs, multipliers, strict=True)]
+    slacks = [cost.slack(m, d) for cost, m, d in zip(costs, projected, divergences, strict=True)]
+    return DualState(torch.stack(projected), torch.stack(slacks))
 
 
 @dataclass(frozen=True)
@@ -252,7 +304,9 @@ class FixedWeights:
         weights = torch.as_tensor(list(self.weights), dtype=torch.float64)
         return DualState(weights, torch.full_like(weights, float("nan")))
 
-    def step(self, state: DualState, divergences: Tensor) -> DualState:
+    def step(
+        self, state: DualState, divergences: Tensor, stiffening: Sequence[float] | None = None
+    ) -> DualState:
         """Return the state as it is."""
         return state
 

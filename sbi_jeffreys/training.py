@@ -5,12 +5,17 @@ lets the weighting move the multipliers. Early stopping looks at the flow's held
 which is the same quantity from the first epoch to the last; the Lagrangian is not, since it moves
 with its multipliers.
 
+How stiff the price of :math:`D_2` is follows the evidence: by how many nats the proxy explains
+held-out data better than the flow, :math:`D_1 - D_3`, in which H cancels. A proxy that is ahead
+pulls the flow along; one that lags behind lets it go.
+
 The entropy H in :math:`D_1` and :math:`D_3` is unknown. With linear prices for these two (the
 default) it drops out of the problem. Where a price is curved, H is taken to be the lowest held-out
 cross-entropy that either model has reached, less a margin, and :math:`D_1` and :math:`D_3` are the
 held-out ones: they stay above the margin, so that the data terms never die.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +35,9 @@ __all__ = ["Data", "LoaderData", "Settings", "Training", "TrainingDiverged"]
 _ENTROPY_MARGIN = 0.1
 # Held-out x on which the proxy is looked at after every epoch, and the draws for each.
 _PROXY_ROWS, _PROXY_DRAWS = 32, 32
+# The stiffness of the price of D2 is multiplied by exp(rate * evidence), within these factors;
+# the evidence is a running mean over epochs, since each looks at few rows.
+_EVIDENCE_RATE, _EVIDENCE_FACTORS, _EVIDENCE_MEMORY = 3.0, (0.1, 10.0), 0.8
 # Rows evaluated at once on held-out data: enough to be fast, few enough for any memory.
 _CHUNK = 8192
 
@@ -117,6 +125,7 @@ class Training:
     best_loss: float = float("inf")
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     entropy: float = float("inf")
+    evidence: float = 0.0
     dual: DualState = field(init=False)
     optimizers: list[torch.optim.Optimizer] = field(init=False)
 
@@ -188,8 +197,13 @@ class Training:
         seen = seen.to("cpu", torch.float64)
         if proxy is not None:
             divergences = torch.stack((self._held_out[0], seen[1], self._held_out[1]))
-            self.dual = self.weighting.step(self.dual, divergences)
+            self.dual = self.weighting.step(self.dual, divergences, (1.0, self._stiffening(), 1.0))
         return seen
+
+    def _stiffening(self) -> float:
+        """Return the factor on the stiffness of the price of D2."""
+        low, high = _EVIDENCE_FACTORS
+        return min(max(math.exp(_EVIDENCE_RATE * self.evidence), low), high)
 
     def _negatives(self, theta: Tensor) -> Tensor:
         """Return draws of the marginal of theta that the ranking loss contrasts data with."""
@@ -222,6 +236,9 @@ class Training:
     def _validate_proxy(self, data: Data | LoaderData) -> dict[str, float]:
         theta, x = data.head(_PROXY_ROWS, self.settings.device)
         found = diagnose_proxy(self.estimator, theta, x, num_draws=_PROXY_DRAWS)
+        evidence = (found.nll_flow - found.nll).mean().item()
+        if math.isfinite(evidence):
+            self.evidence += (1 - _EVIDENCE_MEMORY) * (evidence - self.evidence)
         std, mean = torch.std_mean(found.log_partition, correction=0)
         return {
             "validation_loss_proxy": found.nll.mean().item(),

@@ -1,0 +1,148 @@
+"""What each choice of the method is worth: held-out NLL of variants on the same simulations.
+
+``python -m sbi_jeffreys.bench_method --tasks slcp two_moons --seeds 0 1`` trains every variant on
+the same simulations of every (task, seed) and writes one row for each to a CSV file, which a later
+call with the same arguments completes instead of repeating.
+"""
+
+# ruff: noqa: T201
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from sbi.inference import NPE
+from sbi.neural_nets.net_builders.flow import build_zuko_nsf
+from torch.distributions import Distribution
+
+from .duals import FixedWeights, HuberCost, LinearCost, ResilientDual
+from .flows import flow_nn
+from .objective import Draws
+from .quiet import QuietTracker, quiet
+from .tasks import get_task
+from .trainer import JeffreysNPE
+
+__all__ = ["VARIANTS", "main"]
+
+_DATA = LinearCost()
+
+
+def _jeffreys(train: dict[str, Any] | None = None, **kwargs: Any) -> Callable:
+    return lambda prior: (JeffreysNPE, kwargs, train or {})
+
+
+def _zuko_nsf(z_score: str) -> Callable[[Distribution], tuple]:
+    """Return the default flow's layers behind sbi's own treatment of the prior's bounds."""
+
+    def variant(prior: Distribution) -> tuple:
+        def build(theta: torch.Tensor, x: torch.Tensor) -> Any:
+            return build_zuko_nsf(
+                theta,
+                x,
+                z_score_x=z_score,
+                hidden_features=[64, 64],
+                num_transforms=3,
+                x_dist=prior,
+                passes=2,
+            )
+
+        return JeffreysNPE, {"objective": "ml", "density_estimator": build}, {}
+
+    return variant
+
+
+def _dual(stiffness: float, bound: float) -> ResilientDual:
+    return ResilientDual((_DATA, HuberCost(stiffness, bound), _DATA))
+
+
+VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
+    "sbi NPE (maf)": lambda prior: (NPE, {}, {}),
+    "sbi NPE (nsf)": lambda prior: (NPE, {"density_estimator": "nsf"}, {}),
+    "ml, our flow": _jeffreys(objective="ml"),
+    "ml, z-score instead of walls": _zuko_nsf("independent"),
+    "ml, logit instead of walls": _zuko_nsf("transform_to_unconstrained"),
+    "ml, five transforms": lambda prior: (
+        JeffreysNPE,
+        {"objective": "ml", "density_estimator": flow_nn(prior, num_transforms=5)},
+        {},
+    ),
+    "ml, mdn": _jeffreys(objective="ml", density_estimator="mdn"),
+    "jeffreys": _jeffreys(),
+    "jeffreys, quadratic price": _jeffreys(objective="dual_quadratic"),
+    "fixed weights 1 1 1": _jeffreys(objective="fixed"),
+    "fixed weights 1 3 1": _jeffreys(objective=FixedWeights((1.0, 3.0, 1.0))),
+    "jeffreys, no jitter": _jeffreys(draws=Draws(jitter=0.0)),
+    "jeffreys, 32 base draws": _jeffreys(draws=Draws(base=32)),
+    "jeffreys, no gauge": _jeffreys(draws=Draws(gauge=0.0)),
+}
+
+
+def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    task = get_task(task_name)
+    theta, x = task.simulate(num, generator=torch.Generator().manual_seed(seed))
+    test = torch.Generator().manual_seed(10_000 + seed)
+    theta_test, x_test = task.simulate(num_test, generator=test)
+    trainer_class, arguments, train = VARIANTS[variant](task.prior)
+    if trainer_class is JeffreysNPE:
+        arguments = {**arguments, "seed": seed}
+    torch.manual_seed(seed)
+    start = time.perf_counter()
+    with quiet():
+        trainer = trainer_class(
+            task.prior, tracker=QuietTracker(), show_progress_bars=False, **arguments
+        )
+        estimator = trainer.append_simulations(theta, x).train(**train)
+    seconds = time.perf_counter() - start
+    with torch.no_grad():
+        nll = -estimator.log_prob(theta_test.unsqueeze(0), x_test)[0]
+    summary = trainer.summary
+    row = {"task": task_name, "seed": seed, "variant": variant, "nll": nll.mean().item()}
+    row |= {"seconds": seconds, "epochs": summary["epochs_trained"][-1]}
+    for key in ("multiplier_reverse", "divergence_reverse", "log_partition_mean"):
+        row[key] = summary[key][-1] if summary.get(key) else float("nan")
+    return row
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the variants asked for and print their mean held-out NLL."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="+", default=["slcp", "two_moons"])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--num-simulations", type=int, default=1000)
+    parser.add_argument("--num-test", type=int, default=4000)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("results/bench-method.csv"))
+    options = parser.parse_args(arguments)
+
+    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
+    have = set() if done.empty else set(zip(done.task, done.seed, done.variant, strict=True))
+    jobs = [
+        (task, seed, variant)
+        for task in options.tasks
+        for seed in options.seeds
+        for variant in options.variants
+        if (task, seed, variant) not in have
+    ]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    runs = Parallel(n_jobs=options.jobs, return_as="generator_unordered")(
+        delayed(_one)(*job, options.num_simulations, options.num_test) for job in jobs
+    )
+    for row in runs:
+        done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
+        done.to_csv(options.out, index=False)
+        print(f"{row['task']:24s} {row['variant']:30s} {row['nll']:8.3f} {row['seconds']:7.1f} s")
+    chosen = done[done.task.isin(options.tasks) & done.variant.isin(options.variants)]
+    table = chosen.pivot_table(index="variant", columns="task", values="nll", sort=False)
+    print(table.round(2).to_string())
+
+
+if __name__ == "__main__":
+    main()

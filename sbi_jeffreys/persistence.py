@@ -1,0 +1,447 @@
+r"""Trained posteriors on disk: one safetensors file, no pickle.
+
+Weights, buffers and the prior's parameters are the file's tensors. What is needed to build the
+modules again is JSON in the file's metadata: names out of fixed tables, numbers and shapes, never
+code. Loading builds an untrained estimator of the same structure on dummy data and puts the tensors
+into it. So that a wrong structure cannot pass unnoticed, the file also holds log densities at a few
+points: :func:`save` insists that the rebuilt models reproduce them to the bit, :func:`load` within
+rounding, since machines differ.
+
+What has no name (functions that build a flow or a proxy, priors of other classes) is not stored.
+The file records that it is missing, and :func:`load` takes it again.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import sbi
+import torch
+import zuko
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from sbi.inference.posteriors import DirectPosterior
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
+from sbi.neural_nets.factory import model_builders
+from sbi.utils import BoxUniform, MultipleIndependent
+from torch import Tensor, distributions
+from torch.distributions import Distribution, Independent
+
+from ._version import __version__
+from .estimator import JeffreysEstimator
+from .flows import accelerate, flow_nn
+from .proxy import Base, ProxyBuilder, proxy_nn
+from .walls import SoftWalls
+
+__all__ = ["load", "save"]
+
+_FORMAT = "sbi_jeffreys.posterior"
+# A new major version is one that older programs cannot read.
+_FORMAT_VERSION = (1, 0)
+_OUR_FLOW = "coupling_nsf"
+# Rows of the dummy data: enough for every builder's z-scoring.
+_DUMMY_ROWS = 64
+_PROBES = 5
+
+# Arguments of a distribution that are its attributes as well.
+_DISTRIBUTIONS: dict[str, tuple[Callable[..., Distribution], tuple[str, ...]]] = {
+    "BoxUniform": (BoxUniform, ("low", "high")),
+    "MultivariateNormal": (distributions.MultivariateNormal, ("loc", "scale_tril")),
+    "Normal": (distributions.Normal, ("loc", "scale")),
+    "LogNormal": (distributions.LogNormal, ("loc", "scale")),
+    "Uniform": (distributions.Uniform, ("low", "high")),
+    "Exponential": (distributions.Exponential, ("rate",)),
+    "Gamma": (distributions.Gamma, ("concentration", "rate")),
+    "Beta": (distributions.Beta, ("concentration1", "concentration0")),
+}
+
+Tensors: TypeAlias = dict[str, Tensor]
+Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
+
+
+def save(
+    posterior: Posterior, path: str | os.PathLike, *, density_estimator: str | None = None
+) -> None:
+    """Write a trained posterior to a file.
+
+    The structure of an estimator is known from its attribute ``spec``, which ``JeffreysNPE`` sets:
+    a dictionary with the names "density_estimator" and "proxy", and where they are not the default
+    their keyword arguments "density_estimator_kwargs" and "proxy_kwargs". Without a name,
+    :func:`load` needs the builder again.
+
+    Args:
+        posterior: A ``DirectPosterior``, or its estimator alone.
+        path: File to write, whole or not at all. An old file is replaced.
+        density_estimator: Name of an estimator without ``spec``: what ``NPE`` was given, "maf" if
+            nothing. "coupling_nsf" is the default of ``JeffreysNPE``.
+
+    Raises:
+        TypeError: If it is neither a ``DirectPosterior`` nor a density estimator.
+        ValueError: If the name is unknown, or an estimator that is built by that name does not
+            reproduce the trained one.
+    """
+    estimator = getattr(posterior, "posterior_estimator", posterior)
+    if posterior is not estimator and not isinstance(posterior, DirectPosterior):
+        raise TypeError(
+            f"save() takes a DirectPosterior or an estimator, got {type(posterior).__name__}. Save "
+            "its estimator, and build the other kind of posterior after load()."
+        )
+    if not isinstance(estimator, ConditionalDensityEstimator):
+        raise TypeError(
+            f"save() takes a DirectPosterior or an estimator, got {type(posterior).__name__}."
+        )
+    tensors, structure = _describe_estimator(estimator, density_estimator)
+    if isinstance(posterior, DirectPosterior):
+        structure["posterior"] = {
+            "prior": _describe_distribution(posterior.prior, "prior", tensors),
+            "max_sampling_batch_size": posterior.max_sampling_batch_size,
+            "enable_transform": posterior.enable_transform,
+        }
+        if posterior.default_x is not None:
+            tensors["default_x"] = posterior.default_x
+    # Copies, since tensors in a file share no memory.
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    if structure["density_estimator"] is not None and _nameable(structure):
+        rebuilt = _rebuild_estimator(structure, tensors, None, None, None)
+        _check_probes(rebuilt, tensors, exact=True)
+    metadata = {
+        "format": _FORMAT,
+        "format_version": ".".join(map(str, _FORMAT_VERSION)),
+        "structure": json.dumps(structure),
+        "versions": json.dumps(
+            {"sbi_jeffreys": __version__, "sbi": sbi.__version__, "zuko": zuko.__version__}
+            | {"torch": str(torch.__version__)}
+        ),
+    }
+    _write_atomically(Path(path), to_bytes(tensors, metadata))
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    build: ConditionalEstimatorBuilder[ConditionalDensityEstimator] | None = None,
+    build_proxy: ProxyBuilder | None = None,
+    prior: Distribution | None = None,
+    device: str = "cpu",
+) -> Posterior:
+    """Read what :func:`save` wrote.
+
+    Args:
+        path: File.
+        build: Function of (theta, x) that built the flow, where it had no name.
+        build_proxy: Function of (theta, context) that built the proxy, where it had no name.
+        prior: The prior, where its class is none that a file can hold.
+        device: Where to put it.
+
+    Returns:
+        A ``DirectPosterior`` or an estimator, whichever was saved, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, not one of ours or of a newer format; if a builder or
+            the prior is needed and missing, or is another than the one that was used.
+    """
+    tensors, structure = _read(Path(path))
+    # Builders draw initial weights, sbi checks priors: who loads keeps his random numbers.
+    with torch.random.fork_rng(devices=[]):
+        estimator = _rebuild_estimator(structure, tensors, build, build_proxy, prior)
+        _check_probes(estimator, tensors, exact=False)
+        estimator.to(device)
+        recorded = structure.get("posterior")
+        if recorded is None:
+            return estimator
+        prior = _rebuild_distribution(recorded["prior"], "prior", tensors, prior)
+        return _direct_posterior(estimator, prior, recorded, tensors.get("default_x"), device)
+
+
+def _direct_posterior(
+    estimator: ConditionalDensityEstimator,
+    prior: Distribution,
+    recorded: Mapping[str, Any],
+    default_x: Tensor | None,
+    device: str,
+) -> DirectPosterior:
+    posterior = DirectPosterior(
+        estimator,
+        _on_device(prior, device),
+        max_sampling_batch_size=recorded["max_sampling_batch_size"],
+        device=device,
+        enable_transform=recorded["enable_transform"],
+    )
+    if default_x is not None:
+        posterior.set_default_x(default_x.to(device))
+    return posterior
+
+
+# Estimators
+
+
+def _describe_estimator(
+    estimator: ConditionalDensityEstimator, name: str | None
+) -> tuple[Tensors, dict[str, Any]]:
+    joint = isinstance(estimator, JeffreysEstimator)
+    proxy = estimator.proxy if isinstance(estimator, JeffreysEstimator) else None
+    spec: Mapping[str, Any] = getattr(estimator, "spec", None) or {}
+    name = name or spec.get("density_estimator")
+    if name not in (None, _OUR_FLOW, *model_builders):
+        raise ValueError(
+            f"Unknown density_estimator {name!r}; choose one of {[_OUR_FLOW, *model_builders]}, or "
+            "none: then load() takes the builder again."
+        )
+    tensors = {f"estimator.{k}": v for k, v in estimator.state_dict().items()}
+    structure: dict[str, Any] = {
+        "joint": joint,
+        "density_estimator": name,
+        "density_estimator_kwargs": dict(spec.get("density_estimator_kwargs", {})),
+        "walls": any(getattr(m, "f", None) is SoftWalls for m in estimator.modules()),
+        "input_shape": list(estimator.input_shape),
+        "condition_shape": list(estimator.condition_shape),
+        "proxy": None,
+        "base": None,
+    }
+    if proxy is not None:
+        structure["proxy"] = {
+            "name": spec.get("proxy"),
+            "kwargs": dict(spec.get("proxy_kwargs", {})),
+        }
+        structure["base"] = _describe_distribution(proxy.base.distribution, "base", tensors)
+        tensors["base_anchor"] = proxy.base.anchor
+    return tensors | _probe(estimator), structure
+
+
+def _nameable(structure: Mapping[str, Any]) -> bool:
+    """Return whether the file will hold everything that its models need."""
+    proxy, base = structure["proxy"], structure["base"]
+    return proxy is None or (proxy["name"] is not None and _missing(base) is None)
+
+
+def _rebuild_estimator(
+    structure: Mapping[str, Any],
+    tensors: Tensors,
+    build: ConditionalEstimatorBuilder[ConditionalDensityEstimator] | None,
+    build_proxy: ProxyBuilder | None,
+    prior: Distribution | None,
+) -> ConditionalDensityEstimator:
+    builder = build or _builder(structure)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theta = torch.rand(_DUMMY_ROWS, *structure["input_shape"])
+        x = torch.randn(_DUMMY_ROWS, *structure["condition_shape"])
+        estimator = builder(theta, x)
+        if structure["joint"]:
+            estimator = _join(estimator, theta, x, structure, tensors, build_proxy, prior)
+    prefix = "estimator."
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        estimator.load_state_dict(weights)
+    except RuntimeError as error:
+        name = structure["density_estimator"]
+        what = "the builder that was passed" if build else f"density_estimator {name!r}"
+        raise ValueError(
+            f"The weights do not fit into what {what} builds. Use the name or the builder that the "
+            f"estimator was trained with. {error}"
+        ) from error
+    estimator.eval()
+    return estimator
+
+
+def _builder(
+    structure: Mapping[str, Any],
+) -> ConditionalEstimatorBuilder[ConditionalDensityEstimator]:
+    name, kwargs = structure["density_estimator"], structure["density_estimator_kwargs"]
+    if name is None:
+        raise ValueError(
+            "This estimator was built by a function of its own, which a file cannot hold: pass it "
+            "again, load(path, build=...)."
+        )
+    if name != _OUR_FLOW:
+        return posterior_nn(model=name, **kwargs)
+    # Where the walls stand is among the tensors; that there are any is structure.
+    d = structure["input_shape"][0]
+    return flow_nn(
+        BoxUniform(torch.zeros(d), torch.ones(d)) if structure["walls"] else None, **kwargs
+    )
+
+
+def _join(
+    flow: ConditionalDensityEstimator,
+    theta: Tensor,
+    x: Tensor,
+    structure: Mapping[str, Any],
+    tensors: Tensors,
+    build_proxy: ProxyBuilder | None,
+    prior: Distribution | None,
+) -> JeffreysEstimator:
+    """Join a flow with a proxy, as the trainer does."""
+    accelerate(flow)
+    proxy = structure["proxy"]
+    if proxy is None:
+        return JeffreysEstimator(flow, theta, x)
+    if build_proxy is None:
+        if proxy["name"] is None:
+            raise ValueError(
+                "This proxy was built by a function of its own, which a file cannot hold: pass it "
+                "again, load(path, build_proxy=...)."
+            )
+        build_proxy = proxy_nn(proxy["name"], **proxy["kwargs"])
+    distribution = _rebuild_distribution(structure["base"], "base", tensors, prior)
+    # The anchor is all that a base keeps of the training data.
+    base = Base(distribution, tensors["base_anchor"])
+    return JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
+
+
+# Probes
+
+
+@torch.no_grad()
+def _probe(estimator: ConditionalDensityEstimator) -> Tensors:
+    """Return points near the estimator's own samples, and its log densities there."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_PROBES, *estimator.condition_shape, generator=generator)
+    training = estimator.training
+    estimator.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x = x.to(next(estimator.parameters()).device)
+        theta = estimator.sample(torch.Size((1,)), x)
+    found = _log_probs(estimator, theta, x)
+    estimator.train(training)
+    return {"probe_theta": theta, "probe_x": x} | found
+
+
+def _log_probs(estimator: ConditionalDensityEstimator, theta: Tensor, x: Tensor) -> Tensors:
+    found = {"probe_flow": estimator.log_prob(theta, x)}
+    proxy = getattr(estimator, "proxy", None)
+    if proxy is not None:
+        found["probe_proxy"] = proxy.log_prob_unnormalized(theta, x)
+    return found
+
+
+@torch.no_grad()
+def _check_probes(estimator: ConditionalDensityEstimator, tensors: Tensors, *, exact: bool) -> None:
+    found = _log_probs(estimator, tensors["probe_theta"], tensors["probe_x"])
+    tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-3, "atol": 1e-3}
+    for key, value in found.items():
+        if not torch.allclose(value, tensors[key], equal_nan=True, **tolerance):
+            raise ValueError(
+                f"The rebuilt {key.removeprefix('probe_')} does not reproduce the saved one: its "
+                "log densities differ. The builder or the prior is another than the one it was "
+                "trained with, or keeps state outside of its state_dict()."
+            )
+
+
+# Distributions
+
+
+def _describe_distribution(
+    distribution: Distribution, key: str, tensors: Tensors
+) -> dict[str, Any]:
+    """Return the structure of a distribution, and add its parameters to the tensors."""
+    kind: Any = type(distribution)
+    entry: dict[str, Any] = {"name": kind.__name__}
+    if isinstance(distribution, MultipleIndependent):
+        entry["parts"] = [
+            _describe_distribution(part, f"{key}.{i}", tensors)
+            for i, part in enumerate(distribution.dists)
+        ]
+    elif isinstance(distribution, Independent) and kind is Independent:
+        entry["parts"] = [_describe_distribution(distribution.base_dist, f"{key}.0", tensors)]
+        entry["ndims"] = distribution.reinterpreted_batch_ndims
+    elif _DISTRIBUTIONS.get(kind.__name__, (None,))[0] is kind:
+        for name in _DISTRIBUTIONS[kind.__name__][1]:
+            tensors[f"{key}.{name}"] = torch.as_tensor(getattr(distribution, name))
+    else:
+        return {"name": kind.__name__, "missing": True}
+    # Whether it refuses or answers -inf outside of its support.
+    entry["validate"] = bool(distribution._validate_args)
+    return entry
+
+
+def _missing(entry: Mapping[str, Any]) -> str | None:
+    """Return the name of a class that is not stored, if there is one."""
+    if entry.get("missing"):
+        return entry["name"]
+    return next(filter(None, map(_missing, entry.get("parts", ()))), None)
+
+
+def _rebuild_distribution(
+    entry: Mapping[str, Any], key: str, tensors: Tensors, given: Distribution | None
+) -> Distribution:
+    missing = _missing(entry)
+    if missing is not None:
+        if given is None:
+            raise ValueError(
+                f"The prior is of class {missing}, which a file cannot hold: pass it again, "
+                "load(path, prior=...)."
+            )
+        return given
+    name = entry["name"]
+    parts = [
+        _rebuild_distribution(part, f"{key}.{i}", tensors, None)
+        for i, part in enumerate(entry.get("parts", ()))
+    ]
+    distribution: Distribution
+    if name == "MultipleIndependent":
+        distribution = MultipleIndependent(parts)
+    elif name == "Independent":
+        distribution = Independent(parts[0], entry["ndims"])
+    else:
+        kind, arguments = _DISTRIBUTIONS[name]
+        distribution = kind(**{argument: tensors[f"{key}.{argument}"] for argument in arguments})
+    distribution._validate_args = entry["validate"]
+    return distribution
+
+
+def _on_device(prior: Distribution, device: str) -> Distribution:
+    """Return the prior where sbi wants it: beside the estimator."""
+    if device != "cpu" and hasattr(prior, "to"):
+        prior.to(device)
+    return prior
+
+
+# Files
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary neighbour and rename it: no reader ever sees half a file."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{str(path)!r} is truncated, or no file of sbi_jeffreys: {error}."
+        ) from error
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{str(path)!r} is a safetensors file, but not one that sbi_jeffreys.save() wrote."
+        )
+    version = metadata.get("format_version", "")
+    major = version.partition(".")[0]
+    if not major.isdigit() or int(major) > _FORMAT_VERSION[0]:
+        raise ValueError(
+            f"{str(path)!r} has format {version}, newer than {_FORMAT_VERSION[0]}.x, which this "
+            f"sbi_jeffreys {__version__} reads: update it. Written with {metadata.get('versions')}."
+        )
+    return tensors, json.loads(metadata["structure"])

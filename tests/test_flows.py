@@ -1,0 +1,215 @@
+"""The default flow: a density on the prior's support, and the splines put into sbi's flows."""
+
+import math
+
+import pytest
+import torch
+from sbi.neural_nets import posterior_nn
+from sbi.utils import BoxUniform
+from torch import nn
+from torch.distributions import Independent, LogNormal
+from zuko.transforms import MonotonicRQSTransform
+
+from sbi_jeffreys.flows import accelerate, flow_nn
+from sbi_jeffreys.splines import RationalQuadraticSpline
+
+SMALL = {"hidden_features": 16, "num_transforms": 2}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def box(dim):
+    """A prior whose sides differ."""
+    return BoxUniform(torch.tensor([-1.0, 0.0])[:dim], torch.tensor([1.0, 5.0])[:dim])
+
+
+def build(prior, dim, num=400, **kwargs):
+    """A flow with weights that are not those of the initialisation, in float64."""
+    theta = prior.sample((num,)) if prior is not None else 2 * torch.randn(num, dim) + 1
+    x = theta[:, :1] + 0.1 * torch.randn(num, 2)
+    flow = flow_nn(prior, **(SMALL | kwargs))(theta, x)
+    with torch.no_grad():
+        for parameter in flow.net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return flow.double(), theta.double(), x.double()
+
+
+def support_grid(low, high, num):
+    """Points of (low, high), crowded at its ends where the walls are, and their weights."""
+    v = torch.linspace(-20, 20, num, dtype=torch.float64)
+    # sigmoid(v) and sigmoid(-v), each exact where it is small
+    points = torch.where(v < 0, low + (high - low) * v.sigmoid(), high - (high - low) * (-v).sigmoid())
+    weights = (high - low) * v.sigmoid() * (-v).sigmoid() * (v[1] - v[0])
+    return points, weights
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_integrates_to_one_in_one_dimension(bounded):
+    flow, theta, x = build(box(1) if bounded else None, 1)
+    low, high = (-1.0, 1.0) if bounded else (-60.0, 60.0)
+    points, weights = support_grid(low, high, 4001)
+    density = flow.log_prob(points[:, None, None], x[:3]).exp()
+    # The walls hold values nearer than 1e-6 thicknesses at a fixed depth; next to no mass there.
+    torch.testing.assert_close(
+        weights @ density, torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_integrates_to_one_in_two_dimensions(bounded):
+    flow, theta, x = build(box(2) if bounded else None, 2)
+    bounds = ((-1.0, 1.0), (0.0, 5.0)) if bounded else ((-40.0, 40.0),) * 2
+    (a, first), (b, second) = (support_grid(*pair, 300) for pair in bounds)
+    points = torch.cartesian_prod(a, b)
+    density = flow.log_prob(points[:, None], x[:1]).exp()[:, 0].reshape(300, 300)
+    # The trapezoidal rule on a kinked spline; twice the points halve the error or better.
+    assert abs(first @ density @ second - 1) < 5e-3
+
+
+@pytest.mark.parametrize("prior", [box(1), box(2), None], ids=["1", "2", "unbounded"])
+def test_samples_come_from_log_prob(prior):
+    dim = 2 if prior is None else prior.event_shape[0]
+    flow, _, x = build(prior, dim)
+    theta = flow.sample(torch.Size((4000,)), x[:3])
+    assert theta.shape == (4000, 3, dim)
+    # For any density g: the mean of g / p under p is one. Here g sits in the bulk of p.
+    center, scale = theta.mean(dim=0), theta.std(dim=0)
+    inside = 1.5 * scale
+    g = torch.where(((theta - center).abs() < inside).all(dim=-1), 1.0, 0.0)
+    if prior is not None:
+        low = torch.maximum(center - inside, prior.support.base_constraint.lower_bound)
+        high = torch.minimum(center + inside, prior.support.base_constraint.upper_bound)
+    else:
+        low, high = center - inside, center + inside
+    g = g / (high - low).prod(dim=-1)
+    ratio = g * (-flow.log_prob(theta, x[:3])).exp()
+    error = ratio.std(dim=0) / math.sqrt(len(ratio))
+    assert (error < 0.1).all()
+    assert ((ratio.mean(dim=0) - 1).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 3.0])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_never_leaks_out_of_the_prior(dim, noise):
+    prior = box(dim)
+    theta = prior.sample((500,))
+    x = theta + 0.1 * torch.randn(500, dim)
+    flow = flow_nn(prior, **SMALL)(theta, x)
+    with torch.no_grad():
+        for parameter in flow.net.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    # Also for data far from all that were simulated.
+    samples = flow.sample(torch.Size((2000,)), torch.cat((x[:3], 1e3 * x[:3])))
+    assert samples.dtype == torch.float32
+    assert prior.support.check(samples).all()
+    assert flow.log_prob(samples, torch.cat((x[:3], 1e3 * x[:3]))).isfinite().all()
+    outside = torch.full((1, 3, dim), 5.5)
+    assert (flow.log_prob(outside, x[:3]) == -math.inf).all()
+
+
+def test_half_bounded_prior():
+    prior = Independent(LogNormal(torch.zeros(2), 1.0), 1)
+    flow, _, x = build(prior, 2)
+    samples = flow.sample(torch.Size((2000,)), x[:4])
+    assert (samples > 0).all()
+    assert (flow.log_prob(-samples[:5], x[:4]) == -math.inf).all()
+
+
+def test_simulations_outside_of_the_prior_keep_a_density():
+    prior = box(1)
+    theta = torch.linspace(-1.5, 1.2, 300)[:, None]
+    flow = flow_nn(prior, **SMALL)(theta, theta.clone())
+    assert flow.log_prob(theta[None], theta).isfinite().all()
+
+
+def test_starts_near_the_scale_of_theta():
+    theta = torch.randn(2000, 2) * torch.tensor([1e-3, 1e3]) + torch.tensor([5.0, -2e4])
+    flow = flow_nn(None)(theta, torch.randn(2000, 3))
+    samples = flow.sample(torch.Size((500,)), torch.randn(4, 3)).reshape(-1, 2)
+    # An untrained flow is a smooth distortion of the Gaussian with theta's moments.
+    assert ((samples.mean(dim=0) - theta.mean(dim=0)).abs() < theta.std(dim=0)).all()
+    ratio = samples.std(dim=0) / theta.std(dim=0)
+    assert (ratio > 0.3).all()
+    assert (ratio < 3).all()
+
+
+def test_image_with_embedding_net():
+    embedding = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 4))
+    theta, x = torch.randn(50, 2), torch.randn(50, 1, 8, 8)
+    flow = flow_nn(None, embedding_net=embedding, **SMALL)(theta, x)
+    assert flow.condition_shape == (1, 8, 8)
+    assert flow.log_prob(theta[None], x).shape == (1, 50)
+    assert flow.sample(torch.Size((3,)), x[:5]).shape == (3, 5, 2)
+    names = [name for name, _ in flow.named_parameters() if "embedding" in name]
+    assert len(names) == 4
+    flow.loss(theta, x).mean().backward()
+    assert embedding[0].weight.grad.abs().sum() > 0
+
+
+def test_image_without_embedding_net_is_flattened():
+    theta, x = torch.randn(50, 1), torch.randn(50, 3, 4)
+    flow = flow_nn(None, **SMALL)(theta, x)
+    assert flow.embedding_net(x).shape == (50, 12)
+    assert flow.sample(torch.Size((3,)), x[:5]).shape == (3, 5, 1)
+
+
+def univariates(module):
+    found = [getattr(m, "univariate", None) for m in module.modules()]
+    return [getattr(u, "func", u) for u in found if u is not None]
+
+
+def test_the_default_flow_is_accelerated():
+    flow, _, _ = build(box(2), 2)
+    assert univariates(flow) == [RationalQuadraticSpline] * 2
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_accelerate_leaves_the_function_of_sbis_spline_flow(dim):
+    theta, x = torch.randn(200, dim), torch.randn(200, 3)
+    flow = posterior_nn("zuko_nsf", hidden_features=16, num_transforms=3)(theta, x).double()
+    theta, x = 3 * torch.randn(50, 20, dim, dtype=torch.float64), x[:20].double()
+    assert univariates(flow) == [MonotonicRQSTransform] * 3
+    state = {name: value.clone() for name, value in flow.state_dict().items()}
+    before = flow.log_prob(theta, x)
+    torch.manual_seed(1)
+    samples = flow.sample(torch.Size((30,)), x)
+    gradient = torch.autograd.grad(before.sum(), list(flow.parameters()))
+
+    accelerate(flow)
+
+    assert univariates(flow) == [RationalQuadraticSpline] * 3
+    assert list(flow.state_dict()) == list(state)
+    assert all((flow.state_dict()[name] == value).all() for name, value in state.items())
+    after = flow.log_prob(theta, x)
+    # float64, three layers of splines.
+    torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-10)
+    for new, old in zip(
+        torch.autograd.grad(after.sum(), list(flow.parameters())), gradient, strict=True
+    ):
+        torch.testing.assert_close(new, old, rtol=1e-8, atol=1e-8)
+    torch.manual_seed(1)
+    torch.testing.assert_close(
+        flow.sample(torch.Size((30,)), x), samples, rtol=1e-7, atol=1e-7
+    )
+
+
+def test_accelerating_twice_is_accelerating_once():
+    flow, theta, x = build(box(2), 2)
+    before = flow.log_prob(theta[None], x)
+    accelerate(flow)
+    assert (flow.log_prob(theta[None], x) == before).all()
+
+
+@pytest.mark.parametrize("model", ["maf", "mdn", "nsf", "zuko_maf"])
+def test_accelerate_leaves_other_estimators_alone(model):
+    theta, x = torch.randn(100, 2), torch.randn(100, 3)
+    flow = posterior_nn(model, hidden_features=16)(theta, x)
+    description, before = repr(flow), flow.log_prob(theta[None], x)
+    functions = univariates(flow)
+    accelerate(flow)
+    assert repr(flow) == description
+    assert univariates(flow) == functions
+    assert (flow.log_prob(theta[None], x) == before).all()

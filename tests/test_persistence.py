@@ -1,0 +1,291 @@
+"""Saved posteriors come back the same, and bad files are refused with a reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sbi.inference import NPE
+from sbi.inference.posteriors import DirectPosterior, MCMCPosterior
+from sbi.neural_nets import posterior_nn
+from sbi.utils import BoxUniform, MultipleIndependent
+from torch import nn
+from torch.distributions import (
+    Exponential,
+    Gamma,
+    Independent,
+    Laplace,
+    LogNormal,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
+
+from sbi_jeffreys import JeffreysNPE, load, save
+from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.proxy import PairMLP
+from sbi_jeffreys.quiet import QuietTracker
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
+    pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated"),  # nflows
+]
+
+BOX = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
+PRIORS = {
+    "box": BOX,
+    "mvn": MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.3], [0.3, 0.7]])),
+    "independent": Independent(Normal(torch.zeros(2), torch.ones(2)), 1),
+    "lognormal": Independent(LogNormal(torch.zeros(2), 0.3 * torch.ones(2)), 1),
+    "uniform": Independent(Uniform(torch.zeros(2), torch.ones(2)), 1),
+    "multiple": MultipleIndependent(
+        [Gamma(torch.ones(1), torch.ones(1)), Exponential(torch.ones(1))]
+    ),
+    "none": None,
+}
+
+
+def train(prior=BOX, spec=None, x_shape=(3,), **kwargs):
+    torch.manual_seed(0)
+    theta = torch.rand(60, 2) if prior is None else prior.sample((60,))
+    x = theta.sum(1).reshape(-1, *[1] * len(x_shape)) + torch.randn(60, *x_shape)
+    trainer = JeffreysNPE(prior, seed=0, show_progress_bars=False, tracker=QuietTracker(), **kwargs)
+    trainer.append_simulations(theta, x)
+    estimator = trainer.train(max_num_epochs=1)
+    if spec is not None:
+        estimator.spec = spec
+    return DirectPosterior(estimator, BOX if prior is None else prior)
+
+
+def sbi_posterior(name, prior=BOX):
+    torch.manual_seed(0)
+    theta = prior.sample((60,))
+    estimator = posterior_nn(name)(theta, theta + 1.0)
+    return DirectPosterior(estimator, prior)
+
+
+def assert_same(loaded, original, x):
+    """Densities and samples agree to the bit, of the posterior, the flow and the proxy."""
+    theta = original.prior.sample((4,))
+    new, old = loaded.posterior_estimator, original.posterior_estimator
+    condition = x.expand(4, *x.shape[1:])
+    assert torch.equal(new.log_prob(theta[None], condition), old.log_prob(theta[None], condition))
+    if getattr(old, "proxy", None) is not None:
+        points = torch.cat([theta, 1e3 + theta])[None]  # inside of the prior and outside
+        condition = x.expand(8, *x.shape[1:])
+        assert torch.equal(
+            new.proxy.log_prob_unnormalized(points, condition),
+            old.proxy.log_prob_unnormalized(points, condition),
+        )
+        assert torch.equal(new.proxy.base.floor, old.proxy.base.floor)
+    draws = []
+    for posterior in (original, loaded):
+        torch.manual_seed(1)
+        draws.append(posterior.sample((20,), x=x[:1], show_progress_bars=False))
+    assert torch.equal(*draws)
+
+
+NAMED = {"density_estimator": "coupling_nsf", "proxy": "mlp"}
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_round_trip_for_priors(prior, tmp_path):
+    # The proxy's base does not take a MultipleIndependent yet.
+    objective = "ml" if prior == "multiple" else "dual"
+    original = train(PRIORS[prior], NAMED, objective=objective)
+    save(original, tmp_path / "posterior")
+    loaded = load(tmp_path / "posterior")
+    assert_same(loaded, original, torch.ones(1, 3))
+    assert type(loaded.prior) is type(original.prior)
+
+
+@pytest.mark.parametrize("name", ["maf", "nsf", "mdn", "made", "maf_rqs", "zuko_nsf", "zuko_maf"])
+@pytest.mark.parametrize("joint", [False, True], ids=["plain", "joint"])
+def test_round_trip_for_sbi_estimators(name, joint, tmp_path):
+    if joint:
+        original = train(spec=NAMED | {"density_estimator": name}, density_estimator=name)
+        save(original, tmp_path / "posterior")
+    else:
+        original = sbi_posterior(name)
+        save(original, tmp_path / "posterior", density_estimator=name)
+    size = original.posterior_estimator.condition_shape[0]
+    assert_same(load(tmp_path / "posterior"), original, torch.ones(1, size))
+
+
+def test_round_trip_without_proxy_and_with_keyword_arguments(tmp_path):
+    kwargs = {"hidden_features": 16, "num_transforms": 2}
+    original = train(
+        spec={"density_estimator": "coupling_nsf", "density_estimator_kwargs": kwargs},
+        density_estimator=flow_nn(BOX, **kwargs),
+        objective="ml",
+    )
+    original.set_default_x(torch.ones(1, 3))
+    save(original, tmp_path / "posterior")
+    loaded = load(tmp_path / "posterior")
+    assert_same(loaded, original, torch.ones(1, 3))
+    assert torch.equal(loaded.default_x, original.default_x)
+
+
+def test_round_trip_of_what_npe_trains(tmp_path):
+    torch.manual_seed(0)
+    trainer = NPE(BOX, show_progress_bars=False, tracker=QuietTracker())
+    theta = BOX.sample((60,))
+    trainer.append_simulations(theta, theta + 1.0).train(max_num_epochs=1)
+    original = trainer.build_posterior()
+    save(original, tmp_path / "posterior", density_estimator="maf")
+    assert_same(load(tmp_path / "posterior"), original, torch.ones(1, 2))
+
+
+def test_estimator_alone(tmp_path):
+    original = train(spec=NAMED).posterior_estimator
+    save(original, tmp_path / "estimator")
+    loaded = load(tmp_path / "estimator")
+    assert loaded.state_dict().keys() == original.state_dict().keys()
+    assert not loaded.training
+
+
+def embedded(theta, x):
+    return flow_nn(BOX, embedding_net=nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))(theta, x)
+
+
+def wide(theta, context):
+    return PairMLP(theta, context, hidden_features=8)
+
+
+def test_builders_are_taken_again(tmp_path):
+    original = train(x_shape=(3, 4), density_estimator=embedded, proxy=wide)
+    save(original, tmp_path / "posterior")
+    loaded = load(tmp_path / "posterior", build=embedded, build_proxy=wide)
+    assert_same(loaded, original, torch.ones(1, 3, 4))
+    with pytest.raises(ValueError, match="build="):
+        load(tmp_path / "posterior")
+    with pytest.raises(ValueError, match="build_proxy="):
+        load(tmp_path / "posterior", build=embedded)
+    with pytest.raises(ValueError, match="do not fit"):
+        load(tmp_path / "posterior", build=flow_nn(BOX), build_proxy=wide)
+
+
+def test_other_builder_of_the_same_shapes_is_noticed(tmp_path):
+    class Scaled(nn.Linear):
+        def __init__(self, factor):
+            super().__init__(3, 3)
+            self.factor = factor
+
+        def forward(self, x):
+            return self.factor * super().forward(x)
+
+    def build(factor):
+        return lambda theta, x: flow_nn(BOX, embedding_net=Scaled(factor))(theta, x)
+
+    save(train(density_estimator=build(1.0), objective="ml"), tmp_path / "posterior")
+    load(tmp_path / "posterior", build=build(1.0))
+    with pytest.raises(ValueError, match="does not reproduce"):
+        load(tmp_path / "posterior", build=build(5.0))
+
+
+def test_other_priors_are_taken_again(tmp_path):
+    prior = Independent(Laplace(torch.zeros(2), torch.ones(2)), 1)
+    original = train(prior, NAMED)
+    save(original, tmp_path / "posterior")
+    assert_same(load(tmp_path / "posterior", prior=prior), original, torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"class Laplace, .*prior="):
+        load(tmp_path / "posterior")
+
+
+def test_loading_leaves_the_random_numbers_alone(tmp_path):
+    save(train(spec=NAMED), tmp_path / "posterior")
+    before = torch.get_rng_state()
+    load(tmp_path / "posterior")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_file_holds_versions_and_nothing_else_is_left(tmp_path):
+    save(train(spec=NAMED), tmp_path / "posterior")
+    save(train(spec=NAMED), tmp_path / "posterior")
+    assert list(tmp_path.iterdir()) == [tmp_path / "posterior"]
+    with safe_open(tmp_path / "posterior", "pt") as file:
+        metadata = file.metadata()
+    assert set(json.loads(metadata["versions"])) == {"sbi_jeffreys", "sbi", "zuko", "torch"}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "posterior"
+    save(train(spec=NAMED), path)
+    return path.read_bytes()
+
+
+def with_version(version):
+    def write(path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() | {"format_version": version}
+        save_file({"a": torch.zeros(1)}, path, metadata)
+
+    return write
+
+
+def cut(size):
+    return lambda path, content: path.write_bytes(content[:size])
+
+
+BAD_FILES = {
+    "newer major version": (with_version("2.0"), ValueError, "newer than 1"),
+    "version that is none": (with_version("new"), ValueError, "has format new"),
+    "truncated tensors": (cut(-10), ValueError, "truncated"),
+    "truncated header": (cut(100), ValueError, "truncated"),
+    "empty": (cut(0), ValueError, "truncated"),
+    "not safetensors": (
+        lambda path, _: path.write_text("theta,x\n1,2\n"),
+        ValueError,
+        "no file of sbi_jeffreys",
+    ),
+    "another's safetensors": (
+        lambda path, _: save_file({"a": torch.zeros(1)}, path),
+        ValueError,
+        r"not one that sbi_jeffreys.save\(\) wrote",
+    ),
+    "missing": (lambda path, _: None, FileNotFoundError, "no file"),
+    "folder": (lambda path, _: path.mkdir(), FileNotFoundError, "no file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files(case, saved, tmp_path):
+    write, exception, message = BAD_FILES[case]
+    write(tmp_path / "file", saved)
+    with pytest.raises(exception, match=message):
+        load(tmp_path / "file")
+
+
+def mcmc(posterior):
+    return MCMCPosterior(posterior.potential_fn, BOX)
+
+
+BAD_SAVES = {
+    "other posterior": (lambda: mcmc(sbi_posterior("maf")), {}, TypeError, "MCMCPosterior"),
+    "no posterior": (lambda: nn.Linear(2, 2), {}, TypeError, "Linear"),
+    "unknown name": (
+        lambda: sbi_posterior("maf"),
+        {"density_estimator": "fam"},
+        ValueError,
+        "Unknown density_estimator 'fam'",
+    ),
+    "wrong name": (
+        lambda: sbi_posterior("maf"),
+        {"density_estimator": "nsf"},
+        ValueError,
+        "do not fit",
+    ),
+    "no folder": (lambda: sbi_posterior("mdn"), {}, FileNotFoundError, "nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SAVES)
+def test_bad_saves(case, tmp_path):
+    make, kwargs, exception, message = BAD_SAVES[case]
+    with pytest.raises(exception, match=message):
+        save(make(), tmp_path / "nowhere" / "posterior", **kwargs)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,207 @@
+"""The soft walls: a bijection onto the whole space that leaves the inside alone."""
+
+import pytest
+import torch
+from sbi.inference.trainers.npe import NPE_C
+from sbi.utils import BoxUniform, MultipleIndependent
+from torch.distributions import (
+    Beta,
+    Dirichlet,
+    Distribution,
+    Exponential,
+    Gamma,
+    Independent,
+    LogNormal,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
+
+from sbi_jeffreys.walls import SoftWalls, support_bounds
+
+INF = torch.inf
+BOUNDS = [
+    pytest.param(-1.0, 2.0, id="both"),
+    pytest.param(-1.0, INF, id="only low"),
+    pytest.param(-INF, 2.0, id="only high"),
+    pytest.param(-INF, INF, id="none"),
+]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def walls(low, high, thickness=0.1, dtype=torch.float64):
+    return SoftWalls(*(torch.tensor([v], dtype=dtype) for v in (low, high, thickness)))
+
+
+def inside(low, high, num=500):
+    """Points from a thousandth of a thickness away from the bounds to the middle."""
+    near = torch.logspace(-4, 0, num, dtype=torch.float64)
+    points = [torch.linspace(-0.9, 1.9, num, dtype=torch.float64)]
+    points += [low + near] if low > -INF else [torch.linspace(-100, 0, num, dtype=torch.float64)]
+    points += [high - near] if high < INF else [torch.linspace(0, 100, num, dtype=torch.float64)]
+    return torch.cat(points)[:, None]
+
+
+@pytest.mark.parametrize(("low", "high"), BOUNDS)
+def test_inverse(low, high):
+    transform = walls(low, high)
+    theta = inside(low, high)
+    u = transform(theta)
+    assert u.isfinite().all()
+    # torch's softplus is linear from 20 on: an error of e^-20 thicknesses.
+    torch.testing.assert_close(transform.inv(u), theta, rtol=0, atol=3e-10)
+    # At most 10 thicknesses past a bound: these e^-20 are e^-10 of the depth there.
+    u = torch.linspace(-2, 3, 300, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(transform(transform.inv(u)), u, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("low", "high"), BOUNDS)
+def test_log_slope_is_that_of_autograd(low, high):
+    transform = walls(low, high)
+    theta = inside(low, high).requires_grad_()
+    u, ladj = transform.call_and_ladj(theta)
+    slope = torch.autograd.grad(u.sum(), theta)[0]
+    assert (slope > 0).all()
+    # Relative rounding of a slope of up to 1e3.
+    torch.testing.assert_close(ladj, slope.log(), rtol=1e-9, atol=1e-11)
+    assert (transform.log_abs_det_jacobian(theta, u) == ladj).all()
+    assert (transform(theta) == u).all()
+
+
+@pytest.mark.parametrize(("low", "high"), BOUNDS)
+def test_monotone(low, high):
+    theta = inside(low, high).sort(dim=0).values.unique(dim=0)
+    assert (walls(low, high)(theta).diff(dim=0) > 0).all()
+
+
+@pytest.mark.parametrize(("low", "high"), BOUNDS)
+def test_far_inside_it_is_the_identity(low, high):
+    theta = torch.linspace(0.0, 1.0, 20, dtype=torch.float64)[:, None]
+    u, ladj = walls(low, high, thickness=0.02).call_and_ladj(theta)
+    # 50 thicknesses from the nearest bound: e^-50 is 2e-22.
+    torch.testing.assert_close(u, theta, rtol=0, atol=1e-15)
+    torch.testing.assert_close(ladj, torch.zeros_like(ladj), rtol=0, atol=1e-15)
+
+
+def test_without_bounds_it_is_the_identity_everywhere():
+    theta = 1e3 * torch.randn(100, 1, dtype=torch.float64)
+    transform = walls(-INF, INF)
+    u, ladj = transform.call_and_ladj(theta)
+    assert (u == theta).all()
+    assert (ladj == 0).all()
+    assert (transform.inv(theta) == theta).all()
+
+
+@pytest.mark.parametrize(("low", "high"), BOUNDS)
+def test_outside_the_density_is_zero(low, high):
+    outside = [v for v in (low - 1e3, low - 1e-3, low, high, high + 1e-3, high + 1e3)
+               if abs(v) < INF]
+    theta = torch.tensor(outside, dtype=torch.float64).reshape(-1, 1)
+    u, ladj = walls(low, high).call_and_ladj(theta)
+    assert (ladj == -INF).all()
+    # A finite u, so that the density is zero and not NaN.
+    assert u.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 1e4])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (-1.0, 2.0), (-1.0, INF), (-INF, 2.0), (0.0, INF), (0.0, 1.0),
+        (1000.0, 1001.0), (1e-4, 2e-4), (-5e5, -4.9e5),
+    ],
+)  # fmt: skip
+def test_draws_stay_strictly_inside_in_float32(low, high, scale):
+    width = high - low if high - low < INF else 1.0
+    transform = walls(low, high, thickness=0.05 * width, dtype=torch.float32)
+    u = torch.tensor([max(low, -1e6) if low > -INF else high]) + scale * width * torch.randn(20_000)
+    theta = transform.inv(u[:, None])
+    assert theta.dtype == torch.float32
+    assert theta.isfinite().all()
+    assert (theta > transform.low).all()
+    assert (theta < transform.high).all()
+    # They have a density, too.
+    back, ladj = transform.call_and_ladj(theta)
+    assert back.isfinite().all()
+    assert ladj.isfinite().all()
+
+
+def test_every_entry_has_its_own_walls():
+    low = torch.tensor([0.0, 0.0, -INF, -INF], dtype=torch.float64)
+    high = torch.tensor([1.0, INF, 1.0, INF], dtype=torch.float64)
+    thickness = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    theta = torch.rand(10, 4, dtype=torch.float64)
+    u, ladj = SoftWalls(low, high, thickness).call_and_ladj(theta)
+    for i in range(4):
+        alone = walls(low[i].item(), high[i].item(), thickness[i].item())
+        expected = alone.call_and_ladj(theta[:, i : i + 1])
+        torch.testing.assert_close(u[:, i : i + 1], expected[0])
+        torch.testing.assert_close(ladj[:, i : i + 1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("prior", "low", "high"),
+    [
+        (None, [-INF] * 2, [INF] * 2),
+        (BoxUniform(torch.tensor([-1.0, 0.0]), torch.tensor([2.0, 5.0])), [-1, 0], [2, 5]),
+        (MultivariateNormal(torch.zeros(2), torch.eye(2)), [-INF] * 2, [INF] * 2),
+        (Independent(Normal(torch.zeros(2), 1.0), 1), [-INF] * 2, [INF] * 2),
+        (Independent(LogNormal(torch.zeros(2), 1.0), 1), [0, 0], [INF] * 2),
+        (Independent(Uniform(torch.zeros(3), torch.ones(3)), 1), [0] * 3, [1] * 3),
+        (
+            MultipleIndependent(
+                [
+                    Uniform(-torch.ones(1), torch.ones(1)),
+                    MultivariateNormal(torch.zeros(2), torch.eye(2)),
+                    Gamma(torch.ones(1), torch.ones(1)),
+                    Beta(torch.ones(1), torch.ones(1)),
+                ]
+            ),
+            [-1, -INF, -INF, 0, 0],
+            [1, INF, INF, INF, 1],
+        ),
+        (MultipleIndependent([Exponential(torch.ones(1)), LogNormal(torch.zeros(1), 1.0)]),
+         [0, 0], [INF] * 2),
+        # A simplex is no product of intervals.
+        (Dirichlet(torch.ones(3)), [-INF] * 3, [INF] * 3),
+    ],
+)  # fmt: skip
+def test_support_bounds(prior, low, high):
+    found = support_bounds(prior, len(low))
+    for bounds, expected in zip(found, (low, high), strict=True):
+        assert bounds.dtype == torch.float32
+        assert bounds.tolist() == expected
+
+
+class WithoutSupport(Distribution):
+    """Knows its density, not its support."""
+
+    arg_constraints: dict = {}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__(event_shape=torch.Size([2]), validate_args=False)
+
+
+def test_support_bounds_of_a_prior_that_does_not_say():
+    low, high = support_bounds(WithoutSupport(), 2)
+    assert (low == -INF).all()
+    assert (high == INF).all()
+
+
+def test_support_bounds_of_the_prior_that_sbi_has_processed():
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    processed = NPE_C(prior)._prior
+    low, high = support_bounds(processed, 2)
+    assert low.tolist() == [-1, -1]
+    assert high.tolist() == [1, 1]
+
+
+def test_support_bounds_own_their_memory():
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    low, _ = support_bounds(prior, 2)
+    low.fill_(-9.0)
+    assert support_bounds(prior, 2)[0].tolist() == [-1, -1]
