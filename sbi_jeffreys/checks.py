@@ -11,18 +11,46 @@ from sbi.utils.user_input_checks import process_prior
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["check_positive", "check_prior", "check_simulations", "warn_outside_prior"]
+__all__ = [
+    "check_held_out",
+    "check_not_negative",
+    "check_positive",
+    "check_prior",
+    "check_simulations",
+    "fraction_outside_prior",
+    "warn_outside_prior",
+]
 
 
-def check_positive(**values: float | None) -> None:
-    """Refuse hyper-parameters that are not positive; ``None`` passes.
+def check_positive(**values: float) -> None:
+    """Refuse hyper-parameters that are not positive and finite.
 
     Raises:
-        ValueError: With the name and the value of the first that is not.
+        TypeError: With the name and the value of the first that is no number.
+        ValueError: With the name and the value of the first that is not positive.
     """
     for name, value in values.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
+        if not (_is_finite(name, value) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value!r}.")
+
+
+def check_not_negative(**values: float) -> None:
+    """Refuse hyper-parameters that are negative or not finite.
+
+    Raises:
+        TypeError: With the name and the value of the first that is no number.
+        ValueError: With the name and the value of the first that is negative.
+    """
+    for name, value in values.items():
+        if not (_is_finite(name, value) and value >= 0):
+            raise ValueError(f"{name} must not be negative, got {value!r}.")
+
+
+def _is_finite(name: str, value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a number, got {value!r}.") from error
 
 
 def check_prior(prior: Any) -> Distribution | None:
@@ -39,6 +67,12 @@ def check_prior(prior: Any) -> Distribution | None:
             f"prior must be a torch distribution, got {type(prior).__name__}. Wrap other priors "
             "with sbi.utils.process_prior, or pass prior=None."
         )
+    with torch.random.fork_rng(devices=[]):
+        # Looking at the prior must not move the user's random numbers.
+        return _check_distribution(prior)
+
+
+def _check_distribution(prior: Distribution) -> Distribution:
     sample = prior.sample()
     if sample.dim() == 0:
         raise ValueError(
@@ -67,13 +101,16 @@ def _as_float(name: str, values: Any) -> Tensor:
     return values.to(torch.float32)
 
 
-def check_simulations(theta: Any, x: Any, prior: Distribution | None) -> tuple[Tensor, Tensor]:
+def check_simulations(
+    theta: Any, x: Any, prior: Distribution | None, event_shape: torch.Size | None = None
+) -> tuple[Tensor, Tensor]:
     """Return simulations as float32 tensors.
 
     Args:
         theta: Parameters, (n, d).
         x: Data, (n, *event).
         prior: Prior, for d, or None.
+        event_shape: Shape of one x, if earlier simulations have fixed it.
 
     Raises:
         TypeError: If they are no arrays of real numbers.
@@ -93,8 +130,14 @@ def check_simulations(theta: Any, x: Any, prior: Distribution | None) -> tuple[T
         raise ValueError(
             f"No simulations: theta has shape {tuple(theta.shape)} and x {tuple(x.shape)}."
         )
+    if event_shape is not None and x.shape[1:] != event_shape:
+        raise ValueError(
+            f"One x has shape {tuple(x.shape[1:])}, in earlier simulations {tuple(event_shape)}: "
+            "the data of all simulations must have one shape."
+        )
     if prior is not None and not isinstance(prior, ImproperEmpirical):
-        dim = prior.sample().numel()
+        with torch.random.fork_rng(devices=[]):
+            dim = prior.sample().numel()
         if theta.shape[1] != dim:
             raise ValueError(
                 f"theta has {theta.shape[1]} parameters, the prior has {dim}; pass the parameters "
@@ -117,11 +160,35 @@ def check_simulations(theta: Any, x: Any, prior: Distribution | None) -> tuple[T
     return theta, x
 
 
+def check_held_out(
+    data: Any, prior: Distribution | None, event_shape: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """Return held-out simulations as float32 tensors.
+
+    Raises:
+        TypeError, ValueError: As :func:`check_simulations`; and if x holds NaN or inf.
+    """
+    if not (isinstance(data, (tuple, list)) and len(data) == 2):
+        raise TypeError(f"validation_data must be (theta, x), got {type(data).__name__}.")
+    theta, x = check_simulations(*data, prior, event_shape)
+    invalid = int((~x.flatten(1).isfinite().all(dim=1)).sum())
+    if invalid:
+        raise ValueError(
+            f"x of validation_data holds NaN or inf in {invalid} of {len(x)} rows; remove them."
+        )
+    return theta, x
+
+
+def fraction_outside_prior(theta: Tensor, prior: Distribution | None) -> float:
+    """Return the fraction of the parameters, shape (n, d), outside of the prior's support."""
+    if prior is None or isinstance(prior, ImproperEmpirical):
+        return 0.0
+    return 1 - within_support(prior, theta).float().mean().item()
+
+
 def warn_outside_prior(theta: Tensor, prior: Distribution | None) -> None:
     """Warn, with the fraction, if parameters lie outside of the prior's support."""
-    if prior is None or isinstance(prior, ImproperEmpirical):
-        return
-    outside = 1 - within_support(prior, theta).float().mean().item()
+    outside = fraction_outside_prior(theta, prior)
     if outside > 0:
         warnings.warn(
             f"{outside:.1%} of theta lie outside of the prior's support. They are kept, and the "

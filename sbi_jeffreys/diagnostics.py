@@ -24,13 +24,12 @@ __all__ = ["ProxyDiagnostics", "diagnose_proxy"]
 class ProxyDiagnostics(NamedTuple):
     """Per-x numbers, each of shape (B,), nats unless stated.
 
-    ``nll`` is the negative log density of the proxy at the data, ``nll_flow`` that of the flow,
-    ``log_partition`` the proxy's log Z, ``reverse_kl`` KL(flow || proxy),
+    ``nll`` is the negative log density of the proxy at the data, ``log_partition`` its log Z,
+    ``reverse_kl`` KL(flow || proxy),
     ``effective_sample_size`` that of flow samples reweighted to the proxy, as a fraction.
     """
 
     nll: Tensor
-    nll_flow: Tensor
     log_partition: Tensor
     reverse_kl: Tensor
     effective_sample_size: Tensor
@@ -75,7 +74,6 @@ def diagnose_proxy(
     soft = log_proxy[own].clamp_min(float(base.floor) - 100.0)
     return ProxyDiagnostics(
         nll=log_z - log_data,
-        nll_flow=-estimator.log_prob_embedded(theta.unsqueeze(0), context)[0],
         log_partition=log_z,
         reverse_kl=reverse_kl(log_flow[own], soft, log_z),
         effective_sample_size=effective_sample_size(log_proxy[own] - log_flow[own]),

@@ -25,10 +25,6 @@ The price decides what can happen:
 - Huber, quadratic up to the slope ``bound`` and linear from there: Lipschitz, so that no
   divergence, however large, can outweigh the others by more than ``bound``.
 
-A price may be stiffened while training goes on (:meth:`Cost.stiffened`). The trainer does so for
-:math:`D_2`: how dearly flow and proxy pay for disagreeing follows from which of the two explains
-held-out data better, a comparison in which the entropy cancels.
-
 References:
     | Adaptive Symmetrization of the KL Divergence (Ben-Dov and Chamon, 2025), arXiv 2511.11159
     | Resilient Constrained Learning (Hounie, Ribeiro and Chamon, 2023),
@@ -36,7 +32,7 @@ References:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -85,9 +81,6 @@ class Cost(Protocol):
     def project(self, multiplier: Tensor) -> Tensor:
         """Return the nearest slope that h can have."""
 
-    def stiffened(self, factor: float) -> "Cost":
-        """Return the price with its curvature multiplied; a linear one has none."""
-
 
 def _positive(name: str, value: float) -> None:
     if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
@@ -120,10 +113,6 @@ class LinearCost:
         """Return the only slope there is."""
         return torch.full_like(multiplier, self.rate)
 
-    def stiffened(self, factor: float) -> "LinearCost":
-        """Return the same price."""
-        return self
-
 
 @dataclass(frozen=True)
 class QuadraticCost:
@@ -155,16 +144,12 @@ class QuadraticCost:
         """Return the nearest slope of h on u >= 0."""
         return multiplier.clamp_min(0.0)
 
-    def stiffened(self, factor: float) -> "QuadraticCost":
-        """Return the price with its curvature multiplied."""
-        return replace(self, stiffness=self.stiffness * factor)
-
 
 @dataclass(frozen=True)
 class HuberCost:
     r"""Price :math:`\frac{\alpha}{2} u^2` up to the slope ``bound``, then linear: Lipschitz."""
 
-    stiffness: float = 5.0
+    stiffness: float = 8.0
     bound: float = 3.0
 
     def __post_init__(self) -> None:
@@ -196,10 +181,6 @@ class HuberCost:
         """Return the nearest slope of h on u >= 0."""
         return multiplier.clamp(0.0, self.bound)
 
-    def stiffened(self, factor: float) -> "HuberCost":
-        """Return the price with its curvature multiplied, under the same bound."""
-        return replace(self, stiffness=self.stiffness * factor)
-
 
 class Weighting(Protocol):
     """What sets the weights of the divergences: a dual, or constants."""
@@ -207,9 +188,7 @@ class Weighting(Protocol):
     def init(self) -> DualState:
         """Return the state to start from."""
 
-    def step(
-        self, state: DualState, divergences: Tensor, stiffening: Sequence[float] | None = None
-    ) -> DualState:
+    def step(self, state: DualState, divergences: Tensor) -> DualState:
         """Return the state after seeing the divergences, shape (3,)."""
 
 
@@ -250,15 +229,12 @@ class ResilientDual:
         multipliers = torch.as_tensor(initial, dtype=torch.float64)
         return _stationary(self.costs, multipliers, torch.zeros_like(multipliers))
 
-    def step(
-        self, state: DualState, divergences: Tensor, stiffening: Sequence[float] | None = None
-    ) -> DualState:
+    def step(self, state: DualState, divergences: Tensor) -> DualState:
         """Ascend once.
 
         Args:
             state: Multipliers and slacks.
             divergences: Estimates of the constrained quantities, nats, shape (3,).
-            stiffening: Factor on the curvature of each price; one each when not given.
 
         Returns:
             The next state. Divergences that are not finite leave their multiplier as it is.
@@ -266,14 +242,11 @@ class ResilientDual:
         # The dual variables are numbers to the models: no gradient may reach them.
         divergences = divergences.detach().to("cpu", torch.float64)
         divergences = torch.where(divergences.isfinite(), divergences, state.slacks)
-        costs: Sequence[Cost] = self.costs
-        if stiffening is not None:
-            costs = [c.stiffened(f) for c, f in zip(costs, stiffening, strict=True)]
-        # Slacks belong to the prices as they are now, which may have been stiffened since.
-        _, slacks = _stationary(costs, state.multipliers, divergences)
-        rates = self.rate * torch.tensor([c.curvature for c in costs], dtype=torch.float64)
+        # A slack that its multiplier leaves open (a linear price) is wherever the divergence is.
+        _, slacks = _stationary(self.costs, state.multipliers, divergences)
+        rates = self.rate * torch.tensor([c.curvature for c in self.costs], dtype=torch.float64)
         ascended = state.multipliers + rates * (divergences - slacks)
-        return _stationary(costs, ascended, divergences)
+        return _stationary(self.costs, ascended, divergences)
 
 
 def _stationary(costs: Sequence[Cost], multipliers: Tensor, divergences: Tensor) -> DualState:
@@ -304,9 +277,7 @@ class FixedWeights:
         weights = torch.as_tensor(list(self.weights), dtype=torch.float64)
         return DualState(weights, torch.full_like(weights, float("nan")))
 
-    def step(
-        self, state: DualState, divergences: Tensor, stiffening: Sequence[float] | None = None
-    ) -> DualState:
+    def step(self, state: DualState, divergences: Tensor) -> DualState:
         """Return the state as it is."""
         return state
 
@@ -315,7 +286,7 @@ def _objectives() -> dict[str, Weighting]:
     data = LinearCost()
     quadratic = QuadraticCost()
     return {
-        "dual": ResilientDual((data, HuberCost(), data)),
+        "dual": ResilientDual((data, HuberCost(), data), initial=(1.0, 3.0, 1.0)),
         "dual_quadratic": ResilientDual((quadratic, quadratic, quadratic)),
         "fixed": FixedWeights((1.0, 1.0, 1.0)),
         "ml": FixedWeights((1.0, 0.0, 0.0)),

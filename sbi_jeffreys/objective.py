@@ -43,7 +43,7 @@ class Draws:
 
     flow: int = 4
     base: int = 8
-    fraction: float = 0.25
+    fraction: float = 0.5
     jitter: float = 0.3
     gauge: float = 0.1
 

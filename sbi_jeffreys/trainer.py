@@ -5,6 +5,8 @@ The objective lives in :mod:`sbi_jeffreys.objective`, the multipliers move in
 """
 
 import contextlib
+import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,7 +24,15 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from .checks import check_positive, check_prior, check_simulations, warn_outside_prior
+from .checks import (
+    check_held_out,
+    check_not_negative,
+    check_positive,
+    check_prior,
+    check_simulations,
+    fraction_outside_prior,
+    warn_outside_prior,
+)
 from .duals import FixedWeights, Weighting, weighting
 from .estimator import JeffreysEstimator
 from .flows import accelerate, flow_nn
@@ -110,17 +120,19 @@ class JeffreysNPE(NPE_C):
     ) -> None:
         prior = check_prior(prior)
         check_positive(proxy_learning_rate=proxy_learning_rate)
-        if not proxy_weight_decay >= 0:
-            raise ValueError(f"proxy_weight_decay must not be negative, got {proxy_weight_decay}.")
-        super().__init__(
-            prior=prior,
-            density_estimator=_flow_builder(density_estimator, prior),
-            device=device,
-            logging_level=logging_level,
-            summary_writer=summary_writer,
-            tracker=tracker,
-            show_progress_bars=show_progress_bars,
-        )
+        check_not_negative(proxy_weight_decay=proxy_weight_decay)
+        with torch.random.fork_rng(devices=[]):
+            # sbi draws from the prior to look at it; the user's random numbers stay theirs.
+            super().__init__(
+                prior=prior,
+                density_estimator=_flow_builder(density_estimator, prior),
+                device=device,
+                logging_level=logging_level,
+                summary_writer=summary_writer,
+                tracker=tracker,
+                show_progress_bars=show_progress_bars,
+            )
+        self._default_flow = density_estimator == _DEFAULT_FLOW
         self._build_proxy = _proxy_builder(proxy)
         self._weighting = weighting(objective)
         self._draws = draws if draws is not None else Draws()
@@ -132,6 +144,7 @@ class JeffreysNPE(NPE_C):
         self._generator_state: Tensor | None = None
         self._validation_data: tuple[Tensor, Tensor] | None = None
         self._training: Training | None = None
+        self._last_weights: dict[str, Tensor] | None = None
         self._summary = new_record()
 
     def append_simulations(
@@ -154,7 +167,7 @@ class JeffreysNPE(NPE_C):
         Raises:
             TypeError, ValueError: See :func:`sbi_jeffreys.checks.check_simulations`.
         """
-        theta, x = check_simulations(theta, x, self._prior)
+        theta, x = check_simulations(theta, x, self._prior, self._event_shape)
         if proposal is None:
             warn_outside_prior(theta, self._prior)
         super().append_simulations(theta, x, proposal, exclude_invalid_x, data_device)
@@ -221,12 +234,18 @@ class JeffreysNPE(NPE_C):
             learning_rate=learning_rate,
             stop_after_epochs=stop_after_epochs,
             max_num_epochs=max_num_epochs,
-            clip_max_norm=clip_max_norm,
         )
+        if clip_max_norm is not None:
+            check_positive(clip_max_norm=clip_max_norm)
         if not 0 < validation_fraction < 1:
             raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}.")
         if validation_data is not None:
-            self._validation_data = check_simulations(*validation_data, self._prior)
+            if dataloader_kwargs is not None:
+                raise ValueError(
+                    "validation_data and dataloader_kwargs cannot be combined: torch's loaders "
+                    "split the stored simulations. Leave one of them out."
+                )
+            self._validation_data = check_held_out(validation_data, self._prior, self._event_shape)
         elif not resume_training:
             self._validation_data = None
         self._num_atoms = num_atoms
@@ -251,6 +270,11 @@ class JeffreysNPE(NPE_C):
                 dataloader_kwargs=dataloader_kwargs,
             )
 
+    @property
+    def _event_shape(self) -> torch.Size | None:
+        """Shape of one x, once simulations are there."""
+        return self._x_roundwise[0].shape[1:] if self._x_roundwise else None
+
     @contextlib.contextmanager
     def _seeded(self, resume: bool) -> Iterator[None]:
         """Run under the trainer's own seed, and leave torch's global generator as it was."""
@@ -259,7 +283,7 @@ class JeffreysNPE(NPE_C):
             return
         devices = [] if self._device == "cpu" else [self._device]
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self._seed + self._round)
+            torch.manual_seed(self._seed + max(self._data_round_index))
             if resume and self._generator_state is not None:
                 torch.set_rng_state(self._generator_state)
             try:
@@ -280,6 +304,16 @@ class JeffreysNPE(NPE_C):
         Raises:
             ValueError: If too few simulations are there to train and to validate.
         """
+        theta, x, masks = self.get_simulations(starting_round)
+        held_out = self._validation_data
+        num_train = len(theta)
+        if held_out is None:
+            num_train = int((1 - validation_fraction) * len(theta))
+        if num_train < 2 or (held_out is None and num_train == len(theta)):
+            raise ValueError(
+                f"{len(theta)} simulations are too few: {num_train} to train on and "
+                f"{len(theta) - num_train} to validate; append more, or pass validation_data."
+            )
         if dataloader_kwargs is not None:
             loaders = super().get_dataloaders(
                 starting_round,
@@ -288,20 +322,16 @@ class JeffreysNPE(NPE_C):
                 resume_training,
                 dataloader_kwargs,
             )
+            if min(len(loader) for loader in loaders) == 0:
+                raise ValueError(
+                    f"dataloader_kwargs {dataloader_kwargs} leave no batch of {num_train} "
+                    f"simulations to train on and {len(theta) - num_train} to validate; lower "
+                    "batch_size, or pass drop_last=False."
+                )
             return LoaderData(loaders[0]), LoaderData(loaders[1])
-        theta, x, masks = self.get_simulations(starting_round)
-        held_out = self._validation_data
         if not resume_training:
-            num_train = len(theta)
-            if held_out is None:
-                num_train = int((1 - validation_fraction) * len(theta))
             order = torch.randperm(len(theta))
             self.train_indices, self.val_indices = order[:num_train], order[num_train:]
-            if num_train < 2 or (held_out is None and len(self.val_indices) == 0):
-                raise ValueError(
-                    f"{len(theta)} simulations are too few: {num_train} to train on and "
-                    f"{len(theta) - num_train} to validate; append more, or pass validation_data."
-                )
         train = Data(theta, x, masks, self.train_indices)
         if held_out is None:
             return train, Data(theta, x, masks, self.val_indices)
@@ -311,6 +341,9 @@ class JeffreysNPE(NPE_C):
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
         """Build the flow as sbi does, then join it with a proxy."""
         fresh = self._neural_net is None or retrain_from_scratch
+        if fresh and self._default_flow and self._outside_prior(start_idx):
+            # Behind walls, held-out parameters beyond the others would have no density at all.
+            self._build_neural_net = flow_nn()
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
         if not fresh:
             return
@@ -327,6 +360,13 @@ class JeffreysNPE(NPE_C):
             build_proxy=self._build_proxy,
         )
 
+    def _outside_prior(self, start_idx: int) -> bool:
+        """Whether parameters to train on or to validate lie outside of the prior's support."""
+        thetas = [self.get_simulations(start_idx)[0]]
+        if self._validation_data is not None:
+            thetas.append(self._validation_data[0].to(thetas[0]))
+        return fraction_outside_prior(torch.cat(thetas), self._prior) > 0
+
     def _run_training_loop(
         self,
         train_loader: Any,
@@ -339,15 +379,25 @@ class JeffreysNPE(NPE_C):
         training = self._prepare(train_config, loss_args)
         first = training.epoch
         bar = tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch")
+        diverged = False
         try:
             training.start(val_loader)
+            if not training.best_weights:
+                raise ValueError(
+                    "The held-out loss is not finite before the first epoch; look for NaN and inf "
+                    "in x (exclude_invalid_x=True removes them), and for theta outside the prior."
+                )
             while training.epoch - first < train_config.max_num_epochs and not training.converged:
                 epoch = training.advance(train_loader, val_loader)
                 append_epoch(self._summary, epoch)
                 self._tracker.log_metrics(epoch, step=len(self._summary["training_loss"]) - 1)
                 bar.set_postfix(_postfix(epoch))
                 bar.update()
-        except TrainingDiverged as error:
+        except (RuntimeError, ValueError, AssertionError) as error:
+            diverged = isinstance(error, TrainingDiverged) or not _is_finite(training.estimator)
+            if not diverged or not training.best_weights:
+                raise
+            # Some estimators refuse NaN themselves, before the loop sees it.
             warnings.warn(
                 f"Training diverged in epoch {training.epoch + 1}: {error} The weights of the best "
                 f"epoch (held-out loss {training.best_loss:.3f}) are kept. Lower learning_rate "
@@ -358,6 +408,7 @@ class JeffreysNPE(NPE_C):
         finally:
             # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
             bar.close()
+            self._last_weights = None if diverged else _copy_of_weights(training.estimator)
             self._finish(training, first, train_config.show_train_summary)
         return training.estimator
 
@@ -373,11 +424,11 @@ class JeffreysNPE(NPE_C):
             device=self._device,
             **self._proxy_settings,
         )
-        if config.resume_training and self._training is not None:
-            self._training.settings = settings
-            self._training.epochs_since_best = 0
-            return self._training
         atomic = self._round > 0 and not loss_args.force_first_round_loss
+        if atomic:
+            self._check_atomic(config.training_batch_size)
+        if config.resume_training and self._training is not None:
+            return self._resume(settings, loss_args, atomic)
         self._training = Training(
             estimator,
             self._weighting,
@@ -388,9 +439,45 @@ class JeffreysNPE(NPE_C):
         )
         return self._training
 
+    def _resume(self, settings: Settings, loss_args: Any, atomic: bool) -> Training:
+        """Return the last training, where it stopped."""
+        assert self._training is not None
+        training = self._training
+        if self._last_weights is None:
+            # It diverged: go on from the best weights, with new optimizers and multipliers.
+            training = dataclasses.replace(training, settings=settings)
+        else:
+            training.estimator.load_state_dict(self._last_weights)
+        training.settings = settings
+        training.kernel = loss_args.calibration_kernel
+        training.forward_loss = self._atomic_loss if atomic else None
+        training.epochs_since_best = 0
+        self._training = training
+        return training
+
+    def _check_atomic(self, batch_size: int) -> None:
+        """Refuse what leaves the atomic loss nothing to contrast a parameter with."""
+        held_out = self._validation_data
+        num_held_out = len(self.val_indices) if held_out is None else len(held_out[0])
+        if batch_size < 2 or num_held_out < 2:
+            raise ValueError(
+                f"The atomic loss of later rounds contrasts the parameters of a batch: it needs "
+                f"at least 2, got training_batch_size={batch_size} and {num_held_out} held-out "
+                "simulations. Append more simulations, or raise training_batch_size."
+            )
+
     def _atomic_loss(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
         """Return sbi's loss for parameters that come from a proposal, shape (B,)."""
         return -self._log_prob_proposal_posterior_atomic(theta, x, masks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled; sbi warns of what is lost, builders among it."""
+        state = super().__getstate__() | {"_build_proxy": None}
+        if self._training is not None:
+            # Functions need not be picklable; resuming sets these two anew.
+            state["_training"] = copy.copy(self._training)
+            state["_training"].kernel, state["_training"].forward_loss = _ones, None
+        return state
 
     def _finish(self, training: Training, first: int, show_summary: bool) -> None:
         """Put the best weights back and close the books of this call."""
@@ -413,12 +500,25 @@ def _postfix(epoch: Mapping[str, float]) -> dict[str, str]:
     return shown | {"multipliers": " ".join(f"{m:.2f}" for m in multipliers)}
 
 
+def _is_finite(module: torch.nn.Module) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
+
+
+def _copy_of_weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
 def _is_maximum_likelihood(weights: Weighting) -> bool:
     return isinstance(weights, FixedWeights) and weights.weights[1] == weights.weights[2] == 0
 
 
 def _flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
     if not isinstance(density_estimator, str):
+        if not callable(density_estimator) or isinstance(density_estimator, torch.nn.Module):
+            raise TypeError(
+                "density_estimator must be a name or a function of (theta, x) that builds an "
+                f"estimator, got {type(density_estimator).__name__}."
+            )
         return density_estimator
     if density_estimator == _DEFAULT_FLOW:
         return flow_nn(None if isinstance(prior, ImproperEmpirical) else prior)

@@ -5,9 +5,9 @@ lets the weighting move the multipliers. Early stopping looks at the flow's held
 which is the same quantity from the first epoch to the last; the Lagrangian is not, since it moves
 with its multipliers.
 
-How stiff the price of :math:`D_2` is follows the evidence: by how many nats the proxy explains
-held-out data better than the flow, :math:`D_1 - D_3`, in which H cancels. A proxy that is ahead
-pulls the flow along; one that lags behind lets it go.
+What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
+averaging): at a constant learning rate the weights themselves wander about, and a held-out curve
+that does so too stops a run too early.
 
 The entropy H in :math:`D_1` and :math:`D_3` is unknown. With linear prices for these two (the
 default) it drops out of the problem. Where a price is curved, H is taken to be the lowest held-out
@@ -15,6 +15,7 @@ cross-entropy that either model has reached, less a margin, and :math:`D_1` and 
 held-out ones: they stay above the margin, so that the data terms never die.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -35,9 +36,8 @@ __all__ = ["Data", "LoaderData", "Settings", "Training", "TrainingDiverged"]
 _ENTROPY_MARGIN = 0.1
 # Held-out x on which the proxy is looked at after every epoch, and the draws for each.
 _PROXY_ROWS, _PROXY_DRAWS = 32, 32
-# The stiffness of the price of D2 is multiplied by exp(rate * evidence), within these factors;
-# the evidence is a running mean over epochs, since each looks at few rows.
-_EVIDENCE_RATE, _EVIDENCE_FACTORS, _EVIDENCE_MEMORY = 3.0, (0.1, 10.0), 0.8
+# Share of the newest weights in the running mean: it looks back over some 50 steps.
+_AVERAGING = 0.02
 # Rows evaluated at once on held-out data: enough to be fast, few enough for any memory.
 _CHUNK = 8192
 
@@ -62,9 +62,10 @@ class Data(NamedTuple):
             rows = rows.to(self.theta.device)
             yield tuple(t[rows].to(device) for t in (self.theta, self.x, self.masks))
 
-    def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
-        """Return (theta, x) of the first rows."""
-        rows = self.rows[:num].to(self.theta.device)
+    def some(self, num: int, turn: int, device: str) -> tuple[Tensor, Tensor]:
+        """Return (theta, x) of a few rows; successive turns go through all of them."""
+        turns = max(1, len(self.rows) // num)
+        rows = self.rows.tensor_split(turns)[turn % turns][:num].to(self.theta.device)
         return self.theta[rows].to(device), self.x[rows].to(device)
 
 
@@ -78,8 +79,8 @@ class LoaderData(NamedTuple):
         for batch in self.loader:
             yield tuple(t.to(device) for t in batch)
 
-    def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
-        """Return (theta, x) of the first batch."""
+    def some(self, num: int, turn: int, device: str) -> tuple[Tensor, Tensor]:
+        """Return (theta, x) of a few rows, in the loader's order."""
         theta, x, *_ = next(iter(self.loader))
         return theta[:num].to(device), x[:num].to(device)
 
@@ -125,13 +126,15 @@ class Training:
     best_loss: float = float("inf")
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     entropy: float = float("inf")
-    evidence: float = 0.0
+    steps: int = 0
     dual: DualState = field(init=False)
     optimizers: list[torch.optim.Optimizer] = field(init=False)
 
     def __post_init__(self) -> None:
         self.dual = self.weighting.init()
         self._held_out = torch.zeros(2, dtype=torch.float64)
+        self._parameters = list(self.estimator.parameters())
+        self._averages = [p.detach().clone() for p in self._parameters]
         s = self.settings
         proxy = self.estimator.proxy
         self.optimizers = [
@@ -193,17 +196,16 @@ class Training:
                 parameters = optimizer.param_groups[0]["params"]
                 nn.utils.clip_grad_norm_(parameters, self.settings.clip_max_norm)
             optimizer.step()
+        self.steps += 1
+        with torch.no_grad():
+            share = max(_AVERAGING, 1 / self.steps)
+            torch._foreach_lerp_(self._averages, self._parameters, share)
         seen = torch.stack((terms.forward.detach(), terms.reverse_estimate, loss.detach()))
         seen = seen.to("cpu", torch.float64)
         if proxy is not None:
             divergences = torch.stack((self._held_out[0], seen[1], self._held_out[1]))
-            self.dual = self.weighting.step(self.dual, divergences, (1.0, self._stiffening(), 1.0))
+            self.dual = self.weighting.step(self.dual, divergences)
         return seen
-
-    def _stiffening(self) -> float:
-        """Return the factor on the stiffness of the price of D2."""
-        low, high = _EVIDENCE_FACTORS
-        return min(max(math.exp(_EVIDENCE_RATE * self.evidence), low), high)
 
     def _negatives(self, theta: Tensor) -> Tensor:
         """Return draws of the marginal of theta that the ranking loss contrasts data with."""
@@ -213,6 +215,18 @@ class Training:
             return self.estimator.proxy.base.sample(self.draws.base).to(theta)
         # Later rounds: theta comes from a mixture of proposals, of which the batch is a sample.
         return theta[torch.randperm(len(theta), device=theta.device)[: self.draws.base]]
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Run with the running means in place of the weights."""
+        current = [p.detach().clone() for p in self._parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self._parameters, self._averages)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self._parameters, current)
 
     @torch.no_grad()
     def validate(self, data: Data | LoaderData) -> dict[str, float]:
@@ -234,11 +248,8 @@ class Training:
         return values
 
     def _validate_proxy(self, data: Data | LoaderData) -> dict[str, float]:
-        theta, x = data.head(_PROXY_ROWS, self.settings.device)
+        theta, x = data.some(_PROXY_ROWS, self.epoch, self.settings.device)
         found = diagnose_proxy(self.estimator, theta, x, num_draws=_PROXY_DRAWS)
-        evidence = (found.nll_flow - found.nll).mean().item()
-        if math.isfinite(evidence):
-            self.evidence += (1 - _EVIDENCE_MEMORY) * (evidence - self.evidence)
         std, mean = torch.std_mean(found.log_partition, correction=0)
         return {
             "validation_loss_proxy": found.nll.mean().item(),
@@ -297,12 +308,13 @@ class Training:
         """
         start = time.perf_counter()
         record = self.run_epoch(data)
-        measured = self.validate(held_out)
-        loss = measured["validation_loss"]
-        if not torch.isfinite(torch.tensor(loss)):
-            raise TrainingDiverged(f"the held-out loss became {loss}.")
-        self.epoch += 1
-        self.keep_if_best(loss)
+        with self.averaged():
+            measured = self.validate(held_out)
+            loss = measured["validation_loss"]
+            if not math.isfinite(loss):
+                raise TrainingDiverged(f"the held-out loss became {loss}.")
+            self.epoch += 1
+            self.keep_if_best(loss)
         record |= measured | self.observe(measured) | _named(self.dual)
         for name, optimizer in zip(("flow", "proxy"), self.optimizers, strict=False):
             record[f"learning_rate_{name}"] = optimizer.param_groups[0]["lr"]

@@ -64,9 +64,7 @@ def assert_mean(values, expected, sigmas=5.0):
 def test_forward_kl(first, second):
     pi, p = normal(first), normal(second)
     log_prob = p.log_prob(two_points(pi))
-    torch.testing.assert_close(
-        forward_kl(log_prob, pi.entropy()), kl_divergence(pi, p), **EXACT
-    )
+    torch.testing.assert_close(forward_kl(log_prob, pi.entropy()), kl_divergence(pi, p), **EXACT)
     torch.testing.assert_close(
         cross_entropy(log_prob).mean(), kl_divergence(pi, p) + pi.entropy(), **EXACT
     )
@@ -153,9 +151,7 @@ def test_log_partition_without_noise_under_the_exact_proposal(log_z):
 
 
 @pytest.mark.parametrize("log_z", LOG_Z)
-@pytest.mark.parametrize(
-    "proposal", [(0.0, 1.5), (0.8, 1.0)], ids=["too wide", "shifted"]
-)
+@pytest.mark.parametrize("proposal", [(0.0, 1.5), (0.8, 1.0)], ids=["too wide", "shifted"])
 def test_log_partition_under_a_mismatched_proposal(proposal, log_z):
     q, g = normal((0.0, 1.0)), normal(proposal)
     theta = g.sample((2000, 200))
@@ -211,9 +207,7 @@ def test_multiple_importance_sampling_finds_what_one_proposal_misses():
     assert_mean(log_partition(q.log_prob(theta), pool).exp(), 1.0)
 
 
-@pytest.mark.parametrize(
-    ("target", "proposal"), [(1.0, 1.0), (0.5, 1.0), (1.0, 1.2)], ids=str
-)
+@pytest.mark.parametrize(("target", "proposal"), [(1.0, 1.0), (0.5, 1.0), (1.0, 1.2)], ids=str)
 def test_effective_sample_size_of_gaussians(target, proposal):
     q, p = normal((0.0, target)), normal((0.0, proposal))
     theta = p.sample((20_000, 50))
@@ -263,9 +257,7 @@ def test_ranking_nce_is_stationary_at_the_true_ratio(ranking):
         assert_mean(row, 0.0)
 
 
-@pytest.mark.parametrize(
-    "step", [(0.3, 0.0), (-0.3, 0.0), (0.0, 0.4), (0.0, -0.4), (0.5, -0.7)]
-)
+@pytest.mark.parametrize("step", [(0.3, 0.0), (-0.3, 0.0), (0.0, 0.4), (0.0, -0.4), (0.5, -0.7)])
 def test_ranking_nce_is_higher_elsewhere(ranking, step):
     true, loss, conditions = ranking
     higher = loss(*(true + torch.tensor(step, dtype=torch.float64))) - loss(*true)

@@ -98,8 +98,7 @@ def test_without_bounds_it_is_the_identity_everywhere():
 
 @pytest.mark.parametrize(("low", "high"), BOUNDS)
 def test_outside_the_density_is_zero(low, high):
-    outside = [v for v in (low - 1e3, low - 1e-3, low, high, high + 1e-3, high + 1e3)
-               if abs(v) < INF]
+    outside = [v for v in (low - 1e3, low - 1e-3, high + 1e-3, high + 1e3) if abs(v) < INF]
     theta = torch.tensor(outside, dtype=torch.float64).reshape(-1, 1)
     u, ladj = walls(low, high).call_and_ladj(theta)
     assert (ladj == -INF).all()

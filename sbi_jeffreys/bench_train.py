@@ -1,0 +1,203 @@
+"""What training costs: seconds per epoch, seconds to the end and memory, against sbi.
+
+Methods take turns, a few epochs at a time, so that a machine that slows down slows all of them.
+"""
+
+# ruff: noqa: T201
+import json
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import zuko
+from sbi.inference import NPE
+from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
+from sbi.utils import BoxUniform
+from sbi.utils.sbiutils import standardizing_net, standardizing_transform_zuko
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from .quiet import QuietTracker, quiet
+from .tasks import get_task
+from .trainer import JeffreysNPE
+
+__all__ = ["METHODS", "run_bench"]
+
+# Turns that each method takes, and epochs in a turn; the first epoch of a turn warms up.
+_TURNS, _EPOCHS = 3, 5
+_MEMORY_ROWS, _MEMORY_ROWS_QUICK, _MEMORY_DIM = 100_000, 1000, 10
+
+
+def _same_flow(theta: Tensor, x: Tensor) -> ZukoFlow:
+    """Build the flow of `JeffreysNPE` out of zuko's and sbi's parts, without soft walls."""
+    embedding = nn.Sequential(standardizing_net(x), nn.Flatten())
+    nsf = zuko.flows.NSF(
+        features=theta.shape[-1],
+        context=x.shape[-1],
+        bins=8,
+        transforms=3,
+        hidden_features=[64, 64],
+        passes=2,
+    )
+    transforms = (standardizing_transform_zuko(theta), *nsf.transform.transforms)
+    return ZukoFlow(zuko.flows.Flow(transforms, nsf.base), embedding, theta[0].shape, x[0].shape)
+
+
+def _sbi(prior: Distribution, density_estimator: Any) -> Any:
+    return NPE(prior, density_estimator, show_progress_bars=False, tracker=QuietTracker())
+
+
+def _ours(prior: Distribution, objective: str) -> Any:
+    return JeffreysNPE(prior, objective=objective, show_progress_bars=False, tracker=QuietTracker())
+
+
+METHODS: dict[str, Callable[[Distribution], Any]] = {
+    "sbi NPE, maf": lambda prior: _sbi(prior, "maf"),
+    "sbi NPE, zuko_nsf": lambda prior: _sbi(prior, "zuko_nsf"),
+    "sbi NPE, our flow": lambda prior: _sbi(prior, _same_flow),
+    "JeffreysNPE, ml": lambda prior: _ours(prior, "ml"),
+    "JeffreysNPE": lambda prior: _ours(prior, "dual"),
+}
+"""Trainers by the name in the table, from a prior."""
+
+
+def run_bench(
+    out: Path,
+    tasks: Sequence[str],
+    num_simulations: Sequence[int],
+    *,
+    seed: int = 0,
+    quick: bool = False,
+) -> pd.DataFrame:
+    """Time all methods, print a table with ratios and write `time.csv` and `memory.csv`.
+
+    Args:
+        out: Folder to write to; it is made if it is missing.
+        tasks: Names of tasks.
+        num_simulations: Numbers of simulations.
+        seed: Seed of simulations and trainings.
+        quick: Leave out the trainings to the end, and measure memory on little data.
+
+    Returns:
+        The table, a row per task, number of simulations and method.
+
+    Raises:
+        ValueError: If a task is unknown or the simulations are too few.
+        OSError: If the folder cannot be written to.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    rows = []
+    for task in tasks:
+        for n in num_simulations:
+            rows += _time_methods(task, n, seed=seed, quick=quick)
+            # After every block: what has been measured survives an interruption.
+            pd.DataFrame(rows).to_csv(out / "time.csv", index=False)
+    table = pd.DataFrame(rows)
+    print(f"\n{table.to_string(index=False, float_format='{:.3g}'.format, na_rep='')}")
+    print(f"\n{_ratios(table).to_string(index=False, float_format='{:.2f}'.format)}")
+    n = _MEMORY_ROWS_QUICK if quick else _MEMORY_ROWS
+    memory = pd.DataFrame([{"method": name, "megabytes": _memory(name, n)} for name in METHODS])
+    memory.to_csv(out / "memory.csv", index=False)
+    print(
+        f"\nPeak memory of one epoch at n = {n}, d = {_MEMORY_DIM}, above what the "
+        f"imports and the data take:\n{memory.to_string(index=False, float_format='{:.0f}'.format)}"
+        f"\n\nWritten to {out}/."
+    )
+    return table
+
+
+def _time_methods(task: str, n: int, *, seed: int, quick: bool) -> list[dict[str, Any]]:
+    epochs: dict[str, list[float]] = {name: [] for name in METHODS}
+    for turn in range(_TURNS):
+        for name in METHODS:
+            summary, _ = _train(task, n, name, seed + turn, max_num_epochs=_EPOCHS)
+            epochs[name] += summary["epoch_durations_sec"][1:]
+            print(f"{task}, n = {n}, turn {turn + 1} of {_TURNS}: {name}", flush=True)
+    rows = []
+    for name in METHODS:
+        row = {"task": task, "n": n, "method": name}
+        row["seconds_per_epoch"] = statistics.median(epochs[name])
+        if not quick:
+            summary, row["seconds_to_the_end"] = _train(task, n, name, seed)
+            row["epochs"] = summary["epochs_trained"][-1]
+            row["best_validation_loss"] = summary["best_validation_loss"][-1]
+            print(f"{task}, n = {n}, to the end: {name}", flush=True)
+        rows.append(row)
+    return rows
+
+
+def _train(
+    task_name: str, n: int, method: str, seed: int, **kwargs: int
+) -> tuple[dict[str, list[Any]], float]:
+    """Return the record of a training and its seconds, simulations not counted."""
+    task = get_task(task_name)
+    theta, x = task.simulate(n, generator=torch.Generator().manual_seed(seed))
+    torch.manual_seed(seed)
+    trainer = METHODS[method](task.prior)
+    start = time.perf_counter()
+    with quiet(), warnings.catch_warnings():
+        # sbi remarks on short runs, which are meant to be short.
+        warnings.simplefilter("ignore")
+        trainer.append_simulations(theta, x).train(**kwargs)
+    return trainer.summary, time.perf_counter() - start
+
+
+def _ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the two ratios of interest, of every column of seconds."""
+    columns = [column for column in table.columns if column.startswith("seconds")]
+    wide = table.pivot(index=["task", "n"], columns="method", values=columns)
+    ratios = {}
+    for column in columns:
+        seconds = wide[column]
+        what = column.removeprefix("seconds_").replace("_", " ")
+        ratios[f"ml / sbi, our flow ({what})"] = (
+            seconds["JeffreysNPE, ml"] / seconds["sbi NPE, our flow"]
+        )
+        ratios[f"JeffreysNPE / ml ({what})"] = seconds["JeffreysNPE"] / seconds["JeffreysNPE, ml"]
+    return pd.DataFrame(ratios).reset_index()
+
+
+# Memory: each method in a process of its own, since a peak cannot be forgotten.
+
+
+def _memory(method: str, n: int) -> float:
+    """Return the peak memory of a training in MB, without imports and data."""
+    command = [sys.executable, "-c", f"from {__name__} import _print_memory; _print_memory()"]
+    done = subprocess.run([*command, method, str(n)], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _print_memory() -> None:
+    torch.set_num_threads(1)
+    before = _peak()
+    method, n = sys.argv[1:]
+    theta = 2 * torch.rand(int(n), _MEMORY_DIM) - 1
+    x = theta + torch.randn(int(n), _MEMORY_DIM)
+    prior = BoxUniform(-torch.ones(_MEMORY_DIM), torch.ones(_MEMORY_DIM))
+    trainer = METHODS[method](prior)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.append_simulations(theta, x).train(max_num_epochs=1)
+    data = theta.nbytes + x.nbytes
+    print(json.dumps((_peak() - before - data) / 1e6))
+
+
+def _peak() -> int:
+    """Return the largest resident size of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: there a child starts from the peak of its parent.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,372 @@
+"""Bad input is refused with its value and a remedy; odd input works; trouble leaves a way on."""
+
+import logging
+
+import pytest
+import torch
+from sbi.utils import BoxUniform
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, constraints
+
+from sbi_jeffreys import JeffreysNPE
+from sbi_jeffreys.quiet import QuietTracker
+
+PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+THETA = 2 * torch.rand(60, 2, generator=torch.Generator().manual_seed(0)) - 1
+X = THETA + 0.2 * torch.randn(60, 2, generator=torch.Generator().manual_seed(1))
+NAN, INF = float("nan"), float("inf")
+ONE_SAMPLE = "ignore:Only one data sample provided"
+
+
+@pytest.fixture(autouse=True)
+def _seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+
+def make(density_estimator="mdn", **kwargs) -> JeffreysNPE:
+    defaults = {"prior": PRIOR, "seed": 0, "show_progress_bars": False, "tracker": QuietTracker()}
+    return JeffreysNPE(density_estimator=density_estimator, **(defaults | kwargs))
+
+
+def with_entry(values: Tensor, row: int, column: int, value: float) -> Tensor:
+    changed = values.clone()
+    changed[row, column] = value
+    return changed
+
+
+def usable(trainer: JeffreysNPE) -> bool:
+    """Whether the trained weights are finite and make a posterior."""
+    posterior = trainer.build_posterior()
+    finite = all(p.isfinite().all() for p in trainer._neural_net.parameters())
+    return finite and bool(posterior.potential(THETA[:3], x=X[:1]).isfinite().all())
+
+
+# Simulations
+
+
+SIMULATIONS = {
+    "theta is one-dimensional": (THETA[:, 0], X, ValueError, ("(60,)", ".reshape(-1, 1)")),
+    "x is one-dimensional": (THETA, X[:, 0], ValueError, ("(60,)", ".reshape(-1, 1)")),
+    "theta is three-dimensional": (THETA[None], X, ValueError, ("(1, 60, 2)", "(n, d)")),
+    "lengths": (THETA[:50], X, ValueError, ("50", "60", "one x for each theta")),
+    "none": (THETA[:0], X[:0], ValueError, ("No simulations", "(0, 2)")),
+    "no data in x": (THETA, X[:, :0], ValueError, ("No simulations", "(60, 0)")),
+    "other dimension than the prior": (THETA[:, :1], X, ValueError, ("1 param", "has 2", "order")),
+    "NaN in theta": (with_entry(THETA, 7, 1, NAN), X, ValueError, ("1 of 60", "row 7", "remove")),
+    "inf in theta": (with_entry(THETA, 9, 0, INF), X, ValueError, ("1 of 60", "row 9", "remove")),
+    "constant theta": (
+        torch.stack((THETA[:, 0], torch.full((60,), 0.5)), dim=1),
+        X,
+        ValueError,
+        ("column 1", "0.5", "leave it out"),
+    ),
+    "list": (THETA.tolist(), X, TypeError, ("theta", "list", "numpy array")),
+    "None": (THETA, None, TypeError, ("x must be", "NoneType")),
+    "complex": (THETA, X + 0j, TypeError, ("x is complex", "real and imaginary")),
+}
+
+
+@pytest.mark.parametrize("case", SIMULATIONS)
+def test_simulations_are_refused(case):
+    theta, x, error, parts = SIMULATIONS[case]
+    with pytest.raises(error) as caught:
+        make().append_simulations(theta, x)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_later_simulations_must_have_the_same_shape():
+    trainer = make().append_simulations(THETA, X)
+    with pytest.raises(ValueError, match=r"shape \(1,\), in earlier simulations \(2,\)"):
+        trainer.append_simulations(THETA, X[:, :1])
+
+
+@pytest.mark.filterwarnings(ONE_SAMPLE)
+@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("kwargs", [{}, {"dataloader_kwargs": {"batch_size": 1}}])
+def test_too_few_simulations(num, kwargs):
+    trainer = make().append_simulations(THETA[:num], X[:num])
+    with pytest.raises(ValueError, match=rf"{num} simulations are too few.*append more"):
+        trainer.train(max_num_epochs=1, **kwargs)
+
+
+@pytest.mark.parametrize("estimator", ["mdn", "coupling_nsf"])
+@pytest.mark.parametrize("num", [3, 10])
+def test_fewer_simulations_than_a_batch_work(estimator, num):
+    trainer = make(estimator).append_simulations(THETA[:num], X[:num])
+    trainer.train(max_num_epochs=2, training_batch_size=200)
+    assert usable(trainer)
+
+
+@pytest.mark.parametrize("estimator", ["mdn", "coupling_nsf", "maf"])
+def test_constant_column_of_x_works(estimator):
+    x = torch.cat((X, torch.full((60, 1), 3.0)), dim=1)
+    with pytest.warns(UserWarning, match=r"constant values in dimension\(s\) \[2\]"):
+        trainer = make(estimator).append_simulations(THETA, x)
+    trainer.train(max_num_epochs=1)
+    posterior = trainer.build_posterior()
+    assert posterior.potential(THETA[:3], x=x[:1]).isfinite().all()
+
+
+def test_nan_and_inf_in_x_are_excluded_with_a_count(caplog):
+    x = with_entry(with_entry(with_entry(X, 3, 0, NAN), 4, 1, INF), 5, 1, -INF)
+    with caplog.at_level(logging.WARNING):
+        trainer = make().append_simulations(THETA, x)
+    assert "1 NaN simulations and 2 Inf simulations" in caplog.text
+    theta, kept, _ = trainer.get_simulations()
+    valid = torch.cat((torch.arange(3), torch.arange(6, 60)))
+    assert torch.equal(theta, THETA[valid])
+    assert torch.equal(kept, X[valid])
+    trainer.train(max_num_epochs=1)
+    assert usable(trainer)
+
+
+def test_all_of_x_invalid():
+    with pytest.raises(AssertionError, match="No valid data entries left"):
+        make().append_simulations(THETA, torch.full_like(X, NAN))
+
+
+def test_nan_in_x_kept_by_the_user_is_named():
+    x = X.clone()
+    x[::2] = NAN
+    trainer = make("coupling_nsf").append_simulations(THETA, x, exclude_invalid_x=False)
+    with pytest.raises(ValueError, match=r"not finite before the first epoch.*exclude_invalid_x"):
+        trainer.train(max_num_epochs=1)
+
+
+@pytest.mark.parametrize("estimator", ["coupling_nsf", "mdn"])
+@pytest.mark.parametrize("seed", range(3))
+def test_theta_outside_the_prior_is_kept_with_a_warning(estimator, seed):
+    theta = 1.5 * THETA
+    outside = ((theta.abs() > 1).any(dim=1)).float().mean().item()
+    assert outside > 0.3
+    trainer = make(estimator, seed=seed)
+    with pytest.warns(UserWarning, match=f"{outside:.1%} of theta lie outside.*check that the pri"):
+        trainer.append_simulations(theta, X)
+    # Whatever the split: held-out parameters beyond all others have a density too.
+    trainer.train(max_num_epochs=1)
+    assert usable(trainer)
+
+
+# The prior
+
+
+class WithoutDensity(Distribution):
+    support = constraints.real_vector
+    arg_constraints: dict = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__(event_shape=torch.Size((2,)))
+
+    def sample(self, sample_shape=torch.Size()):  # noqa: B008
+        return torch.randn(*sample_shape, 2)
+
+
+PRIORS = {
+    "no density": (WithoutDensity(), TypeError, ("WithoutDensity", "log_prob", "prior=None")),
+    "scalar": (Normal(0.0, 1.0), ValueError, ("scalar", "Normal", "BoxUniform")),
+    "batch of numbers": (Normal(torch.zeros(2), 1.0), ValueError, ("batch_shape", "Independent")),
+    "no distribution": (lambda n: n, TypeError, ("function", "process_prior", "prior=None")),
+    "list": ([PRIOR], TypeError, ("list", "process_prior")),
+}
+
+
+@pytest.mark.parametrize("case", PRIORS)
+def test_priors_are_refused(case):
+    prior, error, parts = PRIORS[case]
+    with pytest.raises(error) as caught:
+        make(prior=prior)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("scale", [torch.ones(2), torch.ones(2, dtype=torch.float64)])
+def test_unbounded_and_double_priors_work(scale):
+    prior = Independent(Normal(torch.zeros_like(scale), scale), 1)
+    trainer = make("coupling_nsf", prior=prior)
+    trainer.append_simulations(THETA, X).train(max_num_epochs=1)
+    assert usable(trainer)
+
+
+# Arguments
+
+
+INIT = {
+    "estimator": ({"density_estimator": "nope"}, ValueError, ("'nope'", "coupling_nsf", "'maf'")),
+    "estimator is a module": (
+        {"density_estimator": torch.nn.Linear(1, 1)},
+        TypeError,
+        ("density_estimator", "function of (theta, x)", "Linear"),
+    ),
+    "estimator is a number": ({"density_estimator": 3}, TypeError, ("density_estimator", "int")),
+    "proxy": ({"proxy": "nope"}, ValueError, ("'nope'", "'mlp'", "function")),
+    "proxy is a module": ({"proxy": torch.nn.Linear(1, 1)}, TypeError, ("function", "Linear")),
+    "objective": ({"objective": "nope"}, ValueError, ("'nope'", "'dual'", "ResilientDual")),
+    "objective is a number": ({"objective": 1.0}, TypeError, ("1.0", "init() and step()")),
+    "rate": ({"proxy_learning_rate": 0.0}, ValueError, ("proxy_learning_rate", "positive", "0.0")),
+    "negative rate": ({"proxy_learning_rate": -1}, ValueError, ("proxy_learning_rate", "-1")),
+    "no rate": ({"proxy_learning_rate": None}, TypeError, ("proxy_learning_rate", "None")),
+    "decay": ({"proxy_weight_decay": -0.1}, ValueError, ("proxy_weight_decay", "-0.1")),
+    "NaN decay": ({"proxy_weight_decay": NAN}, ValueError, ("proxy_weight_decay", "nan")),
+    "infinite decay": ({"proxy_weight_decay": INF}, ValueError, ("proxy_weight_decay", "inf")),
+    "no decay": ({"proxy_weight_decay": None}, TypeError, ("proxy_weight_decay", "None")),
+}
+
+TRAIN = {
+    "batch": ({"training_batch_size": 0}, ValueError, ("training_batch_size", "0")),
+    "broken batch": ({"training_batch_size": 1.5}, TypeError, ("training_batch_size", "1.5")),
+    "atoms": ({"num_atoms": 0}, ValueError, ("num_atoms", "0")),
+    "rate": ({"learning_rate": 0.0}, ValueError, ("learning_rate", "0.0")),
+    "negative rate": ({"learning_rate": -1e-3}, ValueError, ("learning_rate", "-0.001")),
+    "NaN rate": ({"learning_rate": NAN}, ValueError, ("learning_rate", "nan")),
+    "rate is a word": ({"learning_rate": "fast"}, TypeError, ("learning_rate", "'fast'")),
+    "patience": ({"stop_after_epochs": 0}, ValueError, ("stop_after_epochs", "0")),
+    "epochs": ({"max_num_epochs": 0}, ValueError, ("max_num_epochs", "0")),
+    "negative epochs": ({"max_num_epochs": -5}, ValueError, ("max_num_epochs", "-5")),
+    "norm": ({"clip_max_norm": 0.0}, ValueError, ("clip_max_norm", "0.0")),
+    "no validation": ({"validation_fraction": 0.0}, ValueError, ("validation_fraction", "0.0")),
+    "all validation": ({"validation_fraction": 1.0}, ValueError, ("validation_fraction", "1.0")),
+    "nothing to resume": ({"resume_training": True}, RuntimeError, ("Nothing to resume", "train")),
+    "held-out lengths": ({"validation_data": (THETA, X[:5])}, ValueError, ("60", "5")),
+    "held-out shape": (
+        {"validation_data": (THETA, X[:, :1])},
+        ValueError,
+        ("(1,)", "(2,)", "one shape"),
+    ),
+    "held-out NaN": (
+        {"validation_data": (THETA, with_entry(X, 3, 0, NAN))},
+        ValueError,
+        ("validation_data", "1 of 60", "remove"),
+    ),
+    "held-out theta only": ({"validation_data": THETA}, TypeError, ("(theta, x)", "Tensor")),
+    "held-out and loaders": (
+        {"validation_data": (THETA, X), "dataloader_kwargs": {}},
+        ValueError,
+        ("cannot be combined", "Leave one"),
+    ),
+    "batches that never fill": (
+        {"dataloader_kwargs": {"batch_size": 50}},
+        ValueError,
+        ("no batch", "6 to validate", "drop_last=False"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INIT)
+def test_arguments_of_the_trainer_are_refused(case):
+    kwargs, error, parts = INIT[case]
+    with pytest.raises(error) as caught:
+        make(**kwargs)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("case", TRAIN)
+def test_arguments_of_train_are_refused(case):
+    kwargs, error, parts = TRAIN[case]
+    trainer = make().append_simulations(THETA, X)
+    with pytest.raises(error) as caught:
+        trainer.train(**kwargs)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_refused_arguments_leave_the_trainer_usable():
+    trainer = make().append_simulations(THETA, X)
+    with pytest.raises(ValueError, match="learning_rate"):
+        trainer.train(learning_rate=0.0)
+    trainer.train(max_num_epochs=1)
+    assert usable(trainer)
+
+
+def test_train_without_simulations():
+    with pytest.raises(RuntimeError, match=r"No simulations: call append_simulations"):
+        make().train()
+
+
+def test_training_twice_says_how_to_go_on():
+    trainer = make().append_simulations(THETA, X)
+    trainer.train(max_num_epochs=1)
+    with pytest.raises(ValueError, match="resume_training=True"):
+        trainer.train(max_num_epochs=1)
+
+
+# Trouble during training
+
+
+class Meddling(QuietTracker):
+    """Calls back after an epoch."""
+
+    def __init__(self, at: int, action) -> None:
+        self.at, self.action = at, action
+
+    def log_metrics(self, metrics, step=None):
+        if step == self.at:
+            self.action()
+
+
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
+@pytest.mark.parametrize("estimator", ["coupling_nsf", "mdn", "maf", "nsf", "zuko_maf"])
+def test_divergence_restores_the_best_weights(estimator):
+    def poison():
+        with torch.no_grad():
+            next(trainer._neural_net.flow.parameters()).fill_(NAN)
+
+    trainer = make(estimator, tracker=Meddling(1, poison)).append_simulations(THETA, X)
+    with pytest.warns(RuntimeWarning, match=r"diverged in epoch 3.*best epoch.*Lower learning_rat"):
+        trainer.train(max_num_epochs=9)
+    assert trainer.summary["epochs_trained"] == [2]
+    assert usable(trainer)
+    held_out = trainer.val_indices
+    found = -trainer._neural_net.log_prob(THETA[held_out][None], X[held_out]).mean().item()
+    # The same numbers summed in float32.
+    assert found == pytest.approx(trainer.summary["best_validation_loss"][0], abs=1e-5)
+    # And it can go on, at the lower rate that the warning recommends.
+    trainer.train(max_num_epochs=2, resume_training=True, learning_rate=1e-4)
+    assert trainer.summary["epochs_trained"] == [2, 2]
+    assert trainer.summary["learning_rate_flow"][-1] == 1e-4
+    assert usable(trainer)
+
+
+def test_divergence_of_the_objective(monkeypatch):
+    from sbi_jeffreys.training import Training
+
+    step = Training._step
+
+    def broken(self, theta, x, masks):
+        return step(self, theta, x, masks) * (NAN if self.epoch == 2 else 1.0)
+
+    monkeypatch.setattr(Training, "_step", broken)
+    trainer = make().append_simulations(THETA, X)
+    with pytest.warns(RuntimeWarning, match=r"epoch 3: the objective became nan"):
+        trainer.train(max_num_epochs=9)
+    assert usable(trainer)
+
+
+def test_errors_that_are_no_divergence_get_through():
+    def fail():
+        raise ValueError("a bug of the tracker")
+
+    trainer = make(tracker=Meddling(0, fail)).append_simulations(THETA, X)
+    with pytest.raises(ValueError, match="a bug of the tracker"):
+        trainer.train(max_num_epochs=3)
+    assert usable(trainer)
+
+
+def test_interruption_keeps_the_best_weights_and_can_be_resumed():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    trainer = make(tracker=Meddling(2, interrupt)).append_simulations(THETA, X)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(max_num_epochs=9)
+    assert trainer.summary["epochs_trained"] == [3]
+    assert not trainer._neural_net.training
+    assert usable(trainer)
+    trainer.train(max_num_epochs=2, resume_training=True)
+    assert trainer.summary["epochs_trained"] == [3, 2]
+    # As if nothing had happened.
+    whole = make().append_simulations(THETA, X)
+    whole.train(max_num_epochs=5)
+    assert whole.summary["validation_loss"] == trainer.summary["validation_loss"]

@@ -1,0 +1,102 @@
+"""The command line runs, and answers mistakes with a reason and status 2."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from sbi_jeffreys.tasks import list_tasks
+
+from sbi_jeffreys import __version__, cli, demo
+from sbi_jeffreys.cli import main
+
+PNG = b"\x89PNG"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["--version"])
+    assert status.value.code == 0
+    assert capsys.readouterr().out == f"sbi-jeffreys {__version__}\n"
+
+
+def test_tasks_lists_every_task(capsys):
+    assert main(["tasks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(list_tasks())
+    assert "5 parameters" in next(line for line in lines if line.startswith("slcp "))
+
+
+def test_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "sbi_jeffreys.cli", "tasks"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("bernoulli_glm ")
+
+
+def test_demo_writes_table_and_figures(tmp_path, capfd):
+    out = tmp_path / "new" / "demo"
+    arguments = ["demo", "--quick", "--tasks", "two_moons", "--num-simulations", "60"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    table = pd.read_csv(out / "table.csv")
+    assert list(table["method"]) == list(demo.METHODS)
+    assert table["c2st"].between(0, 1).all()
+    assert (table["nll_standard_error"] > 0).all()
+    assert not table.isna().any(axis=None)
+    figures = sorted(path.name for path in out.glob("*.png"))
+    assert figures == ["two_moons_posterior.png", "two_moons_training.png"]
+    assert all((out / name).read_bytes().startswith(PNG) for name in figures)
+    printed = capfd.readouterr().out
+    assert "not corrected for leakage" in printed
+    assert "mean over observations 1 of 10, 2 x 200 samples" in printed
+
+
+@pytest.mark.slow
+def test_bench_train_writes_times_and_memory(tmp_path):
+    arguments = ["bench-train", "--quick", "--tasks", "two_moons", "--num-simulations", "500"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert (pd.read_csv(tmp_path / "time.csv")["seconds_per_epoch"] > 0).all()
+    assert len(pd.read_csv(tmp_path / "memory.csv")) == 5
+
+
+MISUSE = {
+    "no command": ([], "COMMAND"),
+    "unknown command": (["dmeo"], "invalid choice: 'dmeo'"),
+    "unknown task": (["demo", "--tasks", "two_suns"], "invalid choice: 'two_suns'"),
+    "no number": (["demo", "--num-simulations", "many"], "invalid"),
+    "no simulations": (["demo", "--num-simulations", "0"], "must be positive, got 0"),
+    "negative seed": (["demo", "--seed", "-1"], "must not be negative, got -1"),
+    "too few simulations": (
+        ["demo", "--quick", "--num-simulations", "1", "--tasks", "slcp"],
+        "simulations",
+    ),
+    "folder is a file": (["demo", "--out", "FILE"], "File exists"),
+    "bench's folder is a file": (["bench-train", "--out", "FILE"], "File exists"),
+}
+
+
+@pytest.mark.parametrize("case", MISUSE)
+def test_misuse_gives_status_2_and_a_reason(case, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").touch()
+    arguments, message = MISUSE[case]
+    try:
+        status = main(arguments)
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_interruption_is_no_traceback(monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.demo, "run_demo", interrupt)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "\nInterrupted.\n"

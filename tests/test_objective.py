@@ -1,0 +1,393 @@
+"""One batch of the objective: every gradient goes where it should, and nowhere else."""
+
+import math
+
+import pytest
+import torch
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from sbi.utils import BoxUniform
+from torch import nn
+from torch.distributions import Independent, Normal
+
+from sbi_jeffreys.divergences import log_partition, log_variance, ranking_nce
+from sbi_jeffreys.estimator import JeffreysEstimator
+from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.objective import BatchTerms, Draws, batch_terms
+from sbi_jeffreys.proxy import Base, proxy_nn
+
+PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+BATCH = 12
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+class Problem:
+    """A flow with an embedding net and dropout, a proxy that has left its base, and a batch."""
+
+    def __init__(self, with_proxy=True):
+        self.theta = PRIOR.sample((60,))
+        self.x = self.theta.repeat(1, 2) + 0.3 * torch.randn(60, 4)
+        self.embedding = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3))
+        build = flow_nn(PRIOR, hidden_features=16, num_transforms=2, embedding_net=self.embedding)
+        flow = build(self.theta, self.x)
+        base = Base(PRIOR, self.theta) if with_proxy else None
+        self.estimator = JeffreysEstimator(
+            flow, self.theta, self.x, base=base, build_proxy=proxy_nn("mlp", hidden_features=16)
+        )
+        if with_proxy:
+            with torch.no_grad():
+                for parameter in self.estimator.proxy.network.parameters():
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        self.theta, self.x = self.theta[:BATCH], self.x[:BATCH]
+        self.base_draws = PRIOR.sample((16,))
+
+    def terms(self, theta=None, x=None, weights=None, draws=None, **kwargs) -> BatchTerms:
+        torch.manual_seed(5)
+        return batch_terms(
+            self.estimator,
+            self.theta if theta is None else theta,
+            self.x if x is None else x,
+            torch.ones(BATCH) if weights is None else weights,
+            Draws() if draws is None else draws,
+            base_draws=self.base_draws,
+            **kwargs,
+        )
+
+    def groups(self):
+        embedding = list(self.embedding.parameters())
+        shared = {id(p) for p in embedding}
+        groups = {
+            "flow": [p for p in self.estimator.flow.parameters() if id(p) not in shared],
+            "embedding": embedding,
+        }
+        if self.estimator.proxy is not None:
+            groups["proxy"] = list(self.estimator.proxy.network.parameters())
+        return groups
+
+    def reached(self, term):
+        """Names of the parts that the gradient of a term reaches."""
+        found = set()
+        for name, parameters in self.groups().items():
+            gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            if any(g is not None and g.abs().max() > 0 for g in gradients):
+                found.add(name)
+        return found
+
+
+DRAWS = [
+    pytest.param(Draws(), id="default"),
+    pytest.param(Draws(flow=2, base=1, fraction=1.0, jitter=0.0, gauge=1.0), id="few"),
+    pytest.param(Draws(flow=3, base=4, fraction=1e-6), id="one x"),
+]
+
+
+@pytest.mark.parametrize("draws", DRAWS)
+@pytest.mark.parametrize(
+    ("name", "models"),
+    [("forward", {"flow"}), ("reverse", {"flow", "proxy"}), ("proxy", {"proxy"}),
+     ("gauge", {"proxy"})],
+)  # fmt: skip
+def test_where_gradients_flow(name, models, draws):
+    problem = Problem()
+    term = getattr(problem.terms(draws=draws), name)
+    assert problem.reached(term) - {"embedding"} == models
+
+
+@pytest.mark.parametrize("name", ["forward", "reverse", "proxy"])
+def test_all_divergences_shape_the_embedding(name):
+    problem = Problem()
+    assert "embedding" in problem.reached(getattr(problem.terms(), name))
+
+
+@pytest.mark.parametrize("name", ["forward", "reverse"])
+def test_every_parameter_of_the_flow_is_reached(name):
+    problem = Problem()
+    gradients = torch.autograd.grad(
+        getattr(problem.terms(), name), problem.groups()["flow"], allow_unused=True
+    )
+    assert all(g is not None and g.abs().max() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("name", ["reverse", "proxy", "gauge"])
+def test_every_layer_of_the_proxy_is_reached(name):
+    problem = Problem()
+    parameters = dict(problem.estimator.proxy.network.named_parameters())
+    gradients = torch.autograd.grad(
+        getattr(problem.terms(), name), list(parameters.values()), allow_unused=True
+    )
+    for key, gradient in zip(parameters, gradients, strict=True):
+        if key == "last.bias" and name != "gauge":
+            # f + c leaves divergences as they are, up to the rounding of float32.
+            assert gradient.abs().max() < 1e-5
+        else:
+            assert gradient.abs().max() > 0
+
+
+def test_what_is_reported_has_no_gradient():
+    terms = Problem().terms()
+    assert not terms.reverse_estimate.requires_grad
+    assert all(term.shape == () and term.isfinite() for term in terms)
+    assert terms.gauge >= 0
+    assert terms.reverse >= 0
+    assert terms.proxy >= 0
+
+
+def test_a_constant_in_the_proxy_moves_only_the_gauge():
+    problem = Problem()
+    problem.estimator.eval()
+    before = problem.terms()
+    with torch.no_grad():
+        problem.estimator.proxy.network.last.bias.add_(3.0)
+    after = problem.terms()
+    # Float32 sums of numbers of order ten.
+    for name in ("forward", "reverse", "proxy", "reverse_estimate"):
+        torch.testing.assert_close(
+            getattr(after, name), getattr(before, name), rtol=1e-4, atol=1e-4
+        )
+    assert abs(after.gauge - before.gauge) > 1
+
+
+def test_terms_are_those_of_the_divergences():
+    """Without jitter and dropout, everything can be computed from the public interface."""
+    problem = Problem()
+    estimator = problem.estimator.eval()
+    draws = Draws(flow=4, base=16, fraction=0.5, jitter=0.0)
+    weights = torch.rand(BATCH) + 0.5
+    found = problem.terms(draws=draws, weights=weights)
+    theta, x, rows = problem.theta, problem.x, BATCH // 2
+    torch.manual_seed(5)
+    torch.randn_like(estimator.embed(x)[rows // 2 : rows])  # the jitter's part of the stream
+    samples = estimator.sample_embedded(4, estimator.embed(x[:rows]))
+    log_flow = estimator.log_prob(samples, x[:rows])
+    log_proxy = estimator.proxy.log_prob_unnormalized(samples, x[:rows])
+    log_z = log_partition(log_proxy, log_flow)
+    # The gauge is left out: it may be estimated in several ways.
+    ratios = torch.cat((
+        estimator.proxy.log_ratio(theta, x),
+        estimator.proxy.log_ratio(problem.base_draws[:, None], x),
+    ))  # fmt: skip
+    nce = ranking_nce(ratios)
+    at_data = estimator.proxy.log_prob_unnormalized(theta, x) - estimator.log_prob(theta[None], x)
+    plain = rows // 2
+    against_flow = ranking_nce(torch.cat((at_data[:, :plain], (log_proxy - log_flow)[:, :plain])))
+    nce = torch.cat((0.5 * (nce[:plain] + against_flow), nce[plain:]))
+    expected = {
+        "forward": (weights * estimator.loss(theta, x)).mean(),
+        "reverse": (weights[:rows] * log_variance(log_flow, log_proxy)).mean(),
+        "proxy": (weights * nce).mean(),
+        "reverse_estimate": ((log_flow - log_proxy).mean(dim=0) + log_z).mean(),
+    }
+    for name, value in expected.items():
+        # Float32, other shapes of the same products; walls amplify near the bounds.
+        torch.testing.assert_close(
+            getattr(found, name),
+            value,
+            rtol=2e-3,
+            atol=2e-3,
+            msg=lambda m, name=name: f"{name}: {m}",
+        )
+
+
+def test_weights_of_zero_switch_rows_off():
+    problem = Problem()
+    problem.estimator.eval()
+    weights = torch.ones(BATCH)
+    off = torch.tensor([1, 4, 11])
+    weights[off] = 0.0
+    theta = problem.theta.clone()
+    theta[off] = -theta[off]
+    before, after = problem.terms(weights=weights), problem.terms(theta=theta, weights=weights)
+    for name in ("forward", "reverse", "proxy"):
+        torch.testing.assert_close(getattr(after, name), getattr(before, name))
+    switched_on = problem.terms(theta=theta)
+    assert abs(switched_on.forward - after.forward) > 1e-3
+    assert abs(switched_on.proxy - after.proxy) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["forward", "reverse", "proxy", "gauge"])
+def test_all_weights_zero_leave_nothing_to_learn(name):
+    problem = Problem()
+    assert problem.reached(getattr(problem.terms(weights=torch.zeros(BATCH)), name)) == set()
+
+
+def test_weights_scale_the_divergences():
+    problem = Problem()
+    once, twice = problem.terms(), problem.terms(weights=torch.full((BATCH,), 2.0))
+    for name in ("forward", "reverse", "proxy"):
+        torch.testing.assert_close(getattr(twice, name), 2 * getattr(once, name))
+
+
+def test_forward_loss_replaces_the_flows():
+    problem = Problem()
+    scale = torch.nn.Parameter(torch.tensor(2.0))
+    seen = []
+
+    def loss(theta, x):
+        seen.append((theta, x))
+        return scale * theta[:, 0]
+
+    terms = problem.terms(forward_loss=loss)
+    assert len(seen) == 1
+    assert seen[0][0] is problem.theta
+    assert seen[0][1] is problem.x
+    torch.testing.assert_close(terms.forward, 2 * problem.theta[:, 0].mean())
+    assert torch.autograd.grad(terms.forward, scale)[0] == problem.theta[:, 0].mean()
+    # Data from a proposal are contrasted with atoms only, not with the flow.
+    assert problem.reached(terms.proxy) - {"embedding"} == {"proxy"}
+    assert problem.reached(terms.reverse) - {"embedding"} == {"flow", "proxy"}
+
+
+class Narrow(nn.Module):
+    """log ratio of N(0, 0.1²) to the prior, a normalised proxy; its parameter changes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def forward(self, theta, context):
+        log_ratio = Independent(Normal(torch.zeros(2), 0.1), 1).log_prob(theta) + math.log(4)
+        return log_ratio + 0 * context.sum(dim=-1) + self.nothing
+
+
+class Fixed(ConditionalDensityEstimator):
+    """N(0, 0.1²) for every x."""
+
+    def __init__(self):
+        super().__init__(nn.Identity(), torch.Size([2]), torch.Size([4]))
+        self.loc = nn.Parameter(torch.zeros(2))
+
+    def log_prob(self, input, condition, **kwargs):
+        shape = torch.broadcast_shapes(input.shape[:-1], condition.shape[:-1])
+        return Independent(Normal(self.loc, 0.1), 1).log_prob(input).expand(shape)
+
+    def loss(self, input, condition, **kwargs):
+        return -self.log_prob(input, condition)
+
+    def sample(self, sample_shape, condition, **kwargs):
+        return 0.1 * torch.randn(*sample_shape, len(condition), 2)
+
+
+@pytest.mark.parametrize("later_round", [False, True])
+def test_gauge_of_a_normalised_proxy_is_zero(later_round):
+    """Also when the negatives come from a proposal that is no longer the prior."""
+    problem = Problem()
+    flow = Fixed()
+    problem.estimator = JeffreysEstimator(
+        flow, problem.theta, problem.x, base=Base(PRIOR, problem.theta),
+        build_proxy=lambda theta, context: Narrow(),
+    )  # fmt: skip
+    kwargs = {}
+    problem.base_draws = PRIOR.sample((20_000,))
+    if later_round:
+        problem.base_draws = 0.1 * torch.randn(20_000, 2)
+        kwargs["forward_loss"] = lambda theta, x: flow.loss(theta, x)
+    terms = problem.terms(theta=0.1 * torch.randn(BATCH, 2), **kwargs)
+    # Relative variance of exp f under the prior: 8, by 20 000 draws.
+    assert terms.gauge < 25 * 8 / 20_000
+    # The two agree, and the flow is the proposal that knows it.
+    assert terms.reverse_estimate.abs() < 1e-4
+
+
+@pytest.mark.parametrize("hook", [False, True])
+def test_without_a_proxy(hook):
+    problem = Problem(with_proxy=False)
+    problem.estimator.eval()
+    weights = torch.rand(BATCH)
+    kwargs = {"forward_loss": lambda theta, x: problem.estimator.loss(theta, x)} if hook else {}
+    terms = problem.terms(weights=weights, **kwargs)
+    expected = (weights * problem.estimator.loss(problem.theta, problem.x)).mean()
+    torch.testing.assert_close(terms.forward, expected)
+    assert problem.reached(terms.forward) == {"flow", "embedding"}
+    assert [float(term) for term in terms[1:]] == [0.0] * 4
+    # Zeros that join a sum with gradients.
+    assert sum(terms).requires_grad
+
+
+def modes(module):
+    return {name: m.training for name, m in module.named_modules()}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sampling_leaves_the_mode_as_it_was(training):
+    problem = Problem()
+    problem.estimator.train(training)
+    before = modes(problem.estimator)
+    problem.terms()
+    assert modes(problem.estimator) == before
+
+
+def test_sampling_leaves_frozen_parts_frozen():
+    """A pretrained embedding net that its owner has put into eval mode stays there."""
+    problem = Problem()
+    problem.estimator.train()
+    problem.embedding.eval()
+    before = modes(problem.estimator)
+    problem.terms()
+    assert modes(problem.estimator) == before
+
+
+def test_samples_are_drawn_without_dropout():
+    problem = Problem()
+    problem.estimator.train()
+    seen = []
+    dropout = nn.Dropout(0.5)
+    dropout.register_forward_hook(lambda module, args, output: seen.append(module.training))
+    conditioner = next(
+        m for m in problem.estimator.flow.net.modules()
+        if isinstance(m, nn.Sequential) and any(isinstance(c, nn.ReLU) for c in m)
+    )  # fmt: skip
+    conditioner.append(dropout)
+    problem.terms()
+    assert False in seen
+    assert True in seen
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_small_batches(batch):
+    problem = Problem()
+    terms = batch_terms(
+        problem.estimator, problem.theta[:batch], problem.x[:batch], torch.ones(batch), Draws(),
+        base_draws=problem.base_draws,
+    )  # fmt: skip
+    assert all(term.isfinite() for term in terms)
+    sum(terms[:4]).backward()
+    for parameters in problem.groups().values():
+        assert all(p.grad is None or p.grad.isfinite().all() for p in parameters)
+
+
+def test_data_on_the_bound_of_the_prior_stay_finite():
+    """The support is closed: float32 priors far from zero draw their bounds now and then."""
+    problem = Problem()
+    theta = problem.theta.clone()
+    theta[0] = PRIOR.support.base_constraint.upper_bound
+    assert PRIOR.support.check(theta).all()
+    terms = problem.terms(theta=theta)
+    assert terms.forward.isfinite()
+    assert terms.proxy.isfinite()
+    assert terms.reverse.isfinite()
+    assert terms.gauge.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"flow": 1}, "flow=1"),
+        ({"flow": 0}, "flow=0"),
+        ({"base": 0}, "base=0"),
+        ({"base": -3}, "base=-3"),
+        ({"fraction": 0.0}, "fraction=0.0"),
+        ({"fraction": -0.5}, "fraction=-0.5"),
+        ({"fraction": 1.5}, "fraction=1.5"),
+        ({"fraction": math.nan}, "fraction=nan"),
+        ({"jitter": -0.1}, "jitter=-0.1"),
+        ({"jitter": math.inf}, "jitter=inf"),
+        ({"gauge": -1.0}, "gauge=-1.0"),
+        ({"gauge": math.nan}, "gauge=nan"),
+    ],
+)
+def test_errors_of_draws(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        Draws(**kwargs)

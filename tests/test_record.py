@@ -1,0 +1,48 @@
+"""The record of a training: a list per quantity, an entry per epoch."""
+
+import math
+
+import pytest
+
+from sbi_jeffreys.record import EPOCH_KEYS, RUN_KEYS, append_epoch, new_record
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Nothing here is random."""
+
+
+def test_new_record_is_empty_and_its_own():
+    record = new_record()
+    assert set(record) == {*EPOCH_KEYS, *RUN_KEYS}
+    assert all(values == [] for values in record.values())
+    record["training_loss"].append(1.0)
+    assert new_record()["training_loss"] == []
+    # One list for each: no key shares its list with another.
+    assert len({id(values) for values in record.values()}) == len(record)
+
+
+def test_keys_are_unique():
+    assert len({*EPOCH_KEYS, *RUN_KEYS}) == len(EPOCH_KEYS) + len(RUN_KEYS)
+
+
+def test_every_epoch_adds_one_entry_to_every_list():
+    record = new_record()
+    append_epoch(record, {"training_loss": 2.0, "multiplier_reverse": 1})
+    append_epoch(record, dict.fromkeys(EPOCH_KEYS, 3.0))
+    for key in EPOCH_KEYS:
+        assert len(record[key]) == 2
+        assert record[key][1] == 3.0
+        assert all(isinstance(value, float) for value in record[key])
+    assert record["training_loss"][0] == 2.0
+    assert record["multiplier_reverse"][0] == 1.0
+    assert math.isnan(record["validation_loss"][0])
+    assert all(record[key] == [] for key in RUN_KEYS)
+
+
+@pytest.mark.parametrize("key", ["loss", "epochs_trained", "best_validation_loss", ""])
+def test_unknown_quantities_are_refused_and_nothing_is_changed(key):
+    record = new_record()
+    with pytest.raises(KeyError, match=f"'{key}'"):
+        append_epoch(record, {"training_loss": 1.0, key: 2.0})
+    assert record == new_record()

@@ -1,0 +1,415 @@
+"""What ``train`` takes and returns: estimators, options, the record, resuming and pickling."""
+
+import pickle
+import re
+
+import pytest
+import torch
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from sbi.utils import BoxUniform
+from torch import Tensor, nn
+
+from sbi_jeffreys import JeffreysNPE
+from sbi_jeffreys.quiet import QuietTracker
+from sbi_jeffreys.record import EPOCH_KEYS, RUN_KEYS
+
+PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+FAST = ("coupling_nsf", "maf", "mdn", "made", "zuko_nice", "zuko_maf", "zuko_nsf", "zuko_ncsf")
+SLOW = ("nsf", "maf_rqs", "zuko_sospf", "zuko_naf", "zuko_unaf", "zuko_gf", "zuko_bpf")
+# nflows calls what torch has deprecated.
+NFLOWS = "ignore:torch.triangular_solve is deprecated"
+# What stands for the missing prior in sbi has neither.
+NO_SUPPORT = "ignore:The passed prior has no support property"
+NO_MEAN = "ignore:The passed discrete prior has no mean or stddev attribute"
+PICKLING = "ignore:When the inference object is pickled"
+
+
+@pytest.fixture(autouse=True)
+def _seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def simulations() -> tuple[Tensor, Tensor]:
+    theta = PRIOR.sample((80,))
+    return theta, theta + 0.2 * torch.randn(80, 2)
+
+
+class RecordingTracker(QuietTracker):
+    """Tracker that keeps what it gets, and the length of the record at that time."""
+
+    def __init__(self) -> None:
+        self.trainer: JeffreysNPE | None = None
+        self.epochs: list[tuple[int, dict, int]] = []
+        self.runs: list[tuple[str, float]] = []
+
+    def log_metrics(self, metrics, step=None):
+        assert self.trainer is not None
+        self.epochs.append((step, dict(metrics), len(self.trainer.summary["training_loss"])))
+
+    def log_metric(self, name, value, step=None):
+        self.runs.append((name, value))
+
+
+def make(density_estimator="mdn", **kwargs) -> JeffreysNPE:
+    defaults = {"prior": PRIOR, "seed": 0, "show_progress_bars": False, "tracker": QuietTracker()}
+    return JeffreysNPE(density_estimator=density_estimator, **(defaults | kwargs))
+
+
+def weights_of(trainer: JeffreysNPE) -> Tensor:
+    return nn.utils.parameters_to_vector(trainer._neural_net.parameters())
+
+
+def without_durations(trainer: JeffreysNPE) -> dict[str, Tensor]:
+    """Return the record as tensors; NaN marks what was not measured."""
+    return {k: torch.tensor(trainer.summary[k]) for k in EPOCH_KEYS if k != "epoch_durations_sec"}
+
+
+# Estimators
+
+
+@pytest.mark.filterwarnings(NFLOWS)
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+def test_named_estimators_train_and_sample(name, simulations):
+    trainer = make(name)
+    estimator = trainer.append_simulations(*simulations).train(max_num_epochs=1)
+    assert isinstance(estimator, ConditionalDensityEstimator)
+    # The estimator itself: rejection by the prior can take minutes for a flow of one epoch.
+    samples = estimator.sample(torch.Size((3,)), torch.zeros(2, 2))
+    assert samples.shape == (3, 2, 2)
+    assert estimator.log_prob(samples, torch.zeros(2, 2)).isfinite().all()
+    assert trainer.build_posterior().potential(torch.zeros(1, 2), x=torch.zeros(2)).isfinite()
+    assert not weights_of(trainer).isnan().any()
+
+
+@pytest.mark.parametrize("z_score", ["independent", "structured", "none"])
+@pytest.mark.parametrize("model", ["maf", "zuko_nsf"])
+def test_posterior_nn_with_embedding_and_z_scoring(model, z_score, simulations):
+    build = posterior_nn(
+        model, z_score_theta=z_score, z_score_x=z_score, embedding_net=nn.Linear(2, 3)
+    )
+    trainer = make(build)
+    estimator = trainer.append_simulations(*simulations).train(max_num_epochs=1)
+    # The proxy sees what the flow sees: three features.
+    assert estimator.proxy.network.context.in_features == 3
+    assert torch.isfinite(torch.tensor(trainer.summary["validation_loss"])).all()
+
+
+@pytest.mark.parametrize("model", ["maf", "mdn", "zuko_nsf"])
+def test_embedding_is_evaluated_once_per_x_and_step(model, simulations):
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 3)
+            self.rows: list[int] = []
+
+        def forward(self, x):
+            if self.training and torch.is_grad_enabled():
+                self.rows.append(len(x))
+            return self.linear(x)
+
+    counts = []
+    for epochs in (1, 3):
+        embedding = Counting()
+        trainer = make(posterior_nn(model, embedding_net=embedding))
+        trainer.append_simulations(*simulations)
+        trainer.train(max_num_epochs=epochs, training_batch_size=24)
+        net = next(m for m in trainer._neural_net.modules() if isinstance(m, Counting))
+        counts.append(net.rows)
+    # Building the network may look at x too: the difference of the runs is two epochs of three
+    # batches of 72 / 3 rows.
+    assert counts[1][len(counts[0]) :] == [24] * 6
+
+
+def test_images_need_an_embedding_only(simulations):
+    theta, _ = simulations
+    x = theta[:, :1, None] + 0.1 * torch.randn(80, 4, 4)
+    build = posterior_nn("maf", embedding_net=nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
+    trainer = make(build)
+    trainer.append_simulations(theta, x).train(max_num_epochs=1)
+    assert trainer.build_posterior().potential(theta[:1], x=x[:1]).isfinite().all()
+
+
+# The estimator that train returns
+
+
+def test_estimator_carries_the_proxy(simulations):
+    theta, x = simulations
+    estimator = make().append_simulations(theta, x).train(max_num_epochs=1)
+    outside = torch.full((1, 2), 2.0)
+    ratio = estimator.proxy.log_ratio(theta[:5], x[:5])
+    density = estimator.proxy.log_prob_unnormalized(theta[:5], x[:5])
+    assert ratio.shape == density.shape == (1, 5)
+    # The prior is uniform on a square of area 4; float32 sums of two numbers of order one.
+    torch.testing.assert_close(density, ratio - torch.log(torch.tensor(4.0)), atol=1e-6, rtol=0)
+    assert estimator.proxy.log_prob_unnormalized(outside, x[:1]).item() == -torch.inf
+    torch.testing.assert_close(
+        estimator.log_prob(theta[None, :5], x[:5]), estimator.flow.log_prob(theta[None, :5], x[:5])
+    )
+
+
+def test_maximum_likelihood_has_no_proxy(simulations):
+    trainer = make(objective="ml")
+    assert trainer.append_simulations(*simulations).train(max_num_epochs=1).proxy is None
+    assert torch.tensor(trainer.summary["validation_loss_proxy"]).isnan().all()
+
+
+@pytest.mark.parametrize("objective", ["dual", "dual_quadratic", "fixed", "ml"])
+def test_objectives(objective, simulations):
+    trainer = make(objective=objective)
+    trainer.append_simulations(*simulations).train(max_num_epochs=2)
+    multipliers = [trainer.summary[f"multiplier_{k}"][-1] for k in ("forward", "reverse", "proxy")]
+    assert (multipliers == [1.0, 0.0, 0.0]) == (objective == "ml")
+    assert (multipliers == [1.0, 1.0, 1.0]) == (objective == "fixed")
+
+
+# The record
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_max_num_epochs_is_exact(num, simulations):
+    trainer = make()
+    trainer.append_simulations(*simulations).train(max_num_epochs=num)
+    assert set(trainer.summary) == {*EPOCH_KEYS, *RUN_KEYS}
+    assert {len(trainer.summary[key]) for key in EPOCH_KEYS} == {num}
+    assert trainer.summary["epochs_trained"] == [num]
+    best = trainer.summary["best_validation_loss"]
+    # The initial weights compete too.
+    assert len(best) == 1
+    assert best[0] <= min(trainer.summary["validation_loss"])
+
+
+def test_stop_after_epochs(simulations):
+    trainer = make()
+    trainer.append_simulations(*simulations)
+    # A rate that changes no float32 weight: no epoch can improve on the first look.
+    trainer.train(learning_rate=1e-30, stop_after_epochs=3)
+    assert trainer.summary["epochs_trained"] == [3]
+
+
+def test_tracker_hears_of_each_epoch_at_once(simulations):
+    tracker = RecordingTracker()
+    trainer = tracker.trainer = make(tracker=tracker)
+    trainer.append_simulations(*simulations).train(max_num_epochs=3)
+    assert [(step, seen) for step, _, seen in tracker.epochs] == [(0, 1), (1, 2), (2, 3)]
+    for step, metrics, _ in tracker.epochs:
+        assert metrics["validation_loss"] == trainer.summary["validation_loss"][step]
+        assert {"multiplier_reverse", "log_partition_mean", "training_loss"} <= set(metrics)
+    assert [name for name, _ in tracker.runs] == ["epochs_trained", "best_validation_loss"]
+
+
+def test_best_weights_are_returned(simulations):
+    theta, x = simulations
+    trainer = make(objective="ml")
+    trainer.append_simulations(theta, x)
+    held_out = (theta[:20], x[:20])
+    estimator = trainer.train(max_num_epochs=2, learning_rate=0.1, validation_data=held_out)
+    losses = trainer.summary["validation_loss"]
+    assert losses[-1] > min(losses), "the last epoch must not be the best, or this tests nothing"
+    found = -estimator.log_prob(held_out[0][None], held_out[1]).mean().item()
+    # The same numbers summed in float32.
+    assert found == pytest.approx(trainer.summary["best_validation_loss"][0], abs=1e-5)
+
+
+# Seed and resuming
+
+
+def test_seed_fixes_weights_and_leaves_the_global_generator(simulations):
+    weights = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        trainer = make("coupling_nsf", seed=3)
+        trainer.append_simulations(*simulations).train(max_num_epochs=2, training_batch_size=30)
+        assert torch.equal(before, torch.get_rng_state())
+        weights.append(weights_of(trainer))
+    assert torch.equal(*weights)
+    other = make("coupling_nsf", seed=4)
+    other.append_simulations(*simulations).train(max_num_epochs=2, training_batch_size=30)
+    assert not torch.equal(weights[0], weights_of(other))
+
+
+def test_without_seed_the_global_generator_decides(simulations):
+    weights = []
+    for state in (1, 2, 1):
+        torch.manual_seed(state)
+        trainer = make(seed=None)
+        trainer.append_simulations(*simulations).train(max_num_epochs=1)
+        weights.append(weights_of(trainer))
+    assert torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[1])
+
+
+# With the large rate the best epoch is not the last one, from which resuming must go on.
+@pytest.mark.parametrize(("estimator", "rate"), [("coupling_nsf", 5e-4), ("mdn", 0.05)])
+def test_resuming_continues_bit_for_bit(estimator, rate, simulations):
+    options = {"training_batch_size": 20, "learning_rate": rate}
+    whole = make(estimator)
+    whole.append_simulations(*simulations).train(max_num_epochs=6, **options)
+    parts = make(estimator)
+    parts.append_simulations(*simulations).train(max_num_epochs=3, **options)
+    if rate > 1e-3:
+        losses = parts.summary["validation_loss"]
+        assert losses[-1] > min(losses), "the third epoch must not be the best"
+    torch.rand(7)  # what happens in between must not matter
+    parts.train(max_num_epochs=3, resume_training=True, **options)
+    assert torch.equal(weights_of(whole), weights_of(parts))
+    assert parts.summary["epochs_trained"] == [3, 3]
+    expected = without_durations(whole)
+    for key, values in without_durations(parts).items():
+        assert torch.equal(values.nan_to_num(9e9), expected[key].nan_to_num(9e9)), key
+
+
+# Options of train
+
+
+def test_calibration_kernel_silences_what_it_zeroes(simulations):
+    theta, x = simulations
+    zeroed = (x[:, 0] <= 0).nonzero().flatten()
+    scrambled = theta.clone()
+    scrambled[zeroed] = theta[zeroed.roll(5)]
+    outcomes = {}
+    for kernel in (None, lambda x: (x[:, 0] > 0).float()):
+        for name, parameters in (("clean", theta), ("scrambled", scrambled)):
+            trainer = make()
+            trainer.append_simulations(parameters, x).train(
+                max_num_epochs=5,
+                learning_rate=0.02,
+                calibration_kernel=kernel,
+                validation_data=(theta[:40], x[:40]),
+            )
+            outcomes[kernel is None, name] = torch.tensor(trainer.summary["training_loss"])
+    # z-scoring sums the same rows in another order: float32 rounding, grown over a few steps.
+    torch.testing.assert_close(
+        outcomes[False, "clean"], outcomes[False, "scrambled"], atol=1e-3, rtol=0
+    )
+    # Without the kernel the scrambled half is heard.
+    assert (outcomes[True, "clean"] - outcomes[True, "scrambled"]).abs().max() > 0.1
+
+
+def test_clip_max_norm(simulations):
+    weights = {}
+    for norm in (None, 1e9, 1e-3):
+        trainer = make()
+        trainer.append_simulations(*simulations).train(max_num_epochs=2, clip_max_norm=norm)
+        weights[norm] = weights_of(trainer)
+    assert torch.equal(weights[None], weights[1e9])
+    assert not torch.equal(weights[None], weights[1e-3])
+
+
+def test_validation_data_takes_the_place_of_the_split(simulations):
+    theta, x = simulations
+    held_out = (theta[60:], x[60:])
+    trainer = make()
+    trainer.append_simulations(theta[:60], x[:60]).train(max_num_epochs=1, validation_data=held_out)
+    assert len(trainer.train_indices) == 60
+    assert len(trainer.val_indices) == 0
+    # Resuming keeps them.
+    trainer.train(max_num_epochs=1, resume_training=True)
+    assert trainer._validation_data is not None
+    estimator = trainer._neural_net
+    found = -estimator.log_prob(held_out[0][None], held_out[1]).mean().item()
+    # The same numbers summed in float32.
+    assert found == pytest.approx(trainer.summary["best_validation_loss"][-1], abs=1e-5)
+
+
+def test_dataloader_kwargs_reach_the_loaders(simulations):
+    sizes = []
+
+    def collate(rows):
+        sizes.append(len(rows))
+        return torch.utils.data.default_collate(rows)
+
+    trainer = make()
+    trainer.append_simulations(*simulations)
+    trainer.train(max_num_epochs=1, dataloader_kwargs={"collate_fn": collate, "batch_size": 8})
+    # 72 rows to train on and 8 held out.
+    assert set(sizes) == {8}
+    assert len(sizes) >= 9 + 1
+    assert len(trainer.summary["validation_loss"]) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.int32, "numpy"])
+def test_other_types_of_numbers_work(dtype):
+    prior = BoxUniform(torch.zeros(2), torch.full((2,), 10.0))
+    theta = prior.sample((60,)).floor().clamp(0, 9)
+    x = (theta + 3 * torch.randn(60, 2)).round()
+    reference = make(prior=prior)
+    reference.append_simulations(theta, x).train(max_num_epochs=1)
+    cast = (lambda t: t.double().numpy()) if dtype == "numpy" else (lambda t: t.to(dtype))
+    trainer = make(prior=prior)
+    trainer.append_simulations(cast(theta), cast(x)).train(max_num_epochs=1)
+    assert torch.equal(weights_of(reference), weights_of(trainer))
+
+
+@pytest.mark.filterwarnings(NO_SUPPORT)
+@pytest.mark.filterwarnings(NO_MEAN)
+@pytest.mark.parametrize("estimator", ["mdn", "coupling_nsf"])
+def test_without_prior(estimator, simulations):
+    trainer = make(estimator, prior=None)
+    found = trainer.append_simulations(*simulations).train(max_num_epochs=1)
+    assert found.proxy.log_prob_unnormalized(torch.full((1, 2), 9.0), torch.zeros(1, 2)).isfinite()
+    posterior = trainer.build_posterior()
+    sample = posterior.sample((5,), x=torch.zeros(2), show_progress_bars=False)
+    assert sample.shape == (5, 2)
+
+
+# What is shown
+
+
+def test_silence(simulations, capfd):
+    trainer = make()
+    trainer.append_simulations(*simulations).train(max_num_epochs=2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_bar_shows_loss_and_multipliers(simulations, capfd):
+    trainer = make(show_progress_bars=True)
+    trainer.append_simulations(*simulations).train(max_num_epochs=2)
+    out, err = capfd.readouterr()
+    assert out == ""
+    loss = trainer.summary["validation_loss"][-1]
+    reverse = trainer.summary["multiplier_reverse"][-1]
+    assert f"held-out NLL={loss:.3f}" in err
+    assert f"multipliers=1.00 {reverse:.2f} 1.00" in err
+
+
+def test_train_summary(simulations, capfd):
+    trainer = make()
+    trainer.append_simulations(*simulations).train(max_num_epochs=2, show_train_summary=True)
+    out = capfd.readouterr().out
+    assert re.search(r"Epochs trained: 2\b", out)
+    assert f"{trainer.summary['best_validation_loss'][0]:.4f}" in out
+
+
+# Pickling
+
+
+@pytest.mark.filterwarnings(PICKLING)
+@pytest.mark.parametrize("estimator", ["coupling_nsf", "maf", "mdn"])
+def test_trainer_survives_pickling(estimator, simulations):
+    options = {"training_batch_size": 20, "max_num_epochs": 2}
+    trainer = make(estimator)
+    trainer.append_simulations(*simulations)
+    # A function that cannot be pickled must not get in the way.
+    trainer.train(calibration_kernel=lambda x: torch.ones(len(x)), **options)
+    loaded = pickle.loads(pickle.dumps(trainer))
+    for each in (trainer, loaded):
+        each._tracker = QuietTracker()
+        each.train(resume_training=True, **options)
+    assert torch.equal(weights_of(trainer), weights_of(loaded))
+    assert loaded.summary["epochs_trained"] == [2, 2]
+
+
+@pytest.mark.parametrize("estimator", ["coupling_nsf", "maf", "mdn"])
+def test_posterior_survives_pickling(estimator, simulations):
+    theta, x = simulations
+    trainer = make(estimator)
+    trainer.append_simulations(theta, x).train(max_num_epochs=1)
+    posterior = trainer.build_posterior()
+    loaded = pickle.loads(pickle.dumps(posterior))
+    assert torch.equal(posterior.potential(theta[:4], x=x[0]), loaded.potential(theta[:4], x=x[0]))
+    ratio = loaded.posterior_estimator.proxy.log_ratio(theta[:4], x[:4])
+    assert torch.equal(trainer._neural_net.proxy.log_ratio(theta[:4], x[:4]), ratio)
