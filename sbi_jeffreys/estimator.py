@@ -102,6 +102,10 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         Returns:
             Nats, shape (S, B).
         """
+        if context.dim() == 3:
+            # Not every estimator of sbi takes a sample dimension on its condition.
+            flat = self.log_prob_embedded(theta.flatten(0, 1).unsqueeze(0), context.flatten(0, 1))
+            return flat.reshape(theta.shape[:-1])
         flow, condition = self._given_embedded(context)
         return flow.log_prob(theta, condition)
 

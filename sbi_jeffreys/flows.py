@@ -84,8 +84,8 @@ def _to_standard_space(
     if bool((low.isfinite() | high.isfinite()).any()):
         # Simulations outside of the prior are the user's decision: the walls stand behind them.
         lowest, highest = theta.amin(dim=0), theta.amax(dim=0)
-        low = torch.where(lowest <= low, lowest - 1e-3 * std, low)
-        high = torch.where(highest >= high, highest + 1e-3 * std, high)
+        low = torch.where(lowest < low, lowest - 1e-3 * std, low)
+        high = torch.where(highest > high, highest + 1e-3 * std, high)
         walls = UnconditionalTransform(SoftWalls, low, high, _THICKNESS * std, buffer=True)
         theta = walls()(theta)
         transforms = (walls,)

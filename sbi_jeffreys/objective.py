@@ -54,6 +54,10 @@ class Draws:
             raise ValueError(f"base={self.base}: the ranking loss needs at least 1 negative.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction={self.fraction} must lie in (0, 1].")
+        for name in ("jitter", "gauge"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value} must be a finite number, not negative.")
 
 
 class BatchTerms(NamedTuple):
@@ -97,8 +101,9 @@ def batch_terms(
     """
     context = estimator.embed(x)
     if estimator.proxy is None:
-        loss = cross_entropy(estimator.log_prob_embedded(theta.unsqueeze(0), context)[0])
-        if forward_loss is not None:
+        if forward_loss is None:
+            loss = cross_entropy(estimator.log_prob_embedded(theta.unsqueeze(0), context)[0])
+        else:
             loss = forward_loss(theta, x)
         zero = loss.new_zeros(())
         return BatchTerms((weights * loss).mean(), zero, zero, zero, zero)
@@ -130,15 +135,25 @@ def batch_terms(
         forward=(weights * loss).mean(),
         reverse=(weights[:num] * log_variance(log_flow, log_proxy)).mean(),
         proxy=(weights * nce).mean(),
-        gauge=_gauge(log_z, ratio_base),
+        # In later rounds the negatives are no draws of the base: they say nothing of Z.
+        gauge=(weights[:num] * _gauge(log_z, None if forward_loss else ratio_base, plain)).mean(),
         reverse_estimate=reverse_kl(log_flow, log_proxy, log_z).detach().mean(),
     )
 
 
-def _gauge(log_z: Tensor, ratio_base: Tensor) -> Tensor:
-    """Return the penalty on log Z, estimated at flow samples (N,) and at base draws (M, N')."""
-    log_z_base = log_partition(ratio_base, torch.zeros_like(ratio_base))
-    return 0.5 * (log_z.square().mean() + log_z_base.clamp_min(0.0).square().mean())
+def _gauge(log_z: Tensor, ratio_base: Tensor | None, plain: int) -> Tensor:
+    """Return the penalty on log Z at each x of D2, shape (N,).
+
+    ``log_z`` (N,) is estimated at flow samples; ``ratio_base`` (M, B + N - plain) holds the ratio
+    at base draws, at all x and then at the jittered ones.
+    """
+    penalty = log_z.square()
+    if ratio_base is not None:
+        jittered = ratio_base.shape[1] - (len(log_z) - plain)
+        at_base = torch.cat((ratio_base[:, :plain], ratio_base[:, jittered:]), dim=1)
+        log_z_base = log_partition(at_base, torch.zeros_like(at_base))
+        penalty = penalty + log_z_base.clamp_min(0.0).square()
+    return 0.5 * penalty
 
 
 def _jittered(context: Tensor, plain: int, scale: float) -> Tensor:
@@ -150,11 +165,14 @@ def _jittered(context: Tensor, plain: int, scale: float) -> Tensor:
 
 def _frozen_sample(estimator: JeffreysEstimator, num: int, context: Tensor) -> Tensor:
     """Sample the flow as it would be used: without gradient, and without dropout."""
-    training = estimator.flow.training
-    estimator.flow.eval()
-    samples = estimator.sample_embedded(num, context)
-    estimator.flow.train(training)
-    return samples
+    training = [module for module in estimator.flow.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        return estimator.sample_embedded(num, context)
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _flow_at_data_and_samples(

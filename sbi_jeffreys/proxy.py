@@ -68,10 +68,15 @@ class Base:
         return self._log_prob(theta, self.floor)
 
     def _log_prob(self, theta: Tensor, outside: Tensor) -> Tensor:
-        inside = within_support(self.distribution, theta)
+        # Some of sbi's distributions take (n, d) only.
+        flat = theta.reshape(-1, theta.shape[-1])
+        inside = within_support(self.distribution, flat)
         # Distributions that validate their arguments refuse what lies outside.
-        theta = torch.where(inside.unsqueeze(-1), theta, self.anchor[0])
-        return torch.where(inside, self.distribution.log_prob(theta), outside)
+        flat = torch.where(inside.unsqueeze(-1), flat, self.anchor[0])
+        log_prob = self.distribution.log_prob(flat)
+        # torch counts the upper bound of a uniform to its support, but gives it no density.
+        log_prob = torch.where(inside & (log_prob > -torch.inf), log_prob, outside)
+        return log_prob.reshape(theta.shape[:-1])
 
 
 class PairMLP(nn.Module):

@@ -64,7 +64,7 @@ class Data(NamedTuple):
 
     def some(self, num: int, turn: int, device: str) -> tuple[Tensor, Tensor]:
         """Return (theta, x) of a few rows; successive turns go through all of them."""
-        turns = max(1, len(self.rows) // num)
+        turns = math.ceil(len(self.rows) / num)
         rows = self.rows.tensor_split(turns)[turn % turns][:num].to(self.theta.device)
         return self.theta[rows].to(device), self.x[rows].to(device)
 
@@ -164,9 +164,7 @@ class Training:
             terms = self._step(theta, x, masks)
             total += len(theta) * terms
             seen += len(theta)
-        forward, reverse, objective = (total / seen).tolist()
-        if not torch.isfinite(total).all():
-            raise TrainingDiverged(f"the objective became {objective} (forward loss {forward}).")
+        forward, reverse, _ = (total / seen).tolist()
         return {"training_loss": forward, "divergence_reverse": reverse}
 
     def _step(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
@@ -189,12 +187,17 @@ class Training:
             loss = loss + self.draws.gauge * terms.gauge
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        if not math.isfinite(loss.item()):
+            raise TrainingDiverged(f"the objective became {loss.item()}.")
         loss.backward()
+        limit = self.settings.clip_max_norm
         for optimizer in self.optimizers:
-            if self.settings.clip_max_norm is not None:
-                # Each model has its own norm: a proxy in trouble must not slow the flow down.
-                parameters = optimizer.param_groups[0]["params"]
-                nn.utils.clip_grad_norm_(parameters, self.settings.clip_max_norm)
+            # Each model has its own norm: a proxy in trouble must not slow the flow down.
+            parameters = optimizer.param_groups[0]["params"]
+            norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+            if not math.isfinite(norm.item()):
+                raise TrainingDiverged(f"the norm of the gradient became {norm.item()}.")
+        for optimizer in self.optimizers:
             optimizer.step()
         self.steps += 1
         with torch.no_grad():

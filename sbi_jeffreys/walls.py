@@ -62,7 +62,7 @@ class SoftWalls(Transform):
 
     def _depths(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the distances to both bounds in thicknesses, and which entries are inside."""
-        inside = (theta > self.low) & (theta < self.high)
+        inside = (theta >= self.low) & (theta <= self.high)
         # A layer that float32 cannot resolve: values this near to a bound are held there.
         tiny = 1e-6
         below = ((theta - self.a) / self.thickness).clamp_min(tiny)

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from sbi.diagnostics import check_sbc, check_tarp, run_sbc, run_tarp
+from sbi.diagnostics import check_tarp, run_sbc, run_tarp
 from sbi.diagnostics.lc2st import LC2ST
 from sbi.inference import NPE, DirectPosterior, EnsemblePosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
@@ -16,6 +16,7 @@ from sbi.inference.posteriors.posterior_parameters import (
 )
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from sbi.utils import BoxUniform
+from scipy import stats
 from torch import Tensor
 
 from sbi_jeffreys import JeffreysNPE
@@ -223,6 +224,11 @@ def test_given_estimator_and_prior(trained):
 # Diagnostics
 
 
+def uniformity(ranks: Tensor) -> list[float]:
+    """Return the p-value of a Kolmogorov-Smirnov test for the ranks of each parameter."""
+    return [float(stats.kstest(column / 50, "uniform").pvalue) for column in ranks.T.numpy()]
+
+
 @pytest.mark.filterwarnings("ignore:Number of posterior samples for ranking should be")
 def test_sbc_and_tarp(trained):
     posterior = trained.build_posterior()
@@ -230,19 +236,19 @@ def test_sbc_and_tarp(trained):
     x = simulate(theta)
     ranks, dap = run_sbc(theta, x, posterior, num_posterior_samples=50, show_progress_bar=False)
     assert ranks.shape == (100, 2)
-    stats = check_sbc(ranks, theta, dap, num_posterior_samples=50)
-    # Two tests at level 0.001: a calibrated posterior passes, a wrong one does not (below).
-    assert (stats["ks_pvals"] > 1e-3).all()
-    wrong, _ = run_sbc(
+    assert dap.shape == (100,)
+    # Two tests at level 0.001: a calibrated posterior passes, one in the wrong place does not.
+    assert min(uniformity(ranks)) > 1e-3
+    moved, _ = run_sbc(
         (theta + 1).clamp(max=1), x, posterior, num_posterior_samples=50, show_progress_bar=False
     )
-    assert check_sbc(wrong, theta, dap, num_posterior_samples=50)["ks_pvals"].max() < 1e-3
+    assert max(uniformity(moved)) < 1e-3
     coverage, levels = run_tarp(
         theta, x, posterior, num_posterior_samples=50, show_progress_bar=False
     )
     area, p_value = check_tarp(coverage, levels)
-    # The area lies in [-0.5, 0.5] times the number of bins' width; 100 pairs leave 0.05 per point.
-    assert abs(area) < 2
+    # The area sums the coverage above one half less its expectation: 25 levels of at most 1.
+    assert abs(area) < 3
     assert p_value > 1e-3
 
 
@@ -253,8 +259,8 @@ def test_lc2st(trained):
     x = simulate(theta)
     samples = posterior.sample_batched((1,), x=x, show_progress_bars=False)[0]
     lc2st = LC2ST(theta, x, samples, classifier="mlp", num_trials_null=2, seed=1)
-    lc2st.train_on_observed_data()
-    lc2st.train_under_null_hypothesis()
+    lc2st.train_on_observed_data(verbosity=0)
+    lc2st.train_under_null_hypothesis(verbosity=0)
     at = posterior.sample((200,), x=X_O, show_progress_bars=False)
     statistic = lc2st.get_statistic_on_observed_data(theta_o=at, x_o=X_O[None])
     # The mean squared distance of a classifier's probability from one half: at most a quarter.
