@@ -161,7 +161,7 @@ def check_simulations(
 
 
 def check_held_out(
-    data: Any, prior: Distribution | None, event_shape: torch.Size
+    data: Any, prior: Distribution | None, event_shape: torch.Size | None
 ) -> tuple[Tensor, Tensor]:
     """Return held-out simulations as float32 tensors.
 
@@ -170,7 +170,8 @@ def check_held_out(
     """
     if not (isinstance(data, (tuple, list)) and len(data) == 2):
         raise TypeError(f"validation_data must be (theta, x), got {type(data).__name__}.")
-    theta, x = check_simulations(*data, prior, event_shape)
+    theta, x = data
+    theta, x = check_simulations(theta, x, prior, event_shape)
     invalid = int((~x.flatten(1).isfinite().all(dim=1)).sum())
     if invalid:
         raise ValueError(

@@ -110,7 +110,7 @@ def test_summary_has_what_sbi_has(trained):
 KINDS = {
     "direct": None,
     "rejection": RejectionPosteriorParameters(num_samples_to_find_max=500),
-    "mcmc": MCMCPosteriorParameters(num_chains=20, warmup_steps=30, thin=1),
+    "mcmc": MCMCPosteriorParameters(num_chains=20, warmup_steps=10, thin=1),
     "importance": ImportanceSamplingPosteriorParameters(oversampling_factor=8),
     "vi": VIPosteriorParameters(q="gaussian"),
 }
@@ -230,13 +230,14 @@ def uniformity(ranks: Tensor) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore:Number of posterior samples for ranking should be")
+@pytest.mark.filterwarnings("ignore:Capping max_sampling_batch_size")
 def test_sbc_and_tarp(trained):
     posterior = trained.build_posterior()
     theta = PRIOR.sample((100,))
     x = simulate(theta)
     ranks, dap = run_sbc(theta, x, posterior, num_posterior_samples=50, show_progress_bar=False)
     assert ranks.shape == (100, 2)
-    assert dap.shape == (100,)
+    assert len(dap) == 100
     # Two tests at level 0.001: a calibrated posterior passes, one in the wrong place does not.
     assert min(uniformity(ranks)) > 1e-3
     moved, _ = run_sbc(
