@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimator
+from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from torch import Tensor, nn
 
 from .proxy import Base, EnergyProxy, ProxyBuilder
 
-__all__ = ["JeffreysEstimator"]
+__all__ = ["ROWS_FOR_SCALE", "JeffreysEstimator"]
 
 # The scale of the proxy's inputs needs no more rows than this, and embedding may be costly.
-_ROWS_FOR_SCALE = 1000
+ROWS_FOR_SCALE = 1000
 
 
 class JeffreysEstimator(ConditionalDensityEstimator):
@@ -27,7 +28,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     Args:
         flow: Any conditional density estimator of sbi.
         theta: Parameters of the training simulations, shape (n, d).
-        x: Their data, shape (n, *event).
+        x: Data of some of them, shape (m, *event).
         base: Base density of the proxy; ``None`` for a flow without a proxy.
         build_proxy: Builds the energy network from (theta, embedded x); needed with a base.
     """
@@ -44,16 +45,17 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         # Not the parent's: it would register the flow's network a second time.
         ConditionalEstimator.__init__(self, flow.input_shape, flow.condition_shape)
         self.flow = flow
+        self.spec: dict[str, Any] = {}
         self._embeds = _embedding_owner(flow) is not None
         if not self._embeds:
-            std, mean = torch.std_mean(x[:_ROWS_FOR_SCALE].flatten(1), dim=0)
+            std, mean = torch.std_mean(x[:ROWS_FOR_SCALE].flatten(1), dim=0)
             self.register_buffer("_x_mean", mean)
             self.register_buffer("_x_std", torch.where(std > 1e-12, std, torch.ones_like(std)))
         self.proxy: EnergyProxy | None = None
         if base is not None and build_proxy is not None:
             with torch.no_grad():
-                context = self.embed(x[:_ROWS_FOR_SCALE])
-            self.proxy = EnergyProxy(build_proxy(theta, context), base, self.embed)
+                context = self.embed(x[:ROWS_FOR_SCALE])
+            self.proxy = EnergyProxy(build_proxy(theta[: len(context)], context), base, self.embed)
 
     @property
     def net(self) -> nn.Module:
@@ -102,6 +104,9 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         Returns:
             Nats, shape (S, B).
         """
+        if isinstance(self.flow, ZukoFlow):
+            context = context.expand(*theta.shape[:-1], context.shape[-1])
+            return self.flow.net(context).log_prob(theta)
         if context.dim() == 3:
             # Not every estimator of sbi takes a sample dimension on its condition.
             flat = self.log_prob_embedded(theta.flatten(0, 1).unsqueeze(0), context.flatten(0, 1))
@@ -112,6 +117,8 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     @torch.no_grad()
     def sample_embedded(self, num: int, context: Tensor) -> Tensor:
         """Return samples of the flow given embedded data (B, c), shape (num, B, d)."""
+        if isinstance(self.flow, ZukoFlow):
+            return self.flow.net(context).sample((num,))
         flow, condition = self._given_embedded(context)
         return flow.sample(torch.Size((num,)), condition)
 

@@ -14,10 +14,11 @@ from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, Conditi
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from sbi.utils.sbiutils import standardizing_net
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Distribution
+from torch.distributions import AffineTransform, Distribution, Transform
+from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.core import Flow
 from zuko.lazy import UnconditionalTransform
-from zuko.transforms import MonotonicRQSTransform
+from zuko.transforms import DependentTransform, MonotonicRQSTransform
 
 from .splines import RationalQuadraticSpline
 from .walls import SoftWalls, support_bounds
@@ -110,3 +111,15 @@ def accelerate(flow: nn.Module) -> None:
         if isinstance(constructor, partial) and constructor.func is MonotonicRQSTransform:
             ours = partial(RationalQuadraticSpline, *constructor.args, **constructor.keywords)
             module.univariate, module.shapes = ours, [(module.total,)]
+            if type(module) is MaskedAutoregressiveTransform:
+                module.__class__ = _SplineTransform
+
+
+class _SplineTransform(MaskedAutoregressiveTransform):
+    """zuko's transformation with all parameters of the spline in one piece, and no more."""
+
+    def meta(self, c: Tensor | None, x: Tensor) -> Transform:
+        if c is not None:
+            x = torch.cat((x, c.expand(*x.shape[:-1], c.shape[-1])), dim=-1)
+        parameters = self.hyper(x).unflatten(-1, (-1, self.total))
+        return DependentTransform(self.univariate(parameters), 1)

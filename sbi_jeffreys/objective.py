@@ -43,7 +43,7 @@ class Draws:
 
     flow: int = 4
     base: int = 8
-    fraction: float = 0.5
+    fraction: float = 0.25
     jitter: float = 0.3
     gauge: float = 0.1
 
@@ -112,20 +112,28 @@ def batch_terms(
     plain = num // 2
     where = _jittered(context[:num], plain, draws.jitter)
     samples = _frozen_sample(estimator, draws.flow, where)
-    log_data, log_flow = _flow_at_data_and_samples(estimator, theta, context, samples, where)
 
+    # Each model is evaluated once, at the data (B) and at the samples (K, N) together: at these
+    # sizes what costs is the number of operations, not how many rows they have.
+    points = torch.cat((theta, samples.flatten(0, 1))).unsqueeze(0)
+    conditions = torch.cat((context, where.repeat(draws.flow, 1)))
     network, base = estimator.proxy.network, estimator.proxy.base
-    ratio_data = network(theta.unsqueeze(0), context)
+    log_prob = estimator.log_prob_embedded(points, conditions)[0]
+    ratio = network(points, conditions)[0]
+    log_unnormalized = ratio + base.log_prob_soft(points[0])
     # Base draws at the data's x, for the ranking loss, and at the jittered x, for the gauge.
     ratio_base = network(base_draws.unsqueeze(1), torch.cat((context, where[plain:])))
-    log_proxy = network(samples, where) + base.log_prob_soft(samples)
+
+    rows = len(theta)
+    log_data, log_flow = log_prob[:rows], log_prob[rows:].reshape(draws.flow, num)
+    log_proxy = log_unnormalized[rows:].reshape(draws.flow, num)
     log_z = log_partition(log_proxy, log_flow.detach())
 
-    nce = ranking_nce(torch.cat((ratio_data, ratio_base[:, : len(theta)])))
+    nce = ranking_nce(torch.cat((ratio[None, :rows], ratio_base[:, :rows])))
     if plain and forward_loss is None:
         # Weights against the flow: its own samples, and the data, relative to its density.
         # The flow is only the proposal here: its part in the ratio is a number.
-        at_data = ratio_data[0] + base.log_prob_soft(theta) - log_data.detach()
+        at_data = log_unnormalized[:rows] - log_data.detach()
         at_samples = log_proxy - log_flow.detach()
         against_flow = ranking_nce(torch.cat((at_data[None, :plain], at_samples[:, :plain])))
         nce = torch.cat((0.5 * (nce[:plain] + against_flow), nce[plain:]))
@@ -173,17 +181,3 @@ def _frozen_sample(estimator: JeffreysEstimator, num: int, context: Tensor) -> T
     finally:
         for module in training:
             module.training = True
-
-
-def _flow_at_data_and_samples(
-    estimator: JeffreysEstimator, theta: Tensor, context: Tensor, samples: Tensor, where: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Evaluate the flow once at data (B, d) and samples (K, N, d): shapes (B,) and (K, N).
-
-    One call costs little more than half of two: at these sizes the number of operations counts.
-    """
-    num, rows, dim = samples.shape
-    points = torch.cat((theta, samples.reshape(-1, dim))).unsqueeze(0)
-    conditions = torch.cat((context, where.expand(num, -1, -1).flatten(0, 1)))
-    log_prob = estimator.log_prob_embedded(points, conditions)[0]
-    return log_prob[: len(theta)], log_prob[len(theta) :].reshape(num, rows)

@@ -13,6 +13,7 @@ parameters that several conditions share (draws from the prior) are embedded onc
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -149,7 +150,7 @@ def proxy_nn(model: str = "mlp", **kwargs: Any) -> ProxyBuilder:
             f"Unknown proxy {model!r}; choose one of {sorted(_NETWORKS)} or pass a "
             "function of (theta, context) that returns a module."
         )
-    return lambda theta, context: _NETWORKS[model](theta, context, **kwargs)
+    return partial(_NETWORKS[model], **kwargs)
 
 
 class EnergyProxy(nn.Module):

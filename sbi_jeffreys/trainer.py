@@ -34,7 +34,7 @@ from .checks import (
     warn_outside_prior,
 )
 from .duals import FixedWeights, Weighting, weighting
-from .estimator import JeffreysEstimator
+from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from .flows import accelerate, flow_nn
 from .objective import Draws
 from .proxy import Base, ProxyBuilder, proxy_nn
@@ -133,6 +133,11 @@ class JeffreysNPE(NPE_C):
                 show_progress_bars=show_progress_bars,
             )
         self._default_flow = density_estimator == _DEFAULT_FLOW
+        # What a saved posterior is rebuilt from; builders without a name must be handed in again.
+        self._spec = {
+            "density_estimator": density_estimator if isinstance(density_estimator, str) else None,
+            "proxy": proxy if isinstance(proxy, str) else None,
+        }
         self._build_proxy = _proxy_builder(proxy)
         self._weighting = weighting(objective)
         self._draws = draws if draws is not None else Draws()
@@ -177,7 +182,7 @@ class JeffreysNPE(NPE_C):
         self,
         num_atoms: int = 10,
         training_batch_size: int = 200,
-        learning_rate: float = 5e-4,
+        learning_rate: float = 2e-3,
         validation_fraction: float = 0.1,
         stop_after_epochs: int = 20,
         max_num_epochs: int = 2**31 - 1,
@@ -348,7 +353,9 @@ class JeffreysNPE(NPE_C):
         if not fresh:
             return
         theta, x, _ = self.get_simulations(start_idx)
-        theta, x = theta[self.train_indices].cpu(), x[self.train_indices].cpu()
+        # All of theta, but no more x than the scale of the proxy's input needs.
+        x = x[self.train_indices[:ROWS_FOR_SCALE]].cpu()
+        theta = theta[self.train_indices].cpu()
         flow = self._neural_net
         accelerate(flow)
         with_proxy = not _is_maximum_likelihood(self._weighting)
@@ -359,6 +366,7 @@ class JeffreysNPE(NPE_C):
             base=Base(self._prior, theta.to(self._device)).to("cpu") if with_proxy else None,
             build_proxy=self._build_proxy,
         )
+        self._neural_net.spec = dict(self._spec)
 
     def _outside_prior(self, start_idx: int) -> bool:
         """Whether parameters to train on or to validate lie outside of the prior's support."""

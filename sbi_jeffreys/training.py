@@ -35,7 +35,7 @@ __all__ = ["Data", "LoaderData", "Settings", "Training", "TrainingDiverged"]
 # Margin below the best held-out cross-entropy in the entropy estimate, nats.
 _ENTROPY_MARGIN = 0.1
 # Held-out x on which the proxy is looked at after every epoch, and the draws for each.
-_PROXY_ROWS, _PROXY_DRAWS = 32, 32
+_PROXY_ROWS, _PROXY_DRAWS = 32, 16
 # Share of the newest weights in the running mean: it looks back over some 50 steps.
 _AVERAGING = 0.02
 # Rows evaluated at once on held-out data: enough to be fast, few enough for any memory.
@@ -62,10 +62,9 @@ class Data(NamedTuple):
             rows = rows.to(self.theta.device)
             yield tuple(t[rows].to(device) for t in (self.theta, self.x, self.masks))
 
-    def some(self, num: int, turn: int, device: str) -> tuple[Tensor, Tensor]:
-        """Return (theta, x) of a few rows; successive turns go through all of them."""
-        turns = math.ceil(len(self.rows) / num)
-        rows = self.rows.tensor_split(turns)[turn % turns][:num].to(self.theta.device)
+    def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
+        """Return (theta, x) of the first rows."""
+        rows = self.rows[:num].to(self.theta.device)
         return self.theta[rows].to(device), self.x[rows].to(device)
 
 
@@ -79,8 +78,8 @@ class LoaderData(NamedTuple):
         for batch in self.loader:
             yield tuple(t.to(device) for t in batch)
 
-    def some(self, num: int, turn: int, device: str) -> tuple[Tensor, Tensor]:
-        """Return (theta, x) of a few rows, in the loader's order."""
+    def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
+        """Return (theta, x) of the loader's first rows."""
         theta, x, *_ = next(iter(self.loader))
         return theta[:num].to(device), x[:num].to(device)
 
@@ -90,7 +89,7 @@ class Settings:
     """Hyper-parameters of the training loop; those of sbi have sbi's meaning."""
 
     training_batch_size: int = 200
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-3
     proxy_learning_rate: float = 5e-3
     proxy_weight_decay: float = 0.1
     stop_after_epochs: int = 20
@@ -251,7 +250,7 @@ class Training:
         return values
 
     def _validate_proxy(self, data: Data | LoaderData) -> dict[str, float]:
-        theta, x = data.some(_PROXY_ROWS, self.epoch, self.settings.device)
+        theta, x = data.head(_PROXY_ROWS, self.settings.device)
         found = diagnose_proxy(self.estimator, theta, x, num_draws=_PROXY_DRAWS)
         std, mean = torch.std_mean(found.log_partition, correction=0)
         return {

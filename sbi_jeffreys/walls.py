@@ -55,34 +55,20 @@ class SoftWalls(Transform):
     def __init__(self, low: Tensor, high: Tensor, thickness: Tensor, **kwargs: int) -> None:
         super().__init__(**kwargs)
         self.low, self.high, self.thickness = low, high, thickness
-        self.has_low, self.has_high = low.isfinite(), high.isfinite()
-        # Numbers in place of infinite bounds keep the masked-out branches finite.
-        self.a = torch.where(self.has_low, low, torch.zeros_like(low))
-        self.b = torch.where(self.has_high, high, torch.zeros_like(high))
-
-    def _depths(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the distances to both bounds in thicknesses, and which entries are inside."""
-        inside = (theta >= self.low) & (theta <= self.high)
-        # A layer that float32 cannot resolve: values this near to a bound are held there.
-        tiny = 1e-6
-        below = ((theta - self.a) / self.thickness).clamp_min(tiny)
-        above = ((self.b - theta) / self.thickness).clamp_min(tiny)
-        infinite = torch.full_like(below, torch.inf)
-        return (
-            torch.where(self.has_low, below, infinite),
-            torch.where(self.has_high, above, infinite),
-            inside,
-        )
 
     def _call(self, theta: Tensor) -> Tensor:
         return self.call_and_ladj(theta)[0]
 
     def call_and_ladj(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return u and log du/dtheta, both of the shape of theta; minus infinity outside."""
-        below, above, inside = self._depths(theta)
+        # Depths below both bounds, in thicknesses. An infinite bound is infinitely far away and
+        # drops out by itself. Values nearer than float32 can resolve are held at that distance.
+        below = ((theta - self.low) / self.thickness).clamp_min(1e-6)
+        above = ((self.high - theta) / self.thickness).clamp_min(1e-6)
         lower, upper = torch.expm1(-below).neg(), torch.expm1(-above).neg()
-        u = theta + self.thickness * (lower.log() - upper.log())
+        u = theta + self.thickness * (lower / upper).log()
         slope = (1 / lower + 1 / upper - 1).log()
+        inside = (theta >= self.low) & (theta <= self.high)
         return u, torch.where(inside, slope, torch.full_like(slope, -torch.inf))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
@@ -91,13 +77,15 @@ class SoftWalls(Transform):
 
     def _inverse(self, u: Tensor) -> Tensor:
         t = self.thickness
-        from_low, from_high = (u - self.a) / t, (u - self.b) / t
-        both = self.low + t * (F.softplus(from_low) - F.softplus(from_high))
-        only_low = self.a + t * F.softplus(from_low)
-        only_high = self.b - t * F.softplus(-from_high)
-        theta = torch.where(self.has_low & self.has_high, both, u)
-        theta = torch.where(self.has_low & ~self.has_high, only_low, theta)
-        theta = torch.where(self.has_high & ~self.has_low, only_high, theta)
+        has_low, has_high = self.low.isfinite(), self.high.isfinite()
+        # Numbers in place of infinite bounds keep the branches that are not taken finite.
+        a = torch.where(has_low, self.low, torch.zeros_like(t))
+        b = torch.where(has_high, self.high, torch.zeros_like(t))
+        from_low, from_high = (u - a) / t, (u - b) / t
+        both = a + t * (F.softplus(from_low) - F.softplus(from_high))
+        theta = torch.where(has_low & has_high, both, u)
+        theta = torch.where(has_low & ~has_high, a + t * F.softplus(from_low), theta)
+        theta = torch.where(has_high & ~has_low, b - t * F.softplus(-from_high), theta)
         # Rounding may land on a bound or past it: hold the draw just inside.
         return theta.clamp(
             torch.nextafter(self.low, torch.full_like(self.low, torch.inf)),
