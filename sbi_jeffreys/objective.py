@@ -1,8 +1,7 @@
 r"""One batch of the adaptively symmetrised objective.
 
-Given pairs :math:`(\theta, x)`, the flow is evaluated once: at the data and at K of its own
-samples for some of the x. From these numbers, and from the proxy at the same points and at M draws
-of its base, come
+Given pairs :math:`(\theta, x)`, each model is evaluated once: at the data and at K samples of the
+flow for some x. From these numbers, and from the proxy at M draws of its base, come
 
 - :math:`D_1`: the flow's negative log density at the data;
 - :math:`D_2`: the log-variance between flow and proxy at the flow's samples. Half of its x are
@@ -14,10 +13,15 @@ of its base, come
   of :math:`\log \hat Z_\psi(x)` pins it to the normalised proxy, at jittered x too.
   :math:`\hat Z_\psi` from the flow's samples misses what the flow misses, from base draws what is
   narrow. The latter errs downwards only, so that it counts where it is positive.
+
+Sampling a flow costs hardly more for a whole batch than for a part of it. So it is sampled once
+for all x of a batch, and the samples are used up over the next steps (:class:`ReverseQueue`). The
+log-variance is a divergence between flow and proxy under any distribution of the samples, also under
+the flow of a few steps ago.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -26,7 +30,7 @@ from torch import Tensor
 from .divergences import cross_entropy, log_partition, log_variance, ranking_nce, reverse_kl
 from .estimator import JeffreysEstimator
 
-__all__ = ["BatchTerms", "Draws", "batch_terms"]
+__all__ = ["BatchTerms", "Draws", "ReverseQueue", "ReverseSet", "batch_terms"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,14 @@ class Draws:
     Args:
         flow: Samples K of the flow for each x in D2, at least 2.
         base: Draws M of the base, shared by the batch, at least 1.
-        fraction: Fraction of the batch whose x enter D2.
+        fraction: Fraction of a batch's x that enter D2 in one step. Samples for a whole batch last
+            for 1 / fraction steps.
         jitter: Scale of the noise on x in D2, in standard deviations of the embedded x.
         gauge: Weight of the gauge.
     """
 
     flow: int = 4
-    base: int = 8
+    base: int = 6
     fraction: float = 0.25
     jitter: float = 0.3
     gauge: float = 0.1
@@ -74,6 +79,70 @@ class BatchTerms(NamedTuple):
     reverse_estimate: Tensor
 
 
+class ReverseSet(NamedTuple):
+    """Where D2 looks in one step.
+
+    ``theta`` (N, d) and ``context`` (N, c), with their ``weights`` (N,), are data whose first
+    ``plain`` rows have no noise on the context; ``samples`` (K, N, d) are the flow's.
+    """
+
+    theta: Tensor
+    context: Tensor
+    weights: Tensor
+    samples: Tensor
+    plain: int
+
+
+@dataclass
+class ReverseQueue:
+    """Samples of the flow for the steps to come, drawn for a whole batch when they run out."""
+
+    sets: list[ReverseSet] = field(default_factory=list)
+
+    def next(
+        self,
+        estimator: JeffreysEstimator,
+        theta: Tensor,
+        context: Tensor,
+        weights: Tensor,
+        draws: Draws,
+    ) -> ReverseSet:
+        """Return the next set; if none is left, sample the flow at this batch first.
+
+        Args:
+            estimator: The flow to sample.
+            theta: Parameters of the batch, shape (B, d).
+            context: Embedded data, shape (B, c).
+            weights: Their weights, shape (B,).
+            draws: Numbers of samples.
+        """
+        if not self.sets:
+            parts = min(round(1 / draws.fraction), len(theta))
+            self.sets = _sample_sets(estimator, theta, context.detach(), weights, draws, parts)
+        return self.sets.pop()
+
+
+def _sample_sets(
+    estimator: JeffreysEstimator,
+    theta: Tensor,
+    context: Tensor,
+    weights: Tensor,
+    draws: Draws,
+    parts: int,
+) -> list[ReverseSet]:
+    std = context.std(dim=0, correction=0)
+    sizes, where, plains = [], [], []
+    for part in context.tensor_split(parts):
+        plain = len(part) // 2
+        noise = torch.randn_like(part[plain:]) * (draws.jitter * std)
+        where.append(torch.cat((part[:plain], part[plain:] + noise)))
+        sizes.append(len(part))
+        plains.append(plain)
+    samples = _frozen_sample(estimator, draws.flow, torch.cat(where))
+    columns = (theta.split(sizes), where, weights.split(sizes), samples.split(sizes, dim=1), plains)
+    return [ReverseSet(*row) for row in zip(*columns, strict=True)]
+
+
 def batch_terms(
     estimator: JeffreysEstimator,
     theta: Tensor,
@@ -82,6 +151,7 @@ def batch_terms(
     draws: Draws,
     *,
     base_draws: Tensor,
+    queue: ReverseQueue | None = None,
     forward_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> BatchTerms:
     """Evaluate the three divergences on a batch.
@@ -93,6 +163,7 @@ def batch_terms(
         weights: Weight of each pair (the calibration kernel), shape (B,).
         draws: Numbers of samples.
         base_draws: Negatives from the marginal of theta, shape (M, d).
+        queue: Samples left over from earlier steps; by default there are none.
         forward_loss: Loss of (theta, x) of shape (B,) that takes the place of the flow's negative
             log density: sbi's atomic loss in later rounds.
 
@@ -108,67 +179,58 @@ def batch_terms(
         zero = loss.new_zeros(())
         return BatchTerms((weights * loss).mean(), zero, zero, zero, zero)
 
-    num = max(1, round(draws.fraction * len(theta)))
-    plain = num // 2
-    where = _jittered(context[:num], plain, draws.jitter)
-    samples = _frozen_sample(estimator, draws.flow, where)
+    queue = ReverseQueue() if queue is None else queue
+    there = queue.next(estimator, theta, context, weights, draws)
+    num, plain, rows = len(there.context), there.plain, len(theta)
 
-    # Each model is evaluated once, at the data (B) and at the samples (K, N) together: at these
-    # sizes what costs is the number of operations, not how many rows they have.
-    points = torch.cat((theta, samples.flatten(0, 1))).unsqueeze(0)
-    conditions = torch.cat((context, where.repeat(draws.flow, 1)))
+    # Each model is evaluated once, at the data, at the undisturbed data of D2 and at the samples:
+    # at these sizes what costs is the number of operations, not how many rows they have.
+    sizes = (rows, plain, draws.flow * num)
+    points = torch.cat((theta, there.theta[:plain], there.samples.flatten(0, 1))).unsqueeze(0)
+    repeated = there.context.repeat(draws.flow, 1)
+    conditions = torch.cat((context, there.context[:plain], repeated))
     network, base = estimator.proxy.network, estimator.proxy.base
     log_prob = estimator.log_prob_embedded(points, conditions)[0]
     ratio = network(points, conditions)[0]
     log_unnormalized = ratio + base.log_prob_soft(points[0])
-    # Base draws at the data's x, for the ranking loss, and at the jittered x, for the gauge.
-    ratio_base = network(base_draws.unsqueeze(1), torch.cat((context, where[plain:])))
+    # Base draws at the data's x, for the ranking loss, and at the x of D2, for the gauge.
+    ratio_base = network(base_draws.unsqueeze(1), torch.cat((context, there.context)))
 
-    rows = len(theta)
-    log_data, log_flow = log_prob[:rows], log_prob[rows:].reshape(draws.flow, num)
-    log_proxy = log_unnormalized[rows:].reshape(draws.flow, num)
+    log_data, flow_plain, flow_samples = log_prob.split(sizes)
+    _, proxy_plain, proxy_samples = log_unnormalized.split(sizes)
+    log_flow, log_proxy = flow_samples.reshape(-1, num), proxy_samples.reshape(-1, num)
     log_z = log_partition(log_proxy, log_flow.detach())
 
-    nce = ranking_nce(torch.cat((ratio[None, :rows], ratio_base[:, :rows])))
+    nce = (weights * ranking_nce(torch.cat((ratio[None, :rows], ratio_base[:, :rows])))).mean()
     if plain and forward_loss is None:
         # Weights against the flow: its own samples, and the data, relative to its density.
         # The flow is only the proposal here: its part in the ratio is a number.
-        at_data = log_unnormalized[:rows] - log_data.detach()
-        at_samples = log_proxy - log_flow.detach()
-        against_flow = ranking_nce(torch.cat((at_data[None, :plain], at_samples[:, :plain])))
-        nce = torch.cat((0.5 * (nce[:plain] + against_flow), nce[plain:]))
+        against = torch.cat((proxy_plain[None], log_proxy[:, :plain]))
+        against = against - torch.cat((flow_plain[None], log_flow[:, :plain])).detach()
+        nce = nce + draws.fraction * (there.weights[:plain] * ranking_nce(against)).mean()
 
     loss = cross_entropy(log_data) if forward_loss is None else forward_loss(theta, x)
+    # In later rounds the negatives are no draws of the base: they say nothing of Z.
+    gauge = _gauge(log_z, None if forward_loss else ratio_base[:, rows:])
     return BatchTerms(
         forward=(weights * loss).mean(),
-        reverse=(weights[:num] * log_variance(log_flow, log_proxy)).mean(),
-        proxy=(weights * nce).mean(),
-        # In later rounds the negatives are no draws of the base: they say nothing of Z.
-        gauge=(weights[:num] * _gauge(log_z, None if forward_loss else ratio_base, plain)).mean(),
+        reverse=(there.weights * log_variance(log_flow, log_proxy)).mean(),
+        proxy=nce,
+        gauge=(there.weights * gauge).mean(),
         reverse_estimate=reverse_kl(log_flow, log_proxy, log_z).detach().mean(),
     )
 
 
-def _gauge(log_z: Tensor, ratio_base: Tensor | None, plain: int) -> Tensor:
-    """Return the penalty on log Z at each x of D2, shape (N,).
+def _gauge(log_z: Tensor, ratio_base: Tensor | None) -> Tensor:
+    """Return the penalty on log Z at each x, shape (N,).
 
-    ``log_z`` (N,) is estimated at flow samples; ``ratio_base`` (M, B + N - plain) holds the ratio
-    at base draws, at all x and then at the jittered ones.
+    ``log_z`` (N,) is estimated at flow samples; ``ratio_base`` (M, N) is the ratio at base draws.
     """
     penalty = log_z.square()
     if ratio_base is not None:
-        jittered = ratio_base.shape[1] - (len(log_z) - plain)
-        at_base = torch.cat((ratio_base[:, :plain], ratio_base[:, jittered:]), dim=1)
-        log_z_base = log_partition(at_base, torch.zeros_like(at_base))
+        log_z_base = log_partition(ratio_base, torch.zeros_like(ratio_base))
         penalty = penalty + log_z_base.clamp_min(0.0).square()
     return 0.5 * penalty
-
-
-def _jittered(context: Tensor, plain: int, scale: float) -> Tensor:
-    """Return the context with noise on all rows but the first ``plain``."""
-    std = context.detach().std(dim=0, correction=0)
-    noise = torch.randn_like(context[plain:]) * (scale * std)
-    return torch.cat((context[:plain], context[plain:] + noise))
 
 
 def _frozen_sample(estimator: JeffreysEstimator, num: int, context: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """The record of a training: one list per quantity, one entry per epoch.
 
-These are the lists of sbi's ``summary``, extended. The keys of sbi keep their meaning.
+These are the lists of sbi's ``summary``, extended. The keys of sbi keep their meaning. Held-out
+numbers of the proxy come from importance sampling at a few x; where an epoch has few steps they are
+taken every few epochs, and the last look stands until the next.
 """
 
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ __all__ = ["EPOCH_KEYS", "RUN_KEYS", "append_epoch", "new_record"]
 EPOCH_KEYS = (
     "training_loss",  # flow's cross-entropy on the training simulations, nats
     "validation_loss",  # flow's cross-entropy on the held-out simulations, nats
-    "validation_loss_proxy",  # proxy's, with log Z from importance sampling, nats
+    "validation_loss_proxy",  # proxy's; see the note on looks, nats
     "divergence_forward",  # D1: held-out cross-entropy of the flow less the entropy estimate
     "divergence_reverse",  # D2: KL(flow || proxy), mean over the epoch's batches
     "divergence_proxy",  # D3: held-out cross-entropy of the proxy less the entropy estimate

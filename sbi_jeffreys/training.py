@@ -28,14 +28,15 @@ from torch import Tensor, nn
 from .diagnostics import diagnose_proxy
 from .duals import DualState, Weighting
 from .estimator import JeffreysEstimator
-from .objective import Draws, batch_terms
+from .objective import Draws, ReverseQueue, batch_terms
 
 __all__ = ["Data", "LoaderData", "Settings", "Training", "TrainingDiverged"]
 
 # Margin below the best held-out cross-entropy in the entropy estimate, nats.
 _ENTROPY_MARGIN = 0.1
-# Held-out x on which the proxy is looked at after every epoch, and the draws for each.
-_PROXY_ROWS, _PROXY_DRAWS = 32, 16
+# Held-out x on which the proxy is looked at, the draws for each, and the least number of steps
+# between two looks: an epoch of few steps would otherwise spend its time on looking.
+_PROXY_ROWS, _PROXY_DRAWS, _PROXY_STEPS = 32, 32, 16
 # Share of the newest weights in the running mean: it looks back over some 50 steps.
 _AVERAGING = 0.02
 # Rows evaluated at once on held-out data: enough to be fast, few enough for any memory.
@@ -132,6 +133,9 @@ class Training:
     def __post_init__(self) -> None:
         self.dual = self.weighting.init()
         self._held_out = torch.zeros(2, dtype=torch.float64)
+        self._queue = ReverseQueue()
+        self._proxy_seen: dict[str, float] = {}
+        self._proxy_looked = 0
         self._parameters = list(self.estimator.parameters())
         self._averages = [p.detach().clone() for p in self._parameters]
         s = self.settings
@@ -177,6 +181,7 @@ class Training:
             self.kernel(x),
             self.draws,
             base_draws=self._negatives(theta),
+            queue=self._queue,
             forward_loss=None if hook is None else lambda t, y: hook(t, y, masks),
         )
         weights = self.dual.multipliers.tolist()
@@ -246,7 +251,9 @@ class Training:
             losses.append(self.kernel(x) * loss)
         values = {"validation_loss": torch.cat(losses).mean().item()}
         if self.estimator.proxy is not None:
-            values |= self._validate_proxy(data)
+            if not self._proxy_seen or self.steps >= self._proxy_looked + _PROXY_STEPS:
+                self._proxy_seen, self._proxy_looked = self._validate_proxy(data), self.steps
+            values |= self._proxy_seen
         return values
 
     def _validate_proxy(self, data: Data | LoaderData) -> dict[str, float]:
