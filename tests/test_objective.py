@@ -12,7 +12,7 @@ from torch.distributions import Independent, Normal
 from sbi_jeffreys.divergences import log_partition, log_variance, ranking_nce
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.objective import BatchTerms, Draws, batch_terms
+from sbi_jeffreys.objective import BatchTerms, Draws, ReverseQueue, batch_terms
 from sbi_jeffreys.proxy import Base, proxy_nn
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -96,10 +96,36 @@ def test_where_gradients_flow(name, models, draws):
     assert problem.reached(term) - {"embedding"} == models
 
 
-@pytest.mark.parametrize("name", ["forward", "reverse", "proxy"])
-def test_all_divergences_shape_the_embedding(name):
+@pytest.mark.parametrize(
+    ("name", "shapes"), [("forward", True), ("reverse", False), ("proxy", True)]
+)
+def test_the_data_terms_shape_the_embedding(name, shapes):
     problem = Problem()
-    assert "embedding" in problem.reached(getattr(problem.terms(), name))
+    assert ("embedding" in problem.reached(getattr(problem.terms(), name))) == shapes
+
+
+def test_queue_samples_once_for_a_whole_batch(monkeypatch):
+    problem = Problem()
+    calls = []
+    sample = problem.estimator.sample_embedded
+    monkeypatch.setattr(
+        problem.estimator,
+        "sample_embedded",
+        lambda num, context: calls.append(len(context)) or sample(num, context),
+    )
+    queue, draws = ReverseQueue(), Draws(fraction=0.25, jitter=0.5)
+    context = problem.estimator.embed(problem.x)
+    arguments = problem.estimator, problem.theta, context, torch.ones(BATCH), draws
+    sets = [queue.next(*arguments) for _ in range(4)]
+    assert calls == [BATCH]
+    # Every row of the batch once, the first half of each set without noise.
+    assert torch.equal(torch.cat([s.theta for s in reversed(sets)]), problem.theta)
+    for there, own in zip(reversed(sets), context.tensor_split(4), strict=True):
+        assert torch.equal(there.context[: there.plain], own[: there.plain])
+        assert (there.context[there.plain :] != own[there.plain :]).any()
+        assert there.samples.shape == (draws.flow, len(own), problem.theta.shape[1])
+    queue.next(*arguments)
+    assert calls == [BATCH, BATCH]
 
 
 @pytest.mark.parametrize("name", ["forward", "reverse"])
@@ -154,30 +180,28 @@ def test_terms_are_those_of_the_divergences():
     """Without jitter and dropout, everything can be computed from the public interface."""
     problem = Problem()
     estimator = problem.estimator.eval()
-    draws = Draws(flow=4, base=16, fraction=0.5, jitter=0.0)
+    draws = Draws(flow=4, base=16, fraction=1.0, jitter=0.0)
     weights = torch.rand(BATCH) + 0.5
     found = problem.terms(draws=draws, weights=weights)
-    theta, x, rows = problem.theta, problem.x, BATCH // 2
+    theta, x, plain = problem.theta, problem.x, BATCH // 2
     torch.manual_seed(5)
-    torch.randn_like(estimator.embed(x)[rows // 2 : rows])  # the jitter's part of the stream
-    samples = estimator.sample_embedded(4, estimator.embed(x[:rows]))
-    log_flow = estimator.log_prob(samples, x[:rows])
-    log_proxy = estimator.proxy.log_prob_unnormalized(samples, x[:rows])
+    torch.randn_like(estimator.embed(x)[plain:])  # the jitter's part of the stream
+    samples = estimator.sample_embedded(4, estimator.embed(x))
+    log_flow = estimator.log_prob(samples, x)
+    log_proxy = estimator.proxy.log_prob_unnormalized(samples, x)
     log_z = log_partition(log_proxy, log_flow)
     # The gauge is left out: it may be estimated in several ways.
     ratios = torch.cat((
         estimator.proxy.log_ratio(theta, x),
         estimator.proxy.log_ratio(problem.base_draws[:, None], x),
     ))  # fmt: skip
-    nce = ranking_nce(ratios)
     at_data = estimator.proxy.log_prob_unnormalized(theta, x) - estimator.log_prob(theta[None], x)
-    plain = rows // 2
     against_flow = ranking_nce(torch.cat((at_data[:, :plain], (log_proxy - log_flow)[:, :plain])))
-    nce = torch.cat((0.5 * (nce[:plain] + against_flow), nce[plain:]))
+    nce = (weights * ranking_nce(ratios)).mean() + (weights[:plain] * against_flow).mean()
     expected = {
         "forward": (weights * estimator.loss(theta, x)).mean(),
-        "reverse": (weights[:rows] * log_variance(log_flow, log_proxy)).mean(),
-        "proxy": (weights * nce).mean(),
+        "reverse": (weights * log_variance(log_flow, log_proxy)).mean(),
+        "proxy": nce,
         "reverse_estimate": ((log_flow - log_proxy).mean(dim=0) + log_z).mean(),
     }
     for name, value in expected.items():
