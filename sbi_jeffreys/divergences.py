@@ -42,6 +42,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
@@ -96,12 +97,14 @@ def reverse_kl(log_prob: Tensor, log_unnormalized: Tensor, log_partition: Tensor
     return (log_prob - log_unnormalized).mean(dim=0) + log_partition
 
 
-def log_variance(log_prob: Tensor, log_unnormalized: Tensor) -> Tensor:
+def log_variance(log_prob: Tensor, log_unnormalized: Tensor, *, limit: float = math.inf) -> Tensor:
     r"""Return half the unbiased variance of :math:`r = \log p_\phi - \log \tilde q_\psi`.
 
     Args:
         log_prob: Log density of the flow at detached samples, shape (S, B) with S of at least 2.
         log_unnormalized: :math:`\log \tilde q_\psi` there, shape (S, B).
+        limit: Deviation of r from its mean, in nats, from which on the square is continued
+            linearly (Huber), so that no sample pulls harder than this.
 
     Returns:
         Squared nats, shape (B,).
@@ -109,7 +112,12 @@ def log_variance(log_prob: Tensor, log_unnormalized: Tensor) -> Tensor:
     References:
         VarGrad (Richter et al., 2020), https://arxiv.org/abs/2010.10436, equation 7
     """
-    return 0.5 * (log_prob - log_unnormalized).var(dim=0)
+    r = log_prob - log_unnormalized
+    if math.isinf(limit):
+        return 0.5 * r.var(dim=0)
+    deviation = r - r.mean(dim=0)
+    squares = F.huber_loss(deviation, torch.zeros_like(r), delta=limit, reduction="none")
+    return squares.sum(dim=0) / (len(r) - 1)
 
 
 def ranking_nce(log_weights: Tensor) -> Tensor:

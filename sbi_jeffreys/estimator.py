@@ -14,7 +14,8 @@ from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, Conditi
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from torch import Tensor, nn
 
-from .proxy import Base, EnergyProxy, ProxyBuilder
+from .linear import LinearPosterior
+from .proxy import Base, EnergyProxy, FromLinear, ProxyBuilder
 
 __all__ = ["ROWS_FOR_SCALE", "JeffreysEstimator"]
 
@@ -53,9 +54,23 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             self.register_buffer("_x_std", torch.where(std > 1e-12, std, torch.ones_like(std)))
         self.proxy: EnergyProxy | None = None
         if base is not None and build_proxy is not None:
-            with torch.no_grad():
-                context = self.embed(x[:ROWS_FOR_SCALE])
-            self.proxy = EnergyProxy(build_proxy(theta[: len(context)], context), base, self.embed)
+            self.proxy = EnergyProxy(self._network(theta, x, base, build_proxy), base, self.embed)
+
+    def _network(
+        self, theta: Tensor, x: Tensor, base: Base, build_proxy: ProxyBuilder
+    ) -> nn.Module:
+        """Build the energy network on top of the linear posterior."""
+        with torch.no_grad():
+            context = self.embed(x[:ROWS_FOR_SCALE])
+        theta = theta[: len(context)]
+        owner = _embedding_owner(self.flow)
+        learnt = owner is not None and any(
+            p.requires_grad for p in owner.get_submodule("_embedding_net").parameters()
+        )
+        linear = LinearPosterior(
+            theta, None if learnt else context, context.shape[1], base.distribution
+        )
+        return FromLinear(build_proxy(theta, context), linear, base)
 
     @property
     def net(self) -> nn.Module:

@@ -1,8 +1,9 @@
 r"""The default flow: zuko's neural spline flow with coupling layers, behind soft walls.
 
-zuko's own transformations, stacked as its ``NSF`` stacks them. Two things are ours: the soft walls
-that keep the flow inside of the prior's support (:mod:`sbi_jeffreys.walls`), and the way the
-spline is evaluated (:mod:`sbi_jeffreys.splines`): the same parameters, the same values.
+zuko's own transformations, stacked as its ``NSF`` stacks them. Three things are ours: the soft
+walls that keep the flow inside of the prior's support (:mod:`sbi_jeffreys.walls`), the linear part
+of the posterior, taken out in closed form (:mod:`sbi_jeffreys.linear`), and the way the spline is
+evaluated (:mod:`sbi_jeffreys.splines`): the same parameters, the same values.
 """
 
 from functools import partial
@@ -14,20 +15,15 @@ from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, Conditi
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from sbi.utils.sbiutils import standardizing_net
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Distribution, Transform
+from torch.distributions import Distribution, Transform
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.core import Flow
-from zuko.lazy import UnconditionalTransform
 from zuko.transforms import DependentTransform, MonotonicRQSTransform
 
+from .linear import to_standard_space
 from .splines import RationalQuadraticSpline
-from .walls import SoftWalls, support_bounds
 
 __all__ = ["accelerate", "flow_nn"]
-
-# Thickness of the walls in standard deviations of theta. Between 0.1 and 0.4 the held-out NLL
-# hardly moves (docs/method.md); without walls leakage costs, with a logit sharp posteriors do.
-_THICKNESS = 0.2
 
 
 def flow_nn(
@@ -56,45 +52,25 @@ def flow_nn(
     def build(theta: Tensor, x: Tensor) -> ZukoFlow:
         embedding = nn.Sequential(standardizing_net(x), embedding_net or nn.Flatten())
         with torch.no_grad():
-            context = embedding(x[:2]).shape[-1]
+            # An embedding that is still to be learnt has no linear part worth fitting.
+            learnt = any(p.requires_grad for p in embedding.parameters())
+            context = embedding(x[:2] if learnt else x)
+            linear = to_standard_space(theta, None if learnt else context, context.shape[1], prior)
         nsf = zuko.flows.NSF(
             features=theta.shape[-1],
-            context=context,
+            context=context.shape[1],
             bins=num_bins,
             transforms=num_transforms,
             hidden_features=[hidden_features] * hidden_layers,
             # Two passes: coupling layers, whose inverse costs two evaluations for any d.
             **({"passes": 2} if theta.shape[-1] > 1 else {}),
         )
-        transforms = (*_to_standard_space(theta, prior), *nsf.transform.transforms)
+        transforms = (*linear, *nsf.transform.transforms)
         flow = ZukoFlow(Flow(transforms, nsf.base), embedding, theta[0].shape, x[0].shape)
         accelerate(flow)
         return flow
 
     return build
-
-
-def _to_standard_space(
-    theta: Tensor, prior: Distribution | None
-) -> tuple[UnconditionalTransform, ...]:
-    """Return the maps from theta to an unbounded space of zero mean and unit variance."""
-    std = theta.std(dim=0)
-    std = torch.where(std > 1e-12, std, torch.ones_like(std))
-    transforms: tuple[UnconditionalTransform, ...] = ()
-    low, high = support_bounds(prior, theta.shape[-1])
-    if bool((low.isfinite() | high.isfinite()).any()):
-        # Simulations outside of the prior are the user's decision: the walls stand behind them.
-        lowest, highest = theta.amin(dim=0), theta.amax(dim=0)
-        low = torch.where(lowest < low, lowest - 1e-3 * std, low)
-        high = torch.where(highest > high, highest + 1e-3 * std, high)
-        walls = UnconditionalTransform(SoftWalls, low, high, _THICKNESS * std, buffer=True)
-        theta = walls()(theta)
-        transforms = (walls,)
-        std = theta.std(dim=0)
-        std = torch.where(std > 1e-12, std, torch.ones_like(std))
-    mean = theta.mean(dim=0)
-    affine = UnconditionalTransform(AffineTransform, loc=-mean / std, scale=1 / std, buffer=True)
-    return (*transforms, affine)
 
 
 def accelerate(flow: nn.Module) -> None:

@@ -16,8 +16,8 @@ flow for some x. From these numbers, and from the proxy at M draws of its base, 
 
 Sampling a flow costs hardly more for a whole batch than for a part of it. So it is sampled once
 for all x of a batch, and the samples are used up over the next steps (:class:`ReverseQueue`). The
-log-variance is a divergence between flow and proxy under any distribution of the samples, also under
-the flow of a few steps ago.
+log-variance is a divergence between flow and proxy under any distribution of the samples, also
+under the flow of a few steps ago.
 """
 
 from collections.abc import Callable
@@ -31,6 +31,10 @@ from .divergences import cross_entropy, log_partition, log_variance, ranking_nce
 from .estimator import JeffreysEstimator
 
 __all__ = ["BatchTerms", "Draws", "ReverseQueue", "ReverseSet", "batch_terms"]
+
+# A flow that starts far away from its proxy (a prior much narrower than its marginals) deviates by
+# hundreds of nats, which would drown the data; where the two are near it is a few tenths.
+_LIMIT = 3.0
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,7 @@ def batch_terms(
     gauge = _gauge(log_z, None if forward_loss else ratio_base[:, rows:])
     return BatchTerms(
         forward=(weights * loss).mean(),
-        reverse=(there.weights * log_variance(log_flow, log_proxy)).mean(),
+        reverse=(there.weights * log_variance(log_flow, log_proxy, limit=_LIMIT)).mean(),
         proxy=nce,
         gauge=(there.weights * gauge).mean(),
         reverse_estimate=reverse_kl(log_flow, log_proxy, log_z).detach().mean(),

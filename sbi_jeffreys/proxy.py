@@ -21,7 +21,9 @@ from sbi.utils.sbiutils import ImproperEmpirical, within_support
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-__all__ = ["Base", "EnergyProxy", "PairMLP", "proxy_nn"]
+from .linear import LinearPosterior
+
+__all__ = ["Base", "EnergyProxy", "FromLinear", "PairMLP", "proxy_nn"]
 
 ProxyBuilder = Callable[[Tensor, Tensor], nn.Module]
 """Builds :math:`f_\\psi` from parameters (n, d) and embedded data (n, c)."""
@@ -151,6 +153,31 @@ def proxy_nn(model: str = "mlp", **kwargs: Any) -> ProxyBuilder:
             "function of (theta, context) that returns a module."
         )
     return partial(_NETWORKS[model], **kwargs)
+
+
+class FromLinear(nn.Module):
+    r"""A network on top of the linear posterior's log ratio to the base.
+
+    The proxy then starts as a normalised density that is often near to the posterior, instead of
+    as the prior, and the flow is not pulled away from a good start until the proxy has caught up.
+
+    Args:
+        network: Module of (theta, embedded x).
+        linear: The linear posterior.
+        base: Base density.
+    """
+
+    def __init__(self, network: nn.Module, linear: LinearPosterior, base: Base) -> None:
+        super().__init__()
+        self.network = network
+        self.linear = linear
+        self.base = base
+
+    def forward(self, theta: Tensor, context: Tensor) -> Tensor:
+        """Return :math:`f_\\psi`, shape (S, B), for theta (S, B, d) and embedded x (B, c)."""
+        start = self.linear.log_prob(theta, context) - self.base.log_prob_soft(theta)
+        # A regression must not decide what lies far out: the network can overrule this much.
+        return self.network(theta, context) + start.clamp(-_WALL, _WALL)
 
 
 class EnergyProxy(nn.Module):
