@@ -47,14 +47,19 @@ class LinearRegression(LazyTransform):
 
     def __init__(self, theta: Tensor, context: Tensor | None, num_context: int) -> None:
         super().__init__()
-        y = theta.double().numpy()
-        coefficients = np.zeros((y.shape[1], num_context))
-        intercept = y.mean(axis=0)
+        # Data that a user keeps in spite of NaN are for the embedding to deal with.
+        rows = slice(None) if context is None else context.isfinite().all(dim=1)
+        y = theta[rows].double().numpy()
+        coefficients = np.zeros((theta.shape[1], num_context))
+        intercept = theta.double().mean(dim=0).numpy()
         if context is not None and len(y) > 2:
-            ridge = RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(_cut(context).double().numpy(), y)
+            c = _cut(context[rows]).double().numpy()
+            ridge = RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(c, y)
             coefficients = np.reshape(ridge.coef_, coefficients.shape)
             intercept = np.reshape(ridge.intercept_, intercept.shape)
-            y = y - _cut(context).double().numpy() @ coefficients.T
+            y = y - c @ coefficients.T
+        else:
+            y = theta.double().numpy()
         residuals = y - intercept
         scale = residuals.std(axis=0)
         # A parameter that never varies has no scale of its own.

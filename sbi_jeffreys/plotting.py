@@ -125,7 +125,7 @@ def _plot_panel(ax: Axes, summary: Mapping[str, Any], name: str) -> None:
     ax.set_label(name)
     for i, (key, label, style) in enumerate(series):
         values = _values(summary, key)
-        if not np.isfinite(values).any():
+        if not np.isfinite(values).any() or _is_idle_slack(summary, key):
             continue
         epochs = np.arange(1, len(values) + 1)
         # Slacks follow the three divergences and have their colours.
@@ -149,7 +149,15 @@ def _plot_panel(ax: Axes, summary: Mapping[str, Any], name: str) -> None:
     if any(_values(summary, key).size for key, _, style in series if style == "--"):
         handles.append(Line2D([], [], color="0.4", linestyle="--", linewidth=1.0, label="slack"))
     if handles:
-        ax.legend(handles=handles, labelspacing=0.3)
+        ax.legend(handles=handles, labelspacing=0.3, frameon=True, framealpha=0.8, edgecolor="none")
+
+
+def _is_idle_slack(summary: Mapping[str, Any], key: str) -> bool:
+    """Whether this is the slack of a linear price, which lies on its divergence by definition."""
+    if not key.startswith("slack_"):
+        return False
+    multipliers = _values(summary, key.replace("slack_", "multiplier_"))
+    return multipliers.size > 1 and bool(np.ptp(multipliers) == 0)
 
 
 def _rounds(summary: Mapping[str, Any]) -> list[slice]:

@@ -68,6 +68,8 @@ def make(flow, network, prior=PRIOR):
     estimator = JeffreysEstimator(
         flow, theta, theta, base=Base(prior, theta), build_proxy=lambda theta, context: network
     )
+    # The proxy is the network alone, without the linear posterior that it starts from.
+    estimator.proxy.network = network
     # The context is x itself.
     estimator._x_mean.zero_()
     estimator._x_std.fill_(1.0)

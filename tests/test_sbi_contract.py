@@ -26,7 +26,10 @@ PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 X_O = torch.tensor([0.4, -0.2])
 SCALE = 0.2
 # The only default that differs: our flow in place of sbi's.
-OTHER_DEFAULTS = {("__init__", "density_estimator"): "coupling_nsf"}
+OTHER_DEFAULTS = {
+    ("train", "learning_rate"): 2e-3,
+    ("__init__", "density_estimator"): "coupling_nsf",
+}
 METHODS = ("__init__", "append_simulations", "train", "build_posterior")
 
 

@@ -76,13 +76,13 @@ def test_the_atomic_loss_is_that_of_sbi():
 
 def test_a_second_round_beats_the_first_at_the_observation():
     trainer, theta, x, proposal = after_one_round(
-        num=300, proposals=300, density_estimator="coupling_nsf"
+        num=300, proposals=300, density_estimator="zuko_nsf"
     )
     truth = torch.distributions.Normal(X_O, 0.2)  # cut at the bounds, which are 2.5 sd away
     fresh = truth.sample((500,))
     fresh = fresh[(fresh.abs() < 1).all(dim=1)]
     before = proposal.log_prob(fresh, x=X_O, norm_posterior=False).mean()
-    trainer.append_simulations(theta, x, proposal=proposal).train(max_num_epochs=15)
+    trainer.append_simulations(theta, x, proposal=proposal).train(max_num_epochs=40)
     after = trainer.build_posterior().log_prob(fresh, x=X_O, norm_posterior=False).mean()
     # One epoch leaves the first round near the prior; a nat is a quarter of the way or more.
     assert after > before + 0.3
