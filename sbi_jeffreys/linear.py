@@ -31,6 +31,8 @@ __all__ = ["LinearPosterior", "LinearRegression", "to_standard_space"]
 _THICKNESS = 0.2
 
 _CUT = 4.0
+# More rows add nothing to a regression; more features than these want an embedding net.
+_MOST_ROWS, _MOST_FEATURES = 50_000, 500
 
 
 class LinearRegression(LazyTransform):
@@ -47,20 +49,15 @@ class LinearRegression(LazyTransform):
 
     def __init__(self, theta: Tensor, context: Tensor | None, num_context: int) -> None:
         super().__init__()
-        # Data that a user keeps in spite of NaN are for the embedding to deal with.
-        rows = slice(None) if context is None else context.isfinite().all(dim=1)
-        y = theta[rows].double().numpy()
+        y = theta.double().numpy()
         coefficients = np.zeros((theta.shape[1], num_context))
-        intercept = theta.double().mean(dim=0).numpy()
-        if context is not None and len(y) > 2:
-            c = _cut(context[rows]).double().numpy()
-            ridge = RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(c, y)
-            coefficients = np.reshape(ridge.coef_, coefficients.shape)
-            intercept = np.reshape(ridge.intercept_, intercept.shape)
-            y = y - c @ coefficients.T
-        else:
-            y = theta.double().numpy()
-        residuals = y - intercept
+        intercept, residuals = y.mean(axis=0), y - y.mean(axis=0)
+        if context is not None and num_context <= _MOST_FEATURES:
+            c = _cut(context[:_MOST_ROWS]).double().numpy()
+            # Data that a user keeps in spite of NaN are for the embedding to deal with.
+            finite = np.isfinite(c).all(axis=1)
+            if finite.sum() > 2:
+                coefficients, intercept, residuals = _regress(c[finite], y[: len(c)][finite])
         scale = residuals.std(axis=0)
         # A parameter that never varies has no scale of its own.
         scale[scale < 1e-12] = 1.0
@@ -85,6 +82,21 @@ class LinearRegression(LazyTransform):
         if c is not None:
             shift = shift + _cut(c) @ self.coefficients.T
         return _Whitening(shift, self.lower, self.whitening)
+
+
+def _regress(c: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return coefficients (d, c) and intercept (d,) of y on c, and leave-one-out residuals (n, d).
+
+    Residuals of the fit itself vanish where it interpolates, and with them the covariance.
+    """
+    ridge = RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(c, y)
+    coefficients = np.reshape(ridge.coef_, (y.shape[1], c.shape[1]))
+    intercept = np.reshape(ridge.intercept_, y.shape[1])
+    centred = c - c.mean(axis=0)
+    gram = centred.T @ centred + ridge.alpha_ * np.eye(c.shape[1])
+    leverage = 1 / len(c) + (centred * np.linalg.solve(gram, centred.T).T).sum(axis=1)
+    residuals = y - c @ coefficients.T - intercept
+    return coefficients, intercept, residuals / (1 - leverage).clip(min=1e-9)[:, None]
 
 
 def _cut(context: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from .linear import LinearPosterior
 __all__ = ["Base", "EnergyProxy", "FromLinear", "PairMLP", "proxy_nn"]
 
 ProxyBuilder = Callable[[Tensor, Tensor], nn.Module]
-"""Builds :math:`f_\\psi` from parameters (n, d) and embedded data (n, c)."""
+"""Builds the network in :math:`f_\\psi` from parameters (n, d) and embedded data (n, c)."""
 
 # How far below the base's density at a typical parameter the soft base falls outside of its
 # support: enough to push a flow back, not so much that one leaked sample outweighs a batch.
@@ -115,7 +115,7 @@ class PairMLP(nn.Module):
         for _ in range(hidden_layers):
             layers += [nn.SiLU(), nn.Linear(hidden_features, hidden_features)]
         self.layers = nn.Sequential(*layers, nn.SiLU())
-        # At zero the proxy starts as its base: normalised, for every x.
+        # At zero the proxy starts as what it is built upon: normalised, for every x.
         self.last = nn.Linear(hidden_features, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -177,7 +177,7 @@ class FromLinear(nn.Module):
         """Return :math:`f_\\psi`, shape (S, B), for theta (S, B, d) and embedded x (B, c)."""
         start = self.linear.log_prob(theta, context) - self.base.log_prob_soft(theta)
         # A regression must not decide what lies far out: the network can overrule this much.
-        return self.network(theta, context) + start.clamp(-_WALL, _WALL)
+        return self.network(theta, context) + start.clamp_min(-_WALL)
 
 
 class EnergyProxy(nn.Module):

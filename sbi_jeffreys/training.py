@@ -5,6 +5,10 @@ lets the weighting move the multipliers. Early stopping looks at the flow's held
 which is the same quantity from the first epoch to the last; the Lagrangian is not, since it moves
 with its multipliers.
 
+Whenever held-out data have seen no progress for half of the patience, the price of :math:`D_2` is
+relaxed. So every run walks from strong to weak regularisation, and held-out data choose where on
+the way the best weights lie.
+
 What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
 averaging): at a constant learning rate the weights themselves wander about, and a held-out curve
 that does so too stops a run too early.
@@ -37,6 +41,8 @@ _ENTROPY_MARGIN = 0.1
 # Held-out x on which the proxy is looked at, the draws for each, and the least number of steps
 # between two looks: an epoch of few steps would otherwise spend its time on looking.
 _PROXY_ROWS, _PROXY_DRAWS, _PROXY_STEPS = 32, 32, 16
+# Factor on the stiffness of the price of D2 at every relaxation.
+_RELAXATION = 0.2
 # Share of the newest weights in the running mean: it looks back over some 50 steps.
 _AVERAGING = 0.02
 # Rows evaluated at once on held-out data: enough to be fast, few enough for any memory.
@@ -127,6 +133,7 @@ class Training:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     entropy: float = float("inf")
     steps: int = 0
+    stiffness: float = 1.0
     dual: DualState = field(init=False)
     optimizers: list[torch.optim.Optimizer] = field(init=False)
 
@@ -210,7 +217,9 @@ class Training:
         seen = torch.stack((terms.forward.detach(), terms.reverse_estimate, loss.detach()))
         seen = seen.to("cpu", torch.float64)
         if proxy is not None:
-            divergences = torch.stack((self._held_out[0], seen[1], self._held_out[1]))
+            # A price with its curvature times s moves as the price itself does on s D2.
+            reverse = self.stiffness * seen[1]
+            divergences = torch.stack((self._held_out[0], reverse, self._held_out[1]))
             self.dual = self.weighting.step(self.dual, divergences)
         return seen
 
@@ -291,6 +300,8 @@ class Training:
             }
         else:
             self.epochs_since_best += 1
+            if self.epochs_since_best % max(1, self.settings.stop_after_epochs // 2) == 0:
+                self.stiffness *= _RELAXATION
 
     def restore_best(self) -> None:
         """Put the best weights back."""

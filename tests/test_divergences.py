@@ -142,6 +142,42 @@ def test_gradient_of_log_variance_vanishes_where_the_models_agree():
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), **EXACT)
 
 
+def test_log_variance_with_a_limit_is_the_plain_one_below_it():
+    r = torch.randn(8, 50, dtype=torch.float64)
+    deviation = (r - r.mean(dim=0)).abs().max().item()
+    shift = torch.randn(50, dtype=torch.float64)
+    plain = log_variance(r, shift.expand(8, 50))
+    found = log_variance(r, shift.expand(8, 50), limit=deviation + 1e-6)
+    torch.testing.assert_close(found, plain, **EXACT)
+    below = log_variance(r, shift.expand(8, 50), limit=0.5 * deviation)
+    assert (below <= plain + 1e-12).all()
+    assert (below < plain - 1e-3).any()
+
+
+def test_log_variance_continues_linearly_beyond_its_limit():
+    # Deviations of 2 samples are plus and minus half their distance h: 2 L (h - L / 2) / (2 - 1).
+    half = torch.tensor([2.0, 5.0, 100.0, 1e6], dtype=torch.float64)
+    found = log_variance(torch.stack((half, -half)), torch.full((2, 4), 7.0).double(), limit=3.0)
+    expected = torch.where(half < 3, half.square(), 6 * (half - 1.5))
+    # Rounding of 6e6.
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("limit", [0.1, 3.0])
+@pytest.mark.parametrize("draws", [2, 4, 9])
+def test_gradient_of_log_variance_is_bounded_by_its_limit(draws, limit):
+    scale = torch.logspace(-3, 6, 40, dtype=torch.float64)
+    r = (scale * torch.randn(draws, 40, dtype=torch.float64)).requires_grad_()
+    (gradient,) = torch.autograd.grad(log_variance(r, torch.zeros_like(r), limit=limit).sum(), r)
+    # Each deviation pulls by the limit at most, and so does their mean that is taken off.
+    assert (gradient.abs() <= 2 * limit / (draws - 1) + 1e-12).all()
+    assert gradient[:, -1].abs().max() > 0.5 * limit / (draws - 1)
+    # A constant in r changes nothing.
+    torch.testing.assert_close(gradient.sum(dim=0), torch.zeros(40, dtype=torch.float64), **EXACT)
+    small = (r.detach() - r.detach().mean(dim=0)) / (draws - 1)
+    torch.testing.assert_close(gradient[:, 0], small[:, 0], **EXACT)
+
+
 @pytest.mark.parametrize("log_z", LOG_Z)
 def test_log_partition_without_noise_under_the_exact_proposal(log_z):
     q = normal((0.3, 0.6))

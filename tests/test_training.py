@@ -33,6 +33,13 @@ def simulate(num):
     return theta, theta + 0.2 * torch.randn(num, 2)
 
 
+def simulate_bent(num):
+    """Simulations that no linear regression can explain: more is left to learn."""
+    theta = PRIOR.sample((num,))
+    bent = torch.stack((theta[:, 0], theta[:, 1] + 2 * theta[:, 0].square()), dim=1)
+    return theta, bent + 0.1 * torch.randn(num, 2)
+
+
 def ones(x):
     return x.new_ones(len(x))
 
@@ -41,9 +48,12 @@ def as_data(theta, x):
     return Data(theta, x, torch.ones(len(theta), 1), torch.arange(len(theta)))
 
 
-def make(num=50, weights="dual", flow="ours", kernel=ones, forward_loss=None, **settings):
+def make(
+    num=50, weights="dual", flow="ours", kernel=ones, forward_loss=None, simulator=simulate,
+    **settings,
+):  # fmt: skip
     """A training with its simulations and as many held-out ones."""
-    theta, x = simulate(num)
+    theta, x = simulator(num)
     if flow == "ours":
         build = flow_nn(PRIOR, hidden_features=24, num_transforms=2)
     else:
@@ -55,7 +65,7 @@ def make(num=50, weights="dual", flow="ours", kernel=ones, forward_loss=None, **
     settings = Settings(**({"training_batch_size": 10, "learning_rate": 5e-3} | settings))
     weights = weighting(weights)
     training = Training(estimator, weights, Draws(), settings, kernel, forward_loss)
-    return training, as_data(theta, x), as_data(*simulate(num))
+    return training, as_data(theta, x), as_data(*simulator(num))
 
 
 def snapshot(module):
@@ -148,14 +158,17 @@ def test_default_dual_stays_finite():
 
 @pytest.mark.parametrize("weights", ["fixed", "ml", "dual"])
 def test_both_models_learn(weights):
-    training, data, held_out = make(300, weights, training_batch_size=50)
+    training, data, held_out = make(300, weights, simulator=simulate_bent, training_batch_size=50)
     training.start(held_out)
     before = training.best_loss
-    records = [training.advance(data, held_out) for _ in range(12)]
+    proxy_before = training.validate(held_out).get("validation_loss_proxy")
+    records = [training.advance(data, held_out) for _ in range(20)]
+    # Both start from the linear posterior, which takes the bend for noise.
     assert records[-1]["validation_loss"] < before - 0.5
     if weights != "ml":
-        # The prior's entropy is log 4: what the proxy starts from.
+        # The prior's entropy is log 4: the proxy's base.
         assert records[-1]["validation_loss_proxy"] < math.log(4) - 0.3
+        assert records[-1]["validation_loss_proxy"] < proxy_before - 0.1
         assert records[-1]["divergence_reverse"] < 1
         assert abs(records[-1]["log_partition_mean"]) < 1
 
@@ -381,3 +394,16 @@ def test_a_price_that_is_given_is_the_one_that_is_used():
     forward, reverse, proxy = training.dual.multipliers.tolist()
     assert (forward, proxy) == (2.0, 0.7)
     assert 0 <= reverse <= 0.5
+
+
+def test_price_is_relaxed_after_half_of_the_patience():
+    training, data, held_out = make(50, "dual", training_batch_size=25, stop_after_epochs=6)
+    training.start(held_out)
+    seen = []
+    for loss in (1.0, 2.0, 2.0, 2.0, 0.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0):
+        training.keep_if_best(loss - 10)
+        seen.append(training.stiffness)
+    # Three epochs without progress, then progress, then three and six without.
+    expected = [1.0, 1.0, 1.0, 0.2, 0.2, 0.2, 0.2, 0.04, 0.04, 0.04, 0.008]
+    assert seen == pytest.approx(expected)
+    assert training.converged
