@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 import zuko
+from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
-from sbi.utils.sbiutils import standardizing_net
+from sbi.neural_nets.factory import model_builders
+from sbi.utils.sbiutils import ImproperEmpirical, standardizing_net
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
@@ -23,7 +25,9 @@ from zuko.transforms import DependentTransform, MonotonicRQSTransform
 from .linear import to_standard_space
 from .splines import RationalQuadraticSpline
 
-__all__ = ["accelerate", "flow_nn"]
+__all__ = ["DEFAULT_FLOW", "accelerate", "flow_builder", "flow_nn"]
+
+DEFAULT_FLOW = "coupling_nsf"
 
 
 def flow_nn(
@@ -71,6 +75,34 @@ def flow_nn(
         return flow
 
     return build
+
+
+def flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
+    """Return the builder that goes by a name of ours or of sbi's; a function is returned as it is.
+
+    Args:
+        density_estimator: Name, or function of (theta, x).
+        prior: Prior, for the default flow.
+
+    Raises:
+        ValueError: If no estimator has that name.
+        TypeError: If it is neither a name nor a function.
+    """
+    if not isinstance(density_estimator, str):
+        if not callable(density_estimator) or isinstance(density_estimator, nn.Module):
+            raise TypeError(
+                "density_estimator must be a name or a function of (theta, x) that builds an "
+                f"estimator, got {type(density_estimator).__name__}."
+            )
+        return density_estimator
+    if density_estimator == DEFAULT_FLOW:
+        return flow_nn(None if isinstance(prior, ImproperEmpirical) else prior)
+    if density_estimator not in model_builders:
+        raise ValueError(
+            f"Unknown density_estimator {density_estimator!r}; choose {DEFAULT_FLOW!r}, one of "
+            f"sbi's {sorted(model_builders)}, or pass a function of (theta, x)."
+        )
+    return posterior_nn(model=density_estimator)
 
 
 def accelerate(flow: nn.Module) -> None:

@@ -33,7 +33,7 @@ from torch.distributions import Distribution, Independent
 
 from ._version import __version__
 from .estimator import JeffreysEstimator
-from .flows import accelerate, flow_nn
+from .flows import DEFAULT_FLOW, accelerate, flow_nn
 from .proxy import Base, ProxyBuilder, proxy_nn
 from .walls import SoftWalls
 
@@ -42,7 +42,6 @@ __all__ = ["load", "save"]
 _FORMAT = "sbi_jeffreys.posterior"
 # A new major version is one that older programs cannot read.
 _FORMAT_VERSION = (1, 0)
-_OUR_FLOW = "coupling_nsf"
 # Rows of the dummy data: enough for every builder's z-scoring.
 _DUMMY_ROWS = 64
 _PROBES = 5
@@ -189,9 +188,9 @@ def _describe_estimator(
     proxy = estimator.proxy if isinstance(estimator, JeffreysEstimator) else None
     spec: Mapping[str, Any] = getattr(estimator, "spec", None) or {}
     name = name or spec.get("density_estimator")
-    if name not in (None, _OUR_FLOW, *model_builders):
+    if name not in (None, DEFAULT_FLOW, *model_builders):
         raise ValueError(
-            f"Unknown density_estimator {name!r}; choose one of {[_OUR_FLOW, *model_builders]}, or "
+            f"Unknown density_estimator {name!r}; choose one of {[DEFAULT_FLOW, *model_builders]}, or "
             "none: then load() takes the builder again."
         )
     tensors = {f"estimator.{k}": v for k, v in estimator.state_dict().items()}
@@ -260,7 +259,7 @@ def _builder(
             "This estimator was built by a function of its own, which a file cannot hold: pass it "
             "again, load(path, build=...)."
         )
-    if name != _OUR_FLOW:
+    if name != DEFAULT_FLOW:
         return posterior_nn(model=name, **kwargs)
     # Where the walls stand is among the tensors; that there are any is structure.
     d = structure["input_shape"][0]

@@ -23,7 +23,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from .linear import LinearPosterior
 
-__all__ = ["Base", "EnergyProxy", "FromLinear", "PairMLP", "proxy_nn"]
+__all__ = ["Base", "EnergyProxy", "FromLinear", "PairMLP", "proxy_builder", "proxy_nn"]
 
 ProxyBuilder = Callable[[Tensor, Tensor], nn.Module]
 """Builds the network in :math:`f_\\psi` from parameters (n, d) and embedded data (n, c)."""
@@ -153,6 +153,23 @@ def proxy_nn(model: str = "mlp", **kwargs: Any) -> ProxyBuilder:
             "function of (theta, context) that returns a module."
         )
     return partial(_NETWORKS[model], **kwargs)
+
+
+def proxy_builder(proxy: Any) -> ProxyBuilder:
+    """Return the builder that goes by a name; a function is returned as it is.
+
+    Raises:
+        ValueError: If no network has that name.
+        TypeError: If it is neither a name nor a function.
+    """
+    if isinstance(proxy, str):
+        return proxy_nn(proxy)
+    if not callable(proxy) or isinstance(proxy, nn.Module):
+        raise TypeError(
+            f"proxy must be a name or a function of (theta, context) that builds a module, got "
+            f"{type(proxy).__name__}."
+        )
+    return proxy
 
 
 class FromLinear(nn.Module):

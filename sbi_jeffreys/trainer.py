@@ -15,10 +15,7 @@ import torch
 from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
 from sbi.inference.trainers.npe.npe_c import NPE_C
-from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
-from sbi.neural_nets.factory import model_builders
-from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
@@ -35,15 +32,13 @@ from .checks import (
 )
 from .duals import FixedWeights, Weighting, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
-from .flows import accelerate, flow_nn
+from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn
 from .objective import Draws
-from .proxy import Base, ProxyBuilder, proxy_nn
+from .proxy import Base, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
 from .training import Data, LoaderData, Settings, Training, TrainingDiverged
 
 __all__ = ["JeffreysNPE"]
-
-_DEFAULT_FLOW = "coupling_nsf"
 
 
 def _ones(x: Tensor) -> Tensor:
@@ -104,7 +99,7 @@ class JeffreysNPE(NPE_C):
         self,
         prior: Distribution | None = None,
         density_estimator: str
-        | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = _DEFAULT_FLOW,
+        | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = DEFAULT_FLOW,
         device: str = "cpu",
         logging_level: int | str = "WARNING",
         summary_writer: Any = None,
@@ -125,20 +120,20 @@ class JeffreysNPE(NPE_C):
             # sbi draws from the prior to look at it; the user's random numbers stay theirs.
             super().__init__(
                 prior=prior,
-                density_estimator=_flow_builder(density_estimator, prior),
+                density_estimator=flow_builder(density_estimator, prior),
                 device=device,
                 logging_level=logging_level,
                 summary_writer=summary_writer,
                 tracker=tracker,
                 show_progress_bars=show_progress_bars,
             )
-        self._default_flow = density_estimator == _DEFAULT_FLOW
+        self._default_flow = density_estimator == DEFAULT_FLOW
         # What a saved posterior is rebuilt from; builders without a name must be handed in again.
         self._spec = {
             "density_estimator": density_estimator if isinstance(density_estimator, str) else None,
             "proxy": proxy if isinstance(proxy, str) else None,
         }
-        self._build_proxy = _proxy_builder(proxy)
+        self._build_proxy = proxy_builder(proxy)
         self._weighting = weighting(objective)
         self._draws = draws if draws is not None else Draws()
         self._proxy_settings = {
@@ -518,32 +513,3 @@ def _copy_of_weights(module: torch.nn.Module) -> dict[str, Tensor]:
 
 def _is_maximum_likelihood(weights: Weighting) -> bool:
     return isinstance(weights, FixedWeights) and weights.weights[1] == weights.weights[2] == 0
-
-
-def _flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
-    if not isinstance(density_estimator, str):
-        if not callable(density_estimator) or isinstance(density_estimator, torch.nn.Module):
-            raise TypeError(
-                "density_estimator must be a name or a function of (theta, x) that builds an "
-                f"estimator, got {type(density_estimator).__name__}."
-            )
-        return density_estimator
-    if density_estimator == _DEFAULT_FLOW:
-        return flow_nn(None if isinstance(prior, ImproperEmpirical) else prior)
-    if density_estimator not in model_builders:
-        raise ValueError(
-            f"Unknown density_estimator {density_estimator!r}; choose {_DEFAULT_FLOW!r}, one of "
-            f"sbi's {sorted(model_builders)}, or pass a function of (theta, x)."
-        )
-    return posterior_nn(model=density_estimator)
-
-
-def _proxy_builder(proxy: Any) -> ProxyBuilder:
-    if isinstance(proxy, str):
-        return proxy_nn(proxy)
-    if not callable(proxy) or isinstance(proxy, torch.nn.Module):
-        raise TypeError(
-            f"proxy must be a name or a function of (theta, context) that builds a module, got "
-            f"{type(proxy).__name__}."
-        )
-    return proxy

@@ -397,7 +397,7 @@ def test_a_price_that_is_given_is_the_one_that_is_used():
 
 
 def test_price_is_relaxed_after_half_of_the_patience():
-    training, data, held_out = make(50, "dual", training_batch_size=25, stop_after_epochs=6)
+    training, _, held_out = make(50, "dual", training_batch_size=25, stop_after_epochs=6)
     training.start(held_out)
     seen = []
     for loss in (1.0, 2.0, 2.0, 2.0, 0.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0):
