@@ -190,7 +190,8 @@ def _describe_estimator(
     name = name or spec.get("density_estimator")
     if name not in (None, DEFAULT_FLOW, *model_builders):
         raise ValueError(
-            f"Unknown density_estimator {name!r}; choose one of {[DEFAULT_FLOW, *model_builders]}, or "
+            f"Unknown density_estimator {name!r}; choose one of "
+            f"{[DEFAULT_FLOW, *model_builders]}, or "
             "none: then load() takes the builder again."
         )
     tensors = {f"estimator.{k}": v for k, v in estimator.state_dict().items()}
