@@ -2,7 +2,8 @@
 
 import configparser
 import re
-from importlib.metadata import distribution
+import sysconfig
+from importlib.metadata import distribution, distributions
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,11 @@ def test_every_package_is_installed_from_its_folder(config):
 
 def test_no_top_level_tasks_is_installed():
     # Not packages_distributions(): it sees what an editable install only maps.
-    files = distribution("sbi_jeffreys").files or []
+    # What is installed, not the egg-info that a build leaves in the folder of the sources.
+    path = [sysconfig.get_path("purelib")]
+    installed = [d for d in distributions(path=path) if d.metadata["Name"] == "sbi_jeffreys"]
+    assert len(installed) == 1
+    files = installed[0].files or []
     top_level = {path.parts[0] for path in files}
     assert "tasks" not in top_level
     assert not {name for name in top_level if name.startswith("tasks")}
