@@ -64,8 +64,8 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "sbi NPE (maf)": lambda prior: (NPE, {}, {}),
     "sbi NPE (nsf)": lambda prior: (NPE, {"density_estimator": "nsf"}, {}),
     "ml, our flow": _jeffreys(objective="ml"),
-    "ml, z-score instead of walls": _zuko_nsf("independent"),
-    "ml, logit instead of walls": _zuko_nsf("transform_to_unconstrained"),
+    "ml, same layers behind sbi's z-scoring": _zuko_nsf("independent"),
+    "ml, same layers behind sbi's logit": _zuko_nsf("transform_to_unconstrained"),
     "ml, five transforms": lambda prior: (
         JeffreysNPE,
         {"objective": "ml", "density_estimator": flow_nn(prior, num_transforms=5)},
