@@ -20,10 +20,12 @@ import zuko
 from sbi.inference import NPE
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from sbi.utils import BoxUniform
-from sbi.utils.sbiutils import standardizing_net, standardizing_transform_zuko
+from sbi.utils.sbiutils import standardizing_net
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from .flows import DEFAULT_FLOW
+from .linear import to_standard_space
 from .quiet import QuietTracker, quiet
 from .tasks import get_task
 from .trainer import JeffreysNPE
@@ -35,33 +37,45 @@ _TURNS, _EPOCHS = 3, 5
 _MEMORY_ROWS, _MEMORY_ROWS_QUICK, _MEMORY_DIM = 100_000, 1000, 10
 
 
-def _same_flow(theta: Tensor, x: Tensor) -> ZukoFlow:
-    """Build the flow of `JeffreysNPE` out of zuko's and sbi's parts, without soft walls."""
-    embedding = nn.Sequential(standardizing_net(x), nn.Flatten())
-    nsf = zuko.flows.NSF(
-        features=theta.shape[-1],
-        context=x.shape[-1],
-        bins=8,
-        transforms=3,
-        hidden_features=[64, 64],
-        passes=2,
-    )
-    transforms = (standardizing_transform_zuko(theta), *nsf.transform.transforms)
-    return ZukoFlow(zuko.flows.Flow(transforms, nsf.base), embedding, theta[0].shape, x[0].shape)
+def _same_flow(prior: Distribution) -> Callable[[Tensor, Tensor], ZukoFlow]:
+    """Return a builder of the flow of `JeffreysNPE`, evaluated by zuko alone."""
+
+    def build(theta: Tensor, x: Tensor) -> ZukoFlow:
+        embedding = nn.Sequential(standardizing_net(x), nn.Flatten())
+        nsf = zuko.flows.NSF(
+            features=theta.shape[-1],
+            context=x.shape[-1],
+            bins=8,
+            transforms=3,
+            hidden_features=[64, 64],
+            passes=2,
+        )
+        start = to_standard_space(theta, embedding(x), x.shape[-1], prior)
+        flow = zuko.flows.Flow((*start, *nsf.transform.transforms), nsf.base)
+        return ZukoFlow(flow, embedding, theta[0].shape, x[0].shape)
+
+    return build
 
 
 def _sbi(prior: Distribution, density_estimator: Any) -> Any:
     return NPE(prior, density_estimator, show_progress_bars=False, tracker=QuietTracker())
 
 
-def _ours(prior: Distribution, objective: str) -> Any:
-    return JeffreysNPE(prior, objective=objective, show_progress_bars=False, tracker=QuietTracker())
+def _ours(prior: Distribution, objective: str, density_estimator: str = DEFAULT_FLOW) -> Any:
+    return JeffreysNPE(
+        prior,
+        density_estimator,
+        objective=objective,
+        show_progress_bars=False,
+        tracker=QuietTracker(),
+    )
 
 
 METHODS: dict[str, Callable[[Distribution], Any]] = {
     "sbi NPE, maf": lambda prior: _sbi(prior, "maf"),
     "sbi NPE, zuko_nsf": lambda prior: _sbi(prior, "zuko_nsf"),
-    "sbi NPE, our flow": lambda prior: _sbi(prior, _same_flow),
+    "sbi NPE, our flow": lambda prior: _sbi(prior, _same_flow(prior)),
+    "JeffreysNPE, ml, zuko_nsf": lambda prior: _ours(prior, "ml", "zuko_nsf"),
     "JeffreysNPE, ml": lambda prior: _ours(prior, "ml"),
     "JeffreysNPE": lambda prior: _ours(prior, "dual"),
 }
@@ -160,6 +174,9 @@ def _ratios(table: pd.DataFrame) -> pd.DataFrame:
         what = column.removeprefix("seconds_").replace("_", " ")
         ratios[f"ml / sbi, our flow ({what})"] = (
             seconds["JeffreysNPE, ml"] / seconds["sbi NPE, our flow"]
+        )
+        ratios[f"ml / sbi, zuko_nsf ({what})"] = (
+            seconds["JeffreysNPE, ml, zuko_nsf"] / seconds["sbi NPE, zuko_nsf"]
         )
         ratios[f"JeffreysNPE / ml ({what})"] = seconds["JeffreysNPE"] / seconds["JeffreysNPE, ml"]
     return pd.DataFrame(ratios).reset_index()
