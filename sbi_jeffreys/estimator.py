@@ -13,6 +13,7 @@ import torch
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimator
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from torch import Tensor, nn
+from zuko.flows.core import Flow
 
 from .linear import LinearPosterior
 from .proxy import Base, EnergyProxy, FromLinear, ProxyBuilder
@@ -121,7 +122,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         """
         if isinstance(self.flow, ZukoFlow):
             context = context.expand(*theta.shape[:-1], context.shape[-1])
-            return self.flow.net(context).log_prob(theta)
+            return _zuko_log_prob(self.flow.net, theta, context)
         if context.dim() == 3:
             # Not every estimator of sbi takes a sample dimension on its condition.
             flat = self.log_prob_embedded(theta.flatten(0, 1).unsqueeze(0), context.flatten(0, 1))
@@ -149,6 +150,16 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         if self.proxy is not None:
             self.proxy.base.to(next(self.parameters()).device)
         return self
+
+
+def _zuko_log_prob(flow: Flow, theta: Tensor, context: Tensor) -> Tensor:
+    """Return a zuko flow's log density, without composing a distribution for every call."""
+    total = theta.new_zeros(())
+    for lazy in flow.transform.transforms:
+        theta, log_slope = lazy(context).call_and_ladj(theta)
+        # Elementwise maps give a slope for each entry, the others one for each row.
+        total = total + (log_slope.sum(-1) if log_slope.dim() == theta.dim() else log_slope)
+    return flow.base(context).log_prob(theta) + total
 
 
 def _embedding_owner(flow: ConditionalDensityEstimator) -> nn.Module | None:
