@@ -131,7 +131,7 @@ class _SplineTransform(MaskedAutoregressiveTransform):
         if c is not None:
             x = torch.cat((x, c.expand(*x.shape[:-1], c.shape[-1])), dim=-1)
         for layer in self.hyper:
-            # Past the modules' call machinery, which costs as much as these small layers.
-            x = F.relu(x) if type(layer) is nn.ReLU else layer.forward(x)
+            # Activations past the modules' call machinery, which costs more than they do.
+            x = F.relu(x) if type(layer) is nn.ReLU else layer(x)
         parameters = x.unflatten(-1, (-1, self.total))
         return DependentTransform(self.univariate(parameters), 1)
