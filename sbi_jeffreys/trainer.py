@@ -36,7 +36,14 @@ from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn
 from .objective import Draws
 from .proxy import Base, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
-from .training import Data, LoaderData, Settings, Training, TrainingDiverged
+from .training import (
+    Data,
+    LoaderData,
+    Settings,
+    Training,
+    TrainingDiverged,
+    copy_of_weights,
+)
 
 __all__ = ["JeffreysNPE"]
 
@@ -411,7 +418,7 @@ class JeffreysNPE(NPE_C):
         finally:
             # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
             bar.close()
-            self._last_weights = None if diverged else _copy_of_weights(training.estimator)
+            self._last_weights = None if diverged else copy_of_weights(training.estimator)
             self._finish(training, first, train_config.show_train_summary)
         return training.estimator
 
@@ -505,10 +512,6 @@ def _postfix(epoch: Mapping[str, float]) -> dict[str, str]:
 
 def _is_finite(module: torch.nn.Module) -> bool:
     return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
-
-
-def _copy_of_weights(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def _is_maximum_likelihood(weights: Weighting) -> bool:

@@ -34,7 +34,7 @@ from .duals import DualState, Weighting
 from .estimator import JeffreysEstimator
 from .objective import Draws, ReverseQueue, batch_terms
 
-__all__ = ["Data", "LoaderData", "Settings", "Training", "TrainingDiverged"]
+__all__ = ["Data", "LoaderData", "Settings", "Training", "TrainingDiverged", "copy_of_weights"]
 
 # Margin below the best held-out cross-entropy in the entropy estimate, nats.
 _ENTROPY_MARGIN = 0.1
@@ -47,6 +47,11 @@ _RELAXATION = 0.2
 _AVERAGING = 0.02
 # Rows evaluated at once on held-out data: enough to be fast, few enough for any memory.
 _CHUNK = 8192
+
+
+def copy_of_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's state, apart from the module."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 class TrainingDiverged(RuntimeError):
@@ -168,17 +173,17 @@ class Training:
         """
         self.estimator.train()
         s = self.settings
-        total = torch.zeros(3, dtype=torch.float64)
+        total = torch.zeros(2, dtype=torch.float64)
         seen = 0
         for theta, x, masks in data.batches(s.training_batch_size, s.device, shuffle=True):
             terms = self._step(theta, x, masks)
             total += len(theta) * terms
             seen += len(theta)
-        forward, reverse, _ = (total / seen).tolist()
+        forward, reverse = (total / seen).tolist()
         return {"training_loss": forward, "divergence_reverse": reverse}
 
     def _step(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
-        """Descend in the models, ascend in the multipliers; return (forward, reverse, loss)."""
+        """Descend in the models, ascend in the multipliers; return (forward, reverse)."""
         estimator, proxy = self.estimator, self.estimator.proxy
         hook = self.forward_loss
         terms = batch_terms(
@@ -214,7 +219,7 @@ class Training:
         with torch.no_grad():
             share = max(_AVERAGING, 1 / self.steps)
             torch._foreach_lerp_(self._averages, self._parameters, share)
-        seen = torch.stack((terms.forward.detach(), terms.reverse_estimate, loss.detach()))
+        seen = torch.stack((terms.forward.detach(), terms.reverse_estimate))
         seen = seen.to("cpu", torch.float64)
         if proxy is not None:
             # A price with its curvature times s moves as the price itself does on s D2.
@@ -295,9 +300,7 @@ class Training:
         if loss < self.best_loss:
             self.best_loss = loss
             self.epochs_since_best = 0
-            self.best_weights = {
-                k: v.detach().clone() for k, v in self.estimator.state_dict().items()
-            }
+            self.best_weights = copy_of_weights(self.estimator)
         else:
             self.epochs_since_best += 1
             if self.epochs_since_best % max(1, self.settings.stop_after_epochs // 2) == 0:
