@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sbi_jeffreys.tasks import list_tasks
 
-from sbi_jeffreys import __version__, cli, demo
+from sbi_jeffreys import __version__, demo, published
 from sbi_jeffreys.cli import main
 
 PNG = b"\x89PNG"
@@ -54,6 +54,14 @@ def test_demo_writes_table_and_figures(tmp_path, capfd):
     assert "mean over observations 1 of 10, 2 x 200 samples" in printed
 
 
+def test_data_fetch_says_where_it_put_the_samples(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(published, "fetch", lambda *, cache, wheel: cache / wheel.name)
+    assert main(["data", "fetch", "--cache", str(tmp_path), "--wheel", "some/file.whl"]) == 0
+    printed = capsys.readouterr().out
+    assert f"are in {tmp_path}/file.whl" in printed
+    assert f"SBI_JEFFREYS_CACHE={tmp_path}" in printed
+
+
 @pytest.mark.slow
 def test_bench_train_writes_times_and_memory(tmp_path):
     arguments = ["bench-train", "--quick", "--tasks", "two_moons", "--num-simulations", "500"]
@@ -65,7 +73,10 @@ def test_bench_train_writes_times_and_memory(tmp_path):
 MISUSE = {
     "no command": ([], "COMMAND"),
     "unknown command": (["dmeo"], "invalid choice: 'dmeo'"),
-    "unknown task": (["demo", "--tasks", "two_suns"], "invalid choice: 'two_suns'"),
+    "unknown task": (
+        ["demo", "--tasks", "two_suns"],
+        "no task 'two_suns', known are bernoulli_glm",
+    ),
     "no number": (["demo", "--num-simulations", "many"], "invalid"),
     "no simulations": (["demo", "--num-simulations", "0"], "must be positive, got 0"),
     "negative seed": (["demo", "--seed", "-1"], "must not be negative, got -1"),
@@ -74,7 +85,13 @@ MISUSE = {
         "simulations",
     ),
     "folder is a file": (["demo", "--out", "FILE"], "File exists"),
-    "bench's folder is a file": (["bench-train", "--out", "FILE"], "File exists"),
+    "bench-train's folder is a file": (["bench-train", "--out", "FILE"], "File exists"),
+    "no bench command": (["bench"], "COMMAND"),
+    "no data command": (["data"], "COMMAND"),
+    "another wheel": (["data", "fetch", "--cache", "CACHE", "--wheel", "FILE"], "SHA-256"),
+    "no wheel": (["data", "fetch", "--cache", "CACHE", "--wheel", "NONE"], "No such file"),
+    "cache is a file": (["data", "fetch", "--cache", "FILE", "--wheel", "FILE"], "FILE"),
+    "report on nothing": (["bench", "report", "NONE"], "NONE"),
 }
 
 
@@ -97,6 +114,6 @@ def test_interruption_is_no_traceback(monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.demo, "run_demo", interrupt)
+    monkeypatch.setattr(demo, "run_demo", interrupt)
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "\nInterrupted.\n"

@@ -27,11 +27,13 @@ def entries(text):
 def test_every_package_is_installed_from_its_folder(config):
     folders = dict(re.split(r"\s*=\s*", line) for line in entries(config["options"]["package_dir"]))
     packages = entries(config["options"]["packages"])
-    paths = set()
-    for package in packages:
-        parent, _, child = package.rpartition(".")
+
+    def folder(package):
         # As setuptools resolves it: a package without an entry lies in its parent's folder.
-        paths.add(ROOT / folders.get(package, f"{folders.get(parent, '')}/{child}"))
+        parent, _, child = package.rpartition(".")
+        return ROOT / folders[package] if package in folders else folder(parent) / child
+
+    paths = {folder(package) for package in packages}
     found = {
         path.parent
         for name in ("sbi_jeffreys", "tasks")

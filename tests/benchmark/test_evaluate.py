@@ -1,0 +1,191 @@
+"""A job's numbers are those of its method, and depend on nothing but the job."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from sbi_jeffreys.tasks import get_task
+from torch.distributions import MultivariateNormal
+
+from sbi_jeffreys.benchmark import measures
+from sbi_jeffreys.benchmark.evaluate import run_job
+from sbi_jeffreys.benchmark.jobs import METRICS, Evaluation, Job
+from sbi_jeffreys.benchmark.methods import Fitted, register
+from sbi_jeffreys.benchmark.references import observations
+
+TINY = Evaluation(
+    observations=(1, 4),
+    num_samples=100,
+    num_test=200,
+    num_coverage=100,
+    metrics=("nll", "sliced_wasserstein", "leakage", "mode_mass", "divergences"),
+    quick=True,
+)
+VOLATILE = ("started", "timings", "peak_memory_mb", "machine")
+SEEN = {}
+
+
+class ExactPosterior:
+    """That of gaussian_linear: prior and noise N(0, 0.1 I), hence N(x / 2, 0.05 I)."""
+
+    def distribution(self, x):
+        return MultivariateNormal(x / 2, 0.05 * torch.eye(10))
+
+    def sample(self, shape, x):
+        return self.distribution(x[0]).sample(shape)
+
+    def sample_batched(self, shape, x, show_progress_bars):
+        return self.distribution(x).sample(shape)
+
+    def potential(self, theta, x):
+        return self.distribution(x).log_prob(theta)
+
+
+def exact(prior, theta, x, *, seed, quick=False):
+    SEEN["simulations"] = theta, x
+    posterior = ExactPosterior()
+    return Fitted(posterior, log_prob=lambda theta, x: posterior.distribution(x).log_prob(theta))
+
+
+def random(prior, theta, x, *, seed, quick=False):
+    """Draw from every global generator."""
+    SEEN["random"] = (np.random.rand(), torch.rand(()).item(), seed)  # noqa: NPY002
+    return exact(prior, theta, x, seed=seed)
+
+
+def wrong_shape(prior, theta, x, *, seed, quick=False):
+    posterior = ExactPosterior()
+    posterior.sample = lambda shape, x: torch.zeros(3, 10)
+    return Fitted(posterior)
+
+
+register("test_exact", exact)
+register("test_random", random)
+register("test_wrong_shape", wrong_shape)
+
+
+def comparable(record):
+    return {key: value for key, value in record.items() if key not in VOLATILE}
+
+
+def run(task="gaussian_linear", method="test_exact", n=20, seed=0, evaluation=TINY, **kwargs):
+    return run_job(Job(task, method, n, seed), evaluation, **kwargs)
+
+
+def test_exact_posterior_gets_the_values_of_theory():
+    evaluation = Evaluation(observations=(1,), num_samples=500, num_test=500, metrics=METRICS)
+    record = run(evaluation=evaluation)
+    assert record["status"] == "ok", record["error"]
+    metrics, (row,) = record["metrics"], record["observations"]
+    entropy = ExactPosterior().distribution(torch.zeros(10)).entropy().item()
+    assert abs(metrics["nll"] - entropy) < 4 * metrics["nll_standard_error"]
+    # Its standard error is that of a sum of ten squares: sqrt(10 / 2 / 500).
+    assert metrics["nll_standard_error"] == pytest.approx(0.1, rel=0.2)
+    # Uniform ranks over 200 simulations leave the diagonal by 0.12 with probability 0.006
+    # (Dvoretzky-Kiefer-Wolfowitz); the mean absolute deviation is below the largest one.
+    assert metrics["coverage_error"] < 0.12
+    assert metrics["tarp_error"] < 0.12
+    assert len(metrics["coverage"]) == len(metrics["coverage_levels"]) == len(metrics["tarp"])
+    assert 0.4 < row["c2st"] < 0.6
+    assert 0.4 < row["c2st_rf"] < 0.6
+    assert abs(row["mmd"]) < 0.02
+    # Two sets of 500 in units of a standard deviation of 0.22: quantiles differ by a tenth of it.
+    assert row["sliced_wasserstein"] < 0.05
+    # Log densities are those of float32 and equal up to a constant.
+    for name in ("kl_forward", "kl_reverse", "jeffreys"):
+        assert row[name] == pytest.approx(0, abs=1e-3)
+        assert row[f"{name}_standard_error"] == pytest.approx(0, abs=1e-3)
+    assert row["leakage"] is None
+    assert "mode_mass_error" not in row
+
+
+@pytest.mark.parametrize("method", ["jeffreys", "npe_ensemble"])
+def test_same_job_same_record(method, tmp_path):
+    first = run("two_moons", method, n=60, references=tmp_path)
+    # Other random states, and reference samples that are there already.
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    assert first["status"] == "ok", first["error"]
+    again = run("two_moons", method, n=60, references=tmp_path)
+    assert comparable(again) == comparable(first)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "two_moons--observation--1--n100.npy",
+        "two_moons--observation--4--n100.npy",
+    ]
+    rows = first["observations"]
+    assert [row["observation"] for row in rows] == [1, 4]
+    assert all(row["leakage"] >= 0 and row["mode_mass_error"] >= 0 for row in rows)
+    assert first["training"]["epochs"] >= 2
+    assert all(seconds > 0 for seconds in first["timings"].values())
+    assert first["peak_memory_mb"] > 50
+    json.dumps(first)
+
+
+def test_damaged_reference_samples_are_drawn_again(tmp_path):
+    first = run(references=tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    assert comparable(run(references=tmp_path)) == comparable(first)
+    assert comparable(run(references=None)) == comparable(first)
+
+
+def test_methods_see_the_same_simulations_and_other_random_numbers():
+    run(method="test_exact")
+    theta, x = SEEN["simulations"]
+    run(method="test_random")
+    first = SEEN["random"]
+    assert torch.equal(SEEN["simulations"][0], theta)
+    assert torch.equal(SEEN["simulations"][1], x)
+    run(method="test_random", seed=1)
+    assert not torch.equal(SEEN["simulations"][0], theta)
+    assert all(a != b for a, b in zip(first, SEEN["random"], strict=True))
+
+
+def test_fresh_observations_are_shared_by_methods_and_budgets():
+    task, evaluation = get_task("slcp"), Evaluation(observations="fresh:3")
+    one, other, next_seed = (
+        torch.cat([o.x for o in observations(task, job, evaluation)])
+        for job in (Job("slcp", "a", 10, 0), Job("slcp", "b", 20, 0), Job("slcp", "a", 10, 1))
+    )
+    assert one.shape == (3, 8)
+    assert torch.equal(one, other)
+    assert not torch.isclose(one, next_seed).any()
+    record = run(evaluation=Evaluation(observations="fresh:2", num_samples=20, metrics=("mmd",)))
+    assert [row["observation"] for row in record["observations"]] == [1, 2]
+
+
+def test_published_reference(monkeypatch):
+    published = torch.full((10_000, 10), 5.0)
+    monkeypatch.setattr(
+        "sbi_jeffreys.benchmark.references.published_reference_posterior", lambda *_: published
+    )
+    evaluation = Evaluation(
+        observations=(1,), num_samples=50, reference="published", metrics=("c2st",)
+    )
+    (row,) = run(evaluation=evaluation)["observations"]
+    assert row["c2st"] == 1.0
+
+
+def test_failure_is_recorded_with_its_traceback():
+    record = run(method="test_wrong_shape")
+    assert record["status"] == "failed"
+    assert record["error"]["type"] == "ValueError"
+    assert "gave shape (3, 10)" in record["error"]["message"]
+    assert "in draw" in record["error"]["traceback"]
+    assert record["timings"]["metrics_seconds"] > 0
+
+
+def test_divergences_are_those_of_the_truncated_density():
+    task, posterior = get_task("gaussian_linear"), ExactPosterior()
+    # A density of half the mass, and half of it leaks: what is left is the posterior.
+    fitted = Fitted(posterior, lambda t, x: posterior.distribution(x).log_prob(t) - math.log(2))
+    x = task.observation(1)
+    reference = task.reference_posterior(1, 100, generator=torch.Generator().manual_seed(0))
+    values = measures._divergences(task, fitted, x, reference, posterior.sample((100,), x), 0.5)
+    assert values["kl_forward"] == pytest.approx(0, abs=1e-3)
+    assert values["kl_reverse"] == pytest.approx(0, abs=1e-3)
+    all_leaks = measures._divergences(task, fitted, x, reference, reference, 1.0)
+    assert set(all_leaks) == set(values)
+    assert set(all_leaks.values()) == {None}

@@ -1,0 +1,94 @@
+"""Every method fits, samples and states its density, on almost no data."""
+
+import math
+
+import pytest
+import torch
+from sbi_jeffreys.tasks import get_task
+
+from sbi_jeffreys.benchmark.methods import Fitted, get_method, list_methods, register
+
+TASK = get_task("two_moons")
+# Slice sampling takes seconds before the first sample.
+MCMC = ("nle", "nre")
+WITH_DENSITY = {
+    "jeffreys": 1,
+    "jeffreys_fixed": 1,
+    "ml": 1,
+    "ml_ensemble": 5,
+    "npe": 1,
+    "npe_ensemble": 5,
+    "npe_nsf": 1,
+    "npe_our_flow": 1,
+}
+WITHOUT_DENSITY = ("fmpe", "npse", *MCMC)
+
+
+@pytest.fixture(scope="module")
+def simulations():
+    return TASK.simulate(60, generator=torch.Generator().manual_seed(0))
+
+
+def fit(name, simulations):
+    torch.manual_seed(1)
+    return get_method(name)(TASK.prior, *simulations, seed=2, quick=True)
+
+
+def test_these_are_all_methods():
+    ours = [name for name in list_methods() if not name.startswith("test_")]
+    assert ours == sorted([*WITH_DENSITY, *WITHOUT_DENSITY])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", WITH_DENSITY)
+def test_density(name, simulations):
+    fitted = fit(name, simulations)
+    members = WITH_DENSITY[name]
+    assert len(fitted.estimators) == members
+    assert fitted.amortised
+    # sbi trains an epoch more than it is asked to.
+    assert 2 * members <= fitted.epochs <= 3 * members
+    theta, x = simulations
+    values = [e.log_prob(theta[None], x)[0] for e in fitted.estimators]
+    expected = torch.stack(values).exp().mean(dim=0).log()
+    torch.testing.assert_close(fitted.log_prob(theta, x), expected.detach())
+    samples = fitted.posterior.sample((20,), x=x[:1], show_progress_bars=False)
+    assert samples.shape == (20, 2)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in MCMC else ()) for n in WITHOUT_DENSITY],
+)
+def test_without_density(name, simulations):
+    fitted = fit(name, simulations)
+    assert fitted.log_prob is None
+    assert fitted.amortised == (name not in MCMC)
+    samples = fitted.posterior.sample((20,), x=simulations[1][:1], show_progress_bars=False)
+    assert samples.shape == (20, 2)
+    assert torch.isfinite(TASK.prior.log_prob(samples)).all()
+
+
+def test_registering():
+    def method(prior, theta, x, *, seed, quick=False):
+        return Fitted(None, log_prob=lambda theta, x: torch.full((len(theta),), -math.log(4)))
+
+    register("test_mine-1.0+x", method)
+    assert get_method("test_mine-1.0+x") is method
+
+
+@pytest.mark.parametrize("name", ["", "a--b", "a/b", "a b", "-a", "a-"])
+def test_names_that_no_file_could_have_are_refused(name):
+    with pytest.raises(ValueError, match="must consist of letters"):
+        register(name, lambda: None)
+
+
+def test_what_is_no_function_is_refused():
+    with pytest.raises(TypeError, match="must be a function, got int"):
+        register("test_number", 3)
+
+
+def test_unknown_name_lists_the_choices():
+    with pytest.raises(ValueError, match=r"'jefreys', known are .*npe.*did you mean 'jeffreys'"):
+        get_method("jefreys")
