@@ -149,8 +149,8 @@ class QuadraticCost:
 class HuberCost:
     r"""Price :math:`\frac{\alpha}{2} u^2` up to the slope ``bound``, then linear: Lipschitz."""
 
-    stiffness: float = 8.0
-    bound: float = 3.0
+    stiffness: float = 30.0
+    bound: float = 10.0
 
     def __post_init__(self) -> None:
         _positive("stiffness", self.stiffness)

@@ -15,6 +15,7 @@ from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from torch import Tensor, nn
 from zuko.flows.core import Flow
 
+from .likelihood import LikelihoodEnergy
 from .linear import LinearPosterior
 from .proxy import Base, EnergyProxy, FromLinear, ProxyBuilder
 
@@ -60,7 +61,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     def _network(
         self, theta: Tensor, x: Tensor, base: Base, build_proxy: ProxyBuilder
     ) -> nn.Module:
-        """Build the energy network on top of the linear posterior."""
+        """Build the energy network, with the linear posterior under it or a start of its own."""
         with torch.no_grad():
             context = self.embed(x[:ROWS_FOR_SCALE])
         theta = theta[: len(context)]
@@ -68,10 +69,15 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         learnt = owner is not None and any(
             p.requires_grad for p in owner.get_submodule("_embedding_net").parameters()
         )
+        network = build_proxy(theta, context)
+        if isinstance(network, LikelihoodEnergy):
+            if learnt:
+                network.forget_start()
+            return network
         linear = LinearPosterior(
             theta, None if learnt else context, context.shape[1], base.distribution
         )
-        return FromLinear(build_proxy(theta, context), linear, base)
+        return FromLinear(network, linear, base)
 
     @property
     def net(self) -> nn.Module:
@@ -134,6 +140,8 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     def sample_embedded(self, num: int, context: Tensor) -> Tensor:
         """Return samples of the flow given embedded data (B, c), shape (num, B, d)."""
         if isinstance(self.flow, ZukoFlow):
+            if context.shape[-1] == 0:
+                return self.flow.net(None).sample((num, len(context)))
             return self.flow.net(context).sample((num,))
         flow, condition = self._given_embedded(context)
         return flow.sample(torch.Size((num,)), condition)
@@ -155,11 +163,13 @@ class JeffreysEstimator(ConditionalDensityEstimator):
 def _zuko_log_prob(flow: Flow, theta: Tensor, context: Tensor) -> Tensor:
     """Return a zuko flow's log density, without composing a distribution for every call."""
     total = theta.new_zeros(())
+    # An empty condition is none to zuko.
+    condition = context if context.shape[-1] else None
     for lazy in flow.transform.transforms:
-        theta, log_slope = lazy(context).call_and_ladj(theta)
+        theta, log_slope = lazy(condition).call_and_ladj(theta)
         # Elementwise maps give a slope for each entry, the others one for each row.
         total = total + (log_slope.sum(-1) if log_slope.dim() == theta.dim() else log_slope)
-    return flow.base(context).log_prob(theta) + total
+    return flow.base(condition).log_prob(theta) + total
 
 
 def _embedding_owner(flow: ConditionalDensityEstimator) -> nn.Module | None:

@@ -30,6 +30,9 @@ __all__ = ["DEFAULT_FLOW", "accelerate", "flow_builder", "flow_nn"]
 
 DEFAULT_FLOW = "coupling_nsf"
 
+# Scale of the conditioners' last layers at the start, relative to torch's.
+_START = 0.1
+
 
 def flow_nn(
     prior: Distribution | None = None,
@@ -55,7 +58,9 @@ def flow_nn(
     """
 
     def build(theta: Tensor, x: Tensor) -> ZukoFlow:
-        embedding = nn.Sequential(standardizing_net(x), embedding_net or nn.Flatten())
+        # An empty condition (density estimation) has nothing to standardize.
+        scale = standardizing_net(x) if x[0].numel() else nn.Identity()
+        embedding = nn.Sequential(scale, embedding_net or nn.Flatten())
         with torch.no_grad():
             # An embedding that is still to be learnt has no linear part worth fitting.
             learnt = any(p.requires_grad for p in embedding.parameters())
@@ -70,12 +75,20 @@ def flow_nn(
             # Two passes: coupling layers, whose inverse costs two evaluations for any d.
             **({"passes": 2} if theta.shape[-1] > 1 else {}),
         )
+        _start_small(nsf)
         transforms = (*linear, *nsf.transform.transforms)
         flow = ZukoFlow(Flow(transforms, nsf.base), embedding, theta[0].shape, x[0].shape)
         accelerate(flow)
         return flow
 
     return build
+
+
+def _start_small(flow: Flow) -> None:
+    """Let the splines begin near to the identity: the linear part is a start worth keeping."""
+    for transform in flow.transform.transforms:
+        for parameter in transform.hyper[-1].parameters() if hasattr(transform, "hyper") else ():
+            parameter.data.mul_(_START)
 
 
 def flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
@@ -116,7 +129,8 @@ def accelerate(flow: nn.Module) -> None:
     """
     module: Any
     for module in flow.modules():
-        constructor = getattr(module, "univariate", None)
+        # Without a network (one dimension, no condition) the parameters stand alone.
+        constructor = getattr(module, "univariate", None) if hasattr(module, "hyper") else None
         if isinstance(constructor, partial) and constructor.func is MonotonicRQSTransform:
             ours = partial(RationalQuadraticSpline, *constructor.args, **constructor.keywords)
             module.univariate, module.shapes = ours, [(module.total,)]

@@ -24,7 +24,14 @@ from zuko.lazy import LazyTransform, UnconditionalTransform
 
 from .walls import SoftWalls, support_bounds
 
-__all__ = ["LinearPosterior", "LinearRegression", "to_standard_space"]
+__all__ = [
+    "LinearPosterior",
+    "LinearRegression",
+    "cut_outliers",
+    "ridge_regression",
+    "shrunk_cholesky",
+    "to_standard_space",
+]
 
 # Thickness of the walls in standard deviations of theta: thin, so that the inside stays as it is.
 # Thinner and thicker ones by a factor of two or so made no difference in trials.
@@ -52,17 +59,15 @@ class LinearRegression(LazyTransform):
         y = theta.double().numpy()
         coefficients = np.zeros((theta.shape[1], num_context))
         intercept, residuals = y.mean(axis=0), y - y.mean(axis=0)
-        if context is not None and num_context <= _MOST_FEATURES:
-            c = _cut(context[:_MOST_ROWS]).double().numpy()
+        if context is not None and 0 < num_context <= _MOST_FEATURES:
+            c = cut_outliers(context[:_MOST_ROWS]).double().numpy()
             # Data that a user keeps in spite of NaN are for the embedding to deal with.
             finite = np.isfinite(c).all(axis=1)
             if finite.sum() > 2:
-                coefficients, intercept, residuals = _regress(c[finite], y[: len(c)][finite])
-        scale = residuals.std(axis=0)
-        # A parameter that never varies has no scale of its own.
-        scale[scale < 1e-12] = 1.0
-        correlation, _ = ledoit_wolf(residuals / scale)
-        lower = np.linalg.cholesky(correlation + 1e-6 * np.eye(len(scale))) * scale[:, None]
+                coefficients, intercept, residuals = ridge_regression(
+                    c[finite], y[: len(c)][finite]
+                )
+        lower = shrunk_cholesky(residuals)
         for name, value in (
             ("coefficients", coefficients),
             ("intercept", intercept),
@@ -80,14 +85,20 @@ class LinearRegression(LazyTransform):
         """Return the transformation given embedded data (*, c)."""
         shift = self.intercept
         if c is not None:
-            shift = shift + _cut(c) @ self.coefficients.T
+            shift = shift + cut_outliers(c) @ self.coefficients.T
         return _Whitening(shift, self.lower, self.whitening)
 
 
-def _regress(c: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return coefficients (d, c) and intercept (d,) of y on c, and leave-one-out residuals (n, d).
+def ridge_regression(c: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Regress y on c, with the penalty chosen by leave-one-out.
 
-    Residuals of the fit itself vanish where it interpolates, and with them the covariance.
+    Args:
+        c: Regressors, shape (n, c).
+        y: What is explained, shape (n, d).
+
+    Returns:
+        Coefficients (d, c), intercept (d,) and leave-one-out residuals (n, d). Residuals of the fit
+        itself vanish where it interpolates, and with them the covariance.
     """
     ridge = RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(c, y)
     coefficients = np.reshape(ridge.coef_, (y.shape[1], c.shape[1]))
@@ -99,7 +110,17 @@ def _regress(c: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     return coefficients, intercept, residuals / (1 - leverage).clip(min=1e-9)[:, None]
 
 
-def _cut(context: Tensor) -> Tensor:
+def shrunk_cholesky(residuals: np.ndarray) -> np.ndarray:
+    """Return the Cholesky factor (d, d) of the shrunk covariance of residuals (n, d)."""
+    scale = residuals.std(axis=0)
+    # What never varies has no scale of its own.
+    scale[scale < 1e-12] = 1.0
+    correlation, _ = ledoit_wolf(residuals / scale)
+    return np.linalg.cholesky(correlation + 1e-6 * np.eye(len(scale))) * scale[:, None]
+
+
+def cut_outliers(context: Tensor) -> Tensor:
+    """Return embedded data cut off at four standard deviations."""
     return context.clamp(-_CUT, _CUT)
 
 

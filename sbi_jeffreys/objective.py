@@ -51,8 +51,8 @@ class Draws:
     """
 
     flow: int = 4
-    base: int = 6
-    fraction: float = 0.25
+    base: int = 32
+    fraction: float = 0.5
     jitter: float = 0.3
     gauge: float = 0.1
 
@@ -134,7 +134,8 @@ def _sample_sets(
     draws: Draws,
     parts: int,
 ) -> list[ReverseSet]:
-    std = context.std(dim=0, correction=0)
+    # An empty condition (density estimation) has nothing to disturb.
+    std = context.std(dim=0, correction=0) if context.shape[1] else context.new_zeros(0)
     sizes, where, plains = [], [], []
     for part in context.tensor_split(parts):
         plain = len(part) // 2
@@ -157,6 +158,7 @@ def batch_terms(
     base_draws: Tensor,
     queue: ReverseQueue | None = None,
     forward_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    reverse_share: float = 1.0,
 ) -> BatchTerms:
     """Evaluate the three divergences on a batch.
 
@@ -170,6 +172,7 @@ def batch_terms(
         queue: Samples left over from earlier steps; by default there are none.
         forward_loss: Loss of (theta, x) of shape (B,) that takes the place of the flow's negative
             log density: sbi's atomic loss in later rounds.
+        reverse_share: Share of the gradient of D2 that reaches the proxy.
 
     Returns:
         The terms, scalars.
@@ -214,11 +217,12 @@ def batch_terms(
         nce = nce + draws.fraction * (there.weights[:plain] * ranking_nce(against)).mean()
 
     loss = cross_entropy(log_data) if forward_loss is None else forward_loss(theta, x)
+    followed = log_proxy.detach().lerp(log_proxy, reverse_share)
     # In later rounds the negatives are no draws of the base: they say nothing of Z.
     gauge = _gauge(log_z, None if forward_loss else ratio_base[:, rows:])
     return BatchTerms(
         forward=(weights * loss).mean(),
-        reverse=(there.weights * log_variance(log_flow, log_proxy, limit=_LIMIT)).mean(),
+        reverse=(there.weights * log_variance(log_flow, followed, limit=_LIMIT)).mean(),
         proxy=nce,
         gauge=(there.weights * gauge).mean(),
         reverse_estimate=reverse_kl(log_flow, log_proxy, log_z).detach().mean(),

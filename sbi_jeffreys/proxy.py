@@ -21,6 +21,7 @@ from sbi.utils.sbiutils import ImproperEmpirical, within_support
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from .likelihood import LikelihoodEnergy
 from .linear import LinearPosterior
 
 __all__ = ["Base", "EnergyProxy", "FromLinear", "PairMLP", "proxy_builder", "proxy_nn"]
@@ -87,7 +88,8 @@ class PairMLP(nn.Module):
 
     Args:
         theta: Parameters, shape (n, d), for z-scoring.
-        context: Embedded data, shape (n, c), for the number of features.
+        context: Embedded data, shape (n, c), for the number of features; none of them, c = 0, in
+            density estimation.
         hidden_features: Width.
         hidden_layers: Number of layers after the first.
 
@@ -110,7 +112,8 @@ class PairMLP(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.theta = nn.Linear(theta.shape[-1], hidden_features)
-        self.context = nn.Linear(context.shape[-1], hidden_features, bias=False)
+        num_context = context.shape[-1]
+        self.context = nn.Linear(num_context, hidden_features, bias=False) if num_context else None
         layers: list[nn.Module] = []
         for _ in range(hidden_layers):
             layers += [nn.SiLU(), nn.Linear(hidden_features, hidden_features)]
@@ -130,18 +133,35 @@ class PairMLP(nn.Module):
         Returns:
             Shape (S, B).
         """
-        hidden = self.theta((theta - self.mean) / self.std) + self.context(context)
-        return self.last(self.layers(hidden)).squeeze(-1)
+        hidden = self.theta((theta - self.mean) / self.std)
+        if self.context is None:
+            # Density estimation: what all conditions share is evaluated once for all of them.
+            shape = theta.shape[0], context.shape[-2]
+            return self.last(self.layers(hidden)).squeeze(-1).expand(shape)
+        return self.last(self.layers(hidden + self.context(context))).squeeze(-1)
 
 
-_NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": PairMLP}
+# With more embedded features a likelihood of them all is out of reach.
+_MOST_FEATURES = 500
 
 
-def proxy_nn(model: str = "mlp", **kwargs: Any) -> ProxyBuilder:
+def _likelihood(theta: Tensor, context: Tensor, **kwargs: Any) -> nn.Module:
+    """Return a likelihood's energy where there are data, and not too many; else a network."""
+    if 0 < context.shape[1] <= _MOST_FEATURES:
+        return LikelihoodEnergy(theta, context, **kwargs)
+    return PairMLP(theta, context)
+
+
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {"likelihood": _likelihood, "mlp": PairMLP}
+
+
+def proxy_nn(model: str = "likelihood", **kwargs: Any) -> ProxyBuilder:
     """Return a builder of :math:`f_\\psi`, as sbi's ``posterior_nn`` does for estimators.
 
     Args:
-        model: Name of the network: "mlp".
+        model: Name of the network: "likelihood" (:class:`LikelihoodEnergy`; without data, and
+            for more than 500 embedded features, "mlp" takes its place) or "mlp"
+            (:class:`PairMLP`).
         kwargs: Keyword arguments of the network.
 
     Raises:

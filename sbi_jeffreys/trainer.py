@@ -71,7 +71,8 @@ class JeffreysNPE(NPE_C):
         summary_writer: As in sbi (deprecated there; use ``tracker``).
         tracker: As in sbi; it receives the record live, after every epoch.
         show_progress_bars: Whether to show a progress bar while training.
-        proxy: "mlp", or a function of (theta, embedded x) that builds the energy network.
+        proxy: "likelihood" or "mlp" (:func:`sbi_jeffreys.proxy.proxy_nn`), or a function of
+            (theta, embedded x) that builds the energy network.
         objective: "dual", "dual_quadratic", "fixed", "ml", or a weighting; see
             :func:`sbi_jeffreys.duals.weighting`.
         draws: Numbers of samples that estimate the divergences.
@@ -113,7 +114,7 @@ class JeffreysNPE(NPE_C):
         tracker: Any = None,
         show_progress_bars: bool = True,
         *,
-        proxy: str | ProxyBuilder = "mlp",
+        proxy: str | ProxyBuilder = "likelihood",
         objective: str | Weighting = "dual",
         draws: Draws | None = None,
         proxy_learning_rate: float = Settings.proxy_learning_rate,
@@ -143,7 +144,7 @@ class JeffreysNPE(NPE_C):
         self._build_proxy = proxy_builder(proxy)
         self._weighting = weighting(objective)
         self._draws = draws if draws is not None else Draws()
-        self._proxy_settings = {
+        self._proxy_settings: dict[str, Any] = {
             "proxy_learning_rate": proxy_learning_rate,
             "proxy_weight_decay": proxy_weight_decay,
         }
@@ -184,7 +185,7 @@ class JeffreysNPE(NPE_C):
         self,
         num_atoms: int = 10,
         training_batch_size: int = 200,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 4e-3,
         validation_fraction: float = 0.1,
         stop_after_epochs: int = 20,
         max_num_epochs: int = 2**31 - 1,
@@ -461,7 +462,7 @@ class JeffreysNPE(NPE_C):
         training.settings = settings
         training.kernel = loss_args.calibration_kernel
         training.forward_loss = self._atomic_loss if atomic else None
-        training.epochs_since_best = 0
+        training.stall = 0.0
         self._training = training
         return training
 

@@ -5,9 +5,14 @@ lets the weighting move the multipliers. Early stopping looks at the flow's held
 which is the same quantity from the first epoch to the last; the Lagrangian is not, since it moves
 with its multipliers.
 
-Whenever held-out data have seen no progress for half of the patience, the price of :math:`D_2` is
-relaxed. So every run walks from strong to weak regularisation, and held-out data choose where on
-the way the best weights lie.
+The proxy learns from few simulations in a hundred steps what the flow needs a thousand to follow,
+and then overfits. So the proxy's best weights on held-out data are kept and put back at a lower
+learning rate whenever it stops to improve (:class:`ProxyPlateau`), and patience runs slowly while
+the proxy is ahead of the flow on held-out data: the flow can still learn from it.
+
+Whenever held-out data have seen no progress for half of the patience, and the proxy is not ahead,
+the price of :math:`D_2` is relaxed. So every run walks from strong to weak regularisation, and
+held-out data choose where on the way the best weights lie.
 
 What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
 averaging): at a constant learning rate the weights themselves wander about, and a held-out curve
@@ -40,7 +45,16 @@ __all__ = ["Data", "LoaderData", "Settings", "Training", "TrainingDiverged", "co
 _ENTROPY_MARGIN = 0.1
 # Held-out x on which the proxy is looked at, the draws for each, and the least number of steps
 # between two looks: an epoch of few steps would otherwise spend its time on looking.
-_PROXY_ROWS, _PROXY_DRAWS, _PROXY_STEPS = 32, 32, 16
+_PROXY_ROWS, _PROXY_DRAWS, _PROXY_STEPS = 64, 32, 32
+# By how much, in nats, the proxy must be better than the flow to count as ahead of it, and how much
+# slower patience runs while it is.
+_AHEAD, _SLOWER = 0.05, 6
+# Least progress on held-out data, in nats, that patience counts as such: less is kept, but a run
+# that only creeps has arrived.
+_PROGRESS = 0.01
+# Looks without progress of the proxy until its best weights are put back, and the factor on its
+# learning rate then.
+_PLATEAU, _DROP = 4, 0.3
 # Factor on the stiffness of the price of D2 at every relaxation.
 _RELAXATION = 0.2
 # Share of the newest weights in the running mean: it looks back over some 50 steps.
@@ -98,15 +112,45 @@ class LoaderData(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """Hyper-parameters of the training loop; those of sbi have sbi's meaning."""
+    """Hyper-parameters of the training loop; those of sbi have sbi's meaning.
+
+    ``reverse_share`` is the share of the gradient of D2 that reaches the proxy: with all of it a
+    slow flow holds a good proxy back, with none of it a proxy in many dimensions grows mass where
+    no draw of the base looks. ``proxy_plateau`` puts the proxy's best weights back and waits for
+    the flow.
+    """
 
     training_batch_size: int = 200
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     proxy_learning_rate: float = 5e-3
     proxy_weight_decay: float = 0.1
+    reverse_share: float = 0.1
+    proxy_plateau: bool = True
     stop_after_epochs: int = 20
     clip_max_norm: float | None = 5.0
     device: str = "cpu"
+
+
+@dataclass
+class ProxyPlateau:
+    """The best weights of a proxy, put back at a lower learning rate when it stops to improve."""
+
+    best: float = float("inf")
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    looks: int = 0
+
+    def look(self, loss: float, proxy: nn.Module) -> None:
+        """Compare the held-out loss of the proxy as it is now with the best so far."""
+        if loss < self.best:
+            self.best, self.weights, self.looks = loss, copy_of_weights(proxy), 0
+        else:
+            self.looks += 1
+
+    def reached(self) -> bool:
+        """Whether the proxy has stopped to improve; counting begins anew."""
+        reached = bool(self.weights) and self.looks >= _PLATEAU
+        self.looks = 0 if reached else self.looks
+        return reached
 
 
 LossHook = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -133,7 +177,8 @@ class Training:
     kernel: Callable[[Tensor], Tensor]
     forward_loss: LossHook | None = None
     epoch: int = 0
-    epochs_since_best: int = 0
+    mark: float = float("inf")
+    stall: float = 0.0
     best_loss: float = float("inf")
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     entropy: float = float("inf")
@@ -148,6 +193,8 @@ class Training:
         self._queue = ReverseQueue()
         self._proxy_seen: dict[str, float] = {}
         self._proxy_looked = 0
+        self._proxy_ahead = False
+        self._plateau = ProxyPlateau()
         self._parameters = list(self.estimator.parameters())
         self._averages = [p.detach().clone() for p in self._parameters]
         s = self.settings
@@ -195,6 +242,7 @@ class Training:
             base_draws=self._negatives(theta),
             queue=self._queue,
             forward_loss=None if hook is None else lambda t, y: hook(t, y, masks),
+            reverse_share=self.settings.reverse_share,
         )
         weights = self.dual.multipliers.tolist()
         loss = weights[0] * terms.forward
@@ -274,8 +322,15 @@ class Training:
         theta, x = data.head(_PROXY_ROWS, self.settings.device)
         found = diagnose_proxy(self.estimator, theta, x, num_draws=_PROXY_DRAWS)
         std, mean = torch.std_mean(found.log_partition, correction=0)
+        loss = found.nll.mean().item()
+        if self.settings.proxy_plateau and self.forward_loss is None:
+            assert self.estimator.proxy is not None
+            context = self.estimator.embed(x)
+            flow = -self.estimator.log_prob_embedded(theta.unsqueeze(0), context).mean().item()
+            self._proxy_ahead = loss < flow - _AHEAD
+            self._plateau.look(loss, self.estimator.proxy)
         return {
-            "validation_loss_proxy": found.nll.mean().item(),
+            "validation_loss_proxy": loss,
             "log_partition_mean": mean.item(),
             "log_partition_std": std.item(),
             "effective_sample_size": found.effective_sample_size.mean().item(),
@@ -299,12 +354,27 @@ class Training:
         """Remember the weights if their held-out loss is the lowest so far."""
         if loss < self.best_loss:
             self.best_loss = loss
-            self.epochs_since_best = 0
             self.best_weights = copy_of_weights(self.estimator)
-        else:
-            self.epochs_since_best += 1
-            if self.epochs_since_best % max(1, self.settings.stop_after_epochs // 2) == 0:
-                self.stiffness *= _RELAXATION
+        if loss < self.mark - _PROGRESS:
+            self.mark, self.stall = loss, 0.0
+            return
+        half = max(1, self.settings.stop_after_epochs // 2)
+        before, self.stall = self.stall, self.stall + (1 / _SLOWER if self._proxy_ahead else 1)
+        if not self._proxy_ahead and self.stall // half > before // half:
+            self.stiffness *= _RELAXATION
+
+    def _return_proxy(self) -> None:
+        """Put the proxy's best weights back, and let it learn more slowly from there."""
+        proxy = self.estimator.proxy
+        assert proxy is not None
+        proxy.load_state_dict(self._plateau.weights)
+        own = {id(p) for p in proxy.parameters()}
+        with torch.no_grad():
+            for average, parameter in zip(self._averages, self._parameters, strict=True):
+                if id(parameter) in own:
+                    average.copy_(parameter)
+        for group in self.optimizers[1].param_groups:
+            group["lr"] *= _DROP
 
     def restore_best(self) -> None:
         """Put the best weights back."""
@@ -314,7 +384,7 @@ class Training:
     @property
     def converged(self) -> bool:
         """Whether held-out data have seen no improvement for long enough."""
-        return self.epochs_since_best >= self.settings.stop_after_epochs
+        return self.stall >= self.settings.stop_after_epochs
 
     def start(self, held_out: Data | LoaderData) -> None:
         """Look at the held-out data once, so that there is a best before the first epoch ends."""
@@ -338,6 +408,8 @@ class Training:
                 raise TrainingDiverged(f"the held-out loss became {loss}.")
             self.epoch += 1
             self.keep_if_best(loss)
+        if self._plateau.reached():
+            self._return_proxy()
         record |= measured | self.observe(measured) | _named(self.dual)
         for name, optimizer in zip(("flow", "proxy"), self.optimizers, strict=False):
             record[f"learning_rate_{name}"] = optimizer.param_groups[0]["lr"]

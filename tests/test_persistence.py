@@ -87,7 +87,7 @@ def assert_same(loaded, original, x):
     assert torch.equal(*draws)
 
 
-NAMED = {"density_estimator": "coupling_nsf", "proxy": "mlp"}
+NAMED = {"density_estimator": "coupling_nsf", "proxy": "likelihood"}
 
 
 @pytest.mark.parametrize("prior", PRIORS)

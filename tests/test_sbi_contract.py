@@ -27,7 +27,7 @@ X_O = torch.tensor([0.4, -0.2])
 SCALE = 0.2
 # The only default that differs: our flow in place of sbi's.
 OTHER_DEFAULTS = {
-    ("train", "learning_rate"): 2e-3,
+    ("train", "learning_rate"): 4e-3,
     ("__init__", "density_estimator"): "coupling_nsf",
 }
 METHODS = ("__init__", "append_simulations", "train", "build_posterior")

@@ -108,7 +108,7 @@ def test_posterior_nn_with_embedding_and_z_scoring(model, z_score, simulations):
     trainer = make(build)
     estimator = trainer.append_simulations(*simulations).train(max_num_epochs=1)
     # The proxy sees what the flow sees: three features.
-    assert estimator.proxy.network.network.context.in_features == 3
+    assert estimator.proxy.network.of_context[0].in_features == 3
     assert torch.isfinite(torch.tensor(trainer.summary["validation_loss"])).all()
 
 
@@ -197,7 +197,8 @@ def test_max_num_epochs_is_exact(num, simulations):
 
 
 def test_stop_after_epochs(simulations):
-    trainer = make()
+    # Without a proxy: one that is ahead of the flow makes patience run slower.
+    trainer = make(objective="ml")
     trainer.append_simulations(*simulations)
     # A rate that changes no float32 weight: no epoch can improve on the first look.
     trainer.train(learning_rate=1e-30, stop_after_epochs=3)
@@ -265,7 +266,7 @@ def test_resuming_continues_bit_for_bit(estimator, simulations):
         # The third epoch is not the best, and yet resuming must go on from there.
         tracker = Shaking()
         # The linear part of our flow stands firm: the rest has to be shaken harder.
-        tracker.scale = 1.0 if estimator == "coupling_nsf" else 0.3
+        tracker.scale = 1.0 if estimator == "coupling_nsf" else 0.1
         trainer = tracker.trainer = make(estimator, tracker=tracker)
         trainer.append_simulations(*simulations)
         for i, num in enumerate(epochs):

@@ -218,7 +218,7 @@ def test_keep_if_best_and_restore_best():
         training.run_epoch(data)
         training.keep_if_best(loss)
     assert training.best_loss == 1.0
-    assert training.epochs_since_best == 4
+    assert training.stall == 4
     assert not equal(best, snapshot(estimator))
     training.restore_best()
     assert equal(best, snapshot(estimator))
@@ -227,7 +227,7 @@ def test_keep_if_best_and_restore_best():
     training.restore_best()
     assert equal(best, snapshot(estimator))
     training.keep_if_best(0.5)
-    assert training.epochs_since_best == 0
+    assert training.stall == 0
 
 
 def test_restoring_without_a_best_changes_nothing():
