@@ -96,6 +96,21 @@ def test_where_gradients_flow(name, models, draws):
     assert problem.reached(term) - {"embedding"} == models
 
 
+def test_share_of_the_gradient_of_d2_that_reaches_the_proxy():
+    problem = Problem()
+    groups = problem.groups()
+    whole, part = (problem.terms(reverse_share=share).reverse for share in (1.0, 0.25))
+    assert whole.item() == pytest.approx(part.item())
+    for name, share in (("flow", 1.0), ("proxy", 0.25)):
+        gradients = [
+            torch.autograd.grad(term, groups[name], retain_graph=True, allow_unused=True)
+            for term in (whole, part)
+        ]
+        for one, other in zip(*gradients, strict=True):
+            if one is not None:
+                torch.testing.assert_close(other, share * one, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "shapes"), [("forward", True), ("reverse", False), ("proxy", True)]
 )

@@ -266,7 +266,7 @@ def test_resuming_continues_bit_for_bit(estimator, simulations):
         # The third epoch is not the best, and yet resuming must go on from there.
         tracker = Shaking()
         # The linear part of our flow stands firm: the rest has to be shaken harder.
-        tracker.scale = 1.0 if estimator == "coupling_nsf" else 0.1
+        tracker.scale = 1.0 if estimator == "coupling_nsf" else 0.2
         trainer = tracker.trainer = make(estimator, tracker=tracker)
         trainer.append_simulations(*simulations)
         for i, num in enumerate(epochs):

@@ -230,6 +230,58 @@ def test_keep_if_best_and_restore_best():
     assert training.stall == 0
 
 
+def test_patience_runs_slowly_while_the_proxy_is_ahead_and_nothing_is_relaxed():
+    training, _, _ = make(stop_after_epochs=4)
+    training.keep_if_best(1.0)
+    training._proxy_ahead = True
+    for _ in range(6):
+        training.keep_if_best(2.0)
+    assert training.stall == pytest.approx(1.0)
+    assert training.stiffness == 1.0
+    training._proxy_ahead = False
+    training.keep_if_best(2.0)
+    assert training.stiffness < 1.0
+    assert not training.converged
+
+
+def test_creeping_is_kept_but_is_no_progress():
+    training, _, _ = make()
+    for loss in (1.0, 0.999, 0.998):
+        training.keep_if_best(loss)
+    assert training.best_loss == 0.998
+    assert training.stall == 2
+    training.keep_if_best(0.98)
+    assert training.stall == 0
+
+
+def test_a_proxy_that_gets_worse_is_put_back_and_learns_more_slowly():
+    training, data, held_out = make(proxy_learning_rate=1e-3)
+    proxy = training.estimator.proxy
+    training.advance(data, held_out)
+    rate = training.optimizers[1].param_groups[0]["lr"]
+    # From here on every look is worse than the first.
+    training._plateau.best = -math.inf
+    best = snapshot(proxy)
+    training._plateau.weights = best
+    for _ in range(200):
+        training.advance(data, held_out)
+        if training.optimizers[1].param_groups[0]["lr"] < rate:
+            break
+    assert training.optimizers[1].param_groups[0]["lr"] == pytest.approx(0.3 * rate)
+    assert equal(best, snapshot(proxy))
+    # What is validated and kept begins there too.
+    with training.averaged():
+        assert equal(best, snapshot(proxy))
+
+
+def test_without_a_plateau_the_proxy_goes_on():
+    training, data, held_out = make(proxy_plateau=False)
+    for _ in range(40):
+        training.advance(data, held_out)
+    assert not training._plateau.weights
+    assert training.optimizers[1].param_groups[0]["lr"] == training.settings.proxy_learning_rate
+
+
 def test_restoring_without_a_best_changes_nothing():
     training, _, _ = make()
     before = snapshot(training.estimator)

@@ -1,0 +1,107 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from sbi_jeffreys.estimator import JeffreysEstimator
+from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.likelihood import LikelihoodEnergy
+from sbi_jeffreys.proxy import Base, PairMLP, proxy_nn
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def linear_gaussian(n, d=2, c=3):
+    """Simulations of x = theta A + noise under a standard normal prior, of unit-ish scale."""
+    theta = torch.randn(n, d)
+    A = torch.linspace(-1, 1, d * c).reshape(d, c)
+    return theta, theta @ A + 0.3 * torch.randn(n, c), A
+
+
+def shaken(network):
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+@pytest.mark.parametrize("c", [1, 3, 25])
+def test_shared_parameters_give_what_pairs_give(c):
+    # 25 features: the form with a diagonal factor. float64: the diagonal form cancels.
+    theta, context = torch.randn(200, 2).double(), torch.randn(200, c).double()
+    network = shaken(LikelihoodEnergy(theta, context).double())
+    few, data = torch.randn(7, 1, 2).double(), torch.randn(5, c).double()
+    shared = network(few, data)
+    assert shared.shape == (7, 5)
+    assert torch.allclose(shared, network(few.expand(7, 5, 2), data), rtol=1e-9, atol=1e-9)
+
+
+def test_starts_at_the_likelihood_ratio_of_a_linear_gaussian_model():
+    theta, x, A = linear_gaussian(20_000)
+    network = LikelihoodEnergy(theta, x)
+    points, data = theta[:50], x[:40]
+    found = network(points.unsqueeze(1), data)
+    noise = 0.09 * torch.eye(3)
+    likelihood = MultivariateNormal(points.unsqueeze(1) @ A, noise).log_prob(data)
+    marginal = MultivariateNormal(torch.zeros(3), A.T @ A + noise).log_prob(data)
+    # Quadratic forms over tens of nats, whose covariance 20,000 rows determine to about 1 %.
+    exact = likelihood - marginal
+    error = (found - exact).abs() / (1 + exact.abs())
+    assert error.median() < 0.02
+    assert error.quantile(0.9) < 0.05
+
+
+def test_is_normalised_at_the_start():
+    theta, x, _ = linear_gaussian(5000)
+    log_ratio = LikelihoodEnergy(theta, x)(torch.randn(20_000, 1, 2), x[:30])
+    log_z = log_ratio.logsumexp(dim=0) - math.log(20_000)
+    # Z is a mean of weights of which some hundred count (few for the x in the tails): 0.05 each.
+    assert log_z.abs().median() < 0.05
+    assert log_z.abs().quantile(0.9) < 0.2
+
+
+def test_outliers_do_not_explode():
+    theta, x, _ = linear_gaussian(500)
+    network = LikelihoodEnergy(theta, x)
+    far = torch.full((1, 3), 1e6)
+    assert torch.equal(network(theta[:5].unsqueeze(1), far)[:, 0].isfinite(), torch.ones(5) > 0)
+
+
+def test_nan_rows_are_left_out_of_the_start():
+    theta, x, _ = linear_gaussian(500)
+    x[::7, 1] = math.nan
+    assert all(bool(t.isfinite().all()) for t in LikelihoodEnergy(theta, x).state_dict().values())
+
+
+def test_constant_columns_are_no_trouble():
+    theta, x, _ = linear_gaussian(100)
+    theta[:, 1], x[:, 0] = 2.0, 0.0
+    assert LikelihoodEnergy(theta, x)(theta[:5].unsqueeze(1), x[:4]).isfinite().all()
+
+
+def test_refuses_an_empty_condition():
+    with pytest.raises(ValueError, match="proxy='mlp'"):
+        LikelihoodEnergy(torch.randn(10, 2), torch.randn(10, 0))
+
+
+@pytest.mark.parametrize(("c", "kind"), [(0, PairMLP), (3, LikelihoodEnergy), (501, PairMLP)])
+def test_the_default_proxy_takes_the_network_that_fits(c, kind):
+    assert isinstance(proxy_nn()(torch.randn(30, 2), torch.randn(30, c)), kind)
+
+
+def test_forgets_its_start_where_the_embedding_is_learnt():
+    theta, x, _ = linear_gaussian(300)
+    flow = flow_nn(embedding_net=torch.nn.Linear(3, 4))(theta, x)
+    estimator = JeffreysEstimator(
+        flow, theta, x, base=Base(None, theta), build_proxy=proxy_nn("likelihood")
+    )
+    network = estimator.proxy.network
+    assert isinstance(network, LikelihoodEnergy)
+    assert torch.equal(network.whitening, torch.eye(4))
+    ratio = estimator.proxy.log_ratio(theta[:6].unsqueeze(1), x[:5])
+    # No start, no dependence on theta: the ratio is zero until training begins.
+    assert torch.allclose(ratio, torch.zeros(6, 5), atol=1e-5)
