@@ -75,9 +75,14 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "jeffreys": _jeffreys(),
     "jeffreys, quadratic price": _jeffreys(objective="dual_quadratic"),
     "fixed weights 1 1 1": _jeffreys(objective="fixed"),
-    "fixed weights 1 3 1": _jeffreys(objective=FixedWeights((1.0, 3.0, 1.0))),
+    "fixed weights 1 10 1": _jeffreys(objective=FixedWeights((1.0, 10.0, 1.0))),
+    "jeffreys, proxy mlp": _jeffreys(proxy="mlp"),
+    "jeffreys, D2 trains the proxy in full": _jeffreys(settings={"reverse_share": 1.0}),
+    "jeffreys, D2 does not train the proxy": _jeffreys(settings={"reverse_share": 0.0}),
+    "jeffreys, the proxy is never put back": _jeffreys(settings={"proxy_plateau": False}),
+    "jeffreys, price of D2 bounded by 3": _jeffreys(objective=_dual(9.0, 3.0)),
     "jeffreys, no jitter": _jeffreys(draws=Draws(jitter=0.0)),
-    "jeffreys, 32 base draws": _jeffreys(draws=Draws(base=32)),
+    "jeffreys, 6 base draws": _jeffreys(draws=Draws(base=6)),
     "jeffreys, no gauge": _jeffreys(draws=Draws(gauge=0.0)),
 }
 
@@ -90,14 +95,19 @@ def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> di
     test = torch.Generator().manual_seed(10_000 + seed)
     theta_test, x_test = task.simulate(num_test, generator=test)
     trainer_class, arguments, train = VARIANTS[variant](task.prior)
+    arguments = dict(arguments)
     if trainer_class is JeffreysNPE:
         arguments = {**arguments, "seed": seed}
+    # Not arguments of the trainer: nobody but this comparison should want to change them.
+    settings = arguments.pop("settings", {})
     torch.manual_seed(seed)
     start = time.perf_counter()
     with quiet():
         trainer = trainer_class(
             task.prior, tracker=QuietTracker(), show_progress_bars=False, **arguments
         )
+        if settings:
+            trainer._proxy_settings |= settings
         estimator = trainer.append_simulations(theta, x).train(**train)
     seconds = time.perf_counter() - start
     with torch.no_grad():

@@ -11,8 +11,9 @@ learning rate whenever it stops to improve (:class:`ProxyPlateau`), and patience
 the proxy is ahead of the flow on held-out data: the flow can still learn from it.
 
 Whenever held-out data have seen no progress for half of the patience, and the proxy is not ahead,
-the price of :math:`D_2` is relaxed. So every run walks from strong to weak regularisation, and
-held-out data choose where on the way the best weights lie.
+the price of :math:`D_2` is relaxed; so it is, by less, at every look that finds the flow ahead. So
+every run walks from strong to weak regularisation, and held-out data choose where on the way the
+best weights lie.
 
 What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
 averaging): at a constant learning rate the weights themselves wander about, and a held-out curve
@@ -49,6 +50,8 @@ _PROXY_ROWS, _PROXY_DRAWS, _PROXY_STEPS = 64, 32, 32
 # By how much, in nats, the proxy must be better than the flow to count as ahead of it, and how much
 # slower patience runs while it is.
 _AHEAD, _SLOWER = 0.05, 6
+# Factor on the stiffness of the price of D2 at every look that finds the flow ahead instead.
+_FADING = 0.5
 # Least progress on held-out data, in nats, that patience counts as such: less is kept, but a run
 # that only creeps has arrived.
 _PROGRESS = 0.01
@@ -328,6 +331,8 @@ class Training:
             context = self.estimator.embed(x)
             flow = -self.estimator.log_prob_embedded(theta.unsqueeze(0), context).mean().item()
             self._proxy_ahead = loss < flow - _AHEAD
+            if loss > flow + _AHEAD:
+                self.stiffness *= _FADING
             self._plateau.look(loss, self.estimator.proxy)
         return {
             "validation_loss_proxy": loss,
