@@ -2,6 +2,7 @@
 
 import argparse
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -86,6 +87,16 @@ def test_missing_images_are_noticed_before_anything_runs(tmp_path):
     with pytest.raises(OSError, match="no folder of images"):
         fig5.run(tmp_path, images=tmp_path / "missing")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 32, 32)])
+def test_few_and_coloured_images_are_drawn(shape, tmp_path):
+    flow, ours = ({"samples": np.random.rand(32, *shape)} for _ in range(2))  # noqa: NPY002
+    ours["images"] = np.ones((30, *shape))
+    figure = fig5.plot(flow, ours)
+    # Three rows of eight for thirty pictures, four for thirty-two.
+    heights = [ax.get_images()[0].get_array().shape[0] // shape[1] for ax in figure.axes]
+    assert heights == [3, 4, 4]
 
 
 @pytest.mark.parametrize("words", [["fig9"], ["fig2", "--seeds", "-1"], []])

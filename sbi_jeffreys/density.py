@@ -1,0 +1,350 @@
+r"""`JeffreysDensity`: the joint training without a condition, for samples of a single density.
+
+The objective, the multipliers and the training step are those of
+:class:`sbi_jeffreys.JeffreysNPE`, with an x of no entries: samples of shape (n, d) take the place
+of :math:`\theta`, and all rows share the one, empty condition. What differs are settings:
+
+- all rows share one :math:`Z_\psi`, so that the draws of all rows estimate one and the same
+  divergence. Few rows with many samples each are the better half of that trade: the variance and
+  :math:`\log \hat Z_\psi` of a row are unbiased, or nearly so, only with many samples;
+- :math:`D_2` is then known to about 0.01 nats, so that its price can be steep where that of a
+  posterior, of which it has a handful of samples for each x, would chase noise;
+- there is no x to disturb.
+
+An epoch is at least :data:`STEPS_PER_EPOCH` steps: a pass over a hundred samples is one step, too
+little to look at held-out data after it.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from .checks import check_not_negative, check_positive
+from .divergences import cross_entropy
+from .duals import HuberCost, LinearCost, ResilientDual, Weighting, weighting
+from .estimator import JeffreysEstimator
+from .flows import DEFAULT_FLOW, flow_builder
+from .objective import Draws
+from .partition import log_unnormalized, measure_log_partition, settled_log_partition
+from .proxy import Base, EnergyProxy, ProxyBuilder, proxy_builder
+from .record import append_epoch, new_record
+from .samples import check_points, check_trainable, split_samples
+from .trainer import _is_maximum_likelihood
+from .training import Data, Settings, Training, TrainingDiverged, copy_of_weights
+
+__all__ = ["STEPS_PER_EPOCH", "TEST_KEYS", "JeffreysDensity", "density_dual"]
+
+STEPS_PER_EPOCH = 50
+"""Least number of steps between two looks at held-out data."""
+
+TEST_KEYS = ("test_loss", "test_loss_proxy")
+"""What the record holds beyond that of ``JeffreysNPE``: both models' NLL on test data."""
+
+# All rows share one x: a sixteenth of a batch of 100 are 6 rows, with 32 samples of the flow each.
+_DRAWS = Draws(flow=32, base=128, fraction=1 / 16, jitter=0.0)
+# Patience of a training that never stops early.
+_NEVER = 2**62
+
+
+def density_dual(*, stiffness: float = 100.0, bound: float = 30.0) -> ResilientDual:
+    """Return the dual of a density: data terms at a linear price, D2 at a steep Huber price.
+
+    Args:
+        stiffness: Curvature of the price of D2.
+        bound: Largest weight of D2, and the one that training starts with.
+    """
+    data = LinearCost()
+    return ResilientDual((data, HuberCost(stiffness, bound), data), initial=(1.0, bound, 1.0))
+
+
+class JeffreysDensity:
+    r"""Density estimation with the adaptively symmetrised Jeffreys divergence.
+
+    A flow :math:`p_\phi` and an energy-based proxy :math:`q_\psi` are trained together on samples.
+
+    Args:
+        objective: "dual" (:func:`density_dual`), "dual_quadratic", "fixed", "ml", or a weighting;
+            see :func:`sbi_jeffreys.duals.weighting`.
+        density_estimator: "coupling_nsf", any name that sbi's ``NPE`` takes and that is at ease
+            with an empty condition, or a function of (samples, empty x) that builds an estimator.
+        proxy: "mlp", or a function of (samples, empty context) that builds the energy network.
+        draws: Numbers of samples that estimate the divergences.
+        batch_size: Samples in a step.
+        learning_rate: Learning rate of the flow (Adam).
+        proxy_learning_rate: Learning rate of the proxy (AdamW).
+        proxy_weight_decay: Decoupled weight decay of the proxy.
+        seed: Seed of split, initialisation and training; ``None`` leaves torch's generator in
+            charge.
+
+    Raises:
+        TypeError: If an argument is not of its kind.
+        ValueError: If a name is unknown or a number out of range.
+
+    References:
+        Adaptive Symmetrization of the KL Divergence (Ben-Dov and Chamon, 2025), arXiv 2511.11159
+
+    Example:
+        >>> density = JeffreysDensity(seed=0).fit(torch.randn(100, 2), max_num_epochs=1)
+        >>> density.log_prob(torch.zeros(3, 2)).shape
+        torch.Size([3])
+        >>> density.sample(5).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        *,
+        objective: str | Weighting = "dual",
+        density_estimator: Any = DEFAULT_FLOW,
+        proxy: str | ProxyBuilder = "mlp",
+        draws: Draws | None = None,
+        batch_size: int = 100,
+        learning_rate: float = 2e-3,
+        proxy_learning_rate: float = Settings.proxy_learning_rate,
+        proxy_weight_decay: float = 0.2,
+        seed: int | None = None,
+    ) -> None:
+        check_positive(
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            proxy_learning_rate=proxy_learning_rate,
+        )
+        check_not_negative(proxy_weight_decay=proxy_weight_decay)
+        dual = isinstance(objective, str) and objective == "dual"
+        self._weighting: Weighting = density_dual() if dual else weighting(objective)
+        self._build_flow = flow_builder(density_estimator, None)
+        self._build_proxy = proxy_builder(proxy)
+        self._draws = _DRAWS if draws is None else draws
+        self._settings: dict[str, Any] = {
+            "training_batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "proxy_learning_rate": proxy_learning_rate,
+            "proxy_weight_decay": proxy_weight_decay,
+        }
+        self._seed = seed
+        self._estimator: JeffreysEstimator | None = None
+        self._log_partition: float | None = None
+        self._summary: dict[str, list[Any]] = {}
+
+    def fit(
+        self,
+        samples: Tensor,
+        validation_data: Tensor | None = None,
+        *,
+        test_data: Tensor | None = None,
+        validation_fraction: float = 0.1,
+        max_num_epochs: int = 200,
+        stop_after_epochs: int | None = 20,
+        callback: Callable[["JeffreysDensity"], None] | None = None,
+    ) -> Self:
+        """Train flow and proxy from scratch.
+
+        Args:
+            samples: Samples, shape (n, d), at least 2 to train on.
+            validation_data: Held-out samples, shape (m, d), in place of a fraction of the others.
+            test_data: Samples, shape (k, d), whose NLL enters the record and nothing else.
+            validation_fraction: Fraction of the samples that is held out.
+            max_num_epochs: Largest number of epochs, each of at least ``STEPS_PER_EPOCH`` steps.
+            stop_after_epochs: Epochs without a better held-out cross-entropy of the flow after
+                which training stops, and returns to the best weights. Halfway there, the price of
+                D2 is relaxed. ``None`` trains for ``max_num_epochs`` and keeps the last weights.
+            callback: Called with the density after every epoch, while it holds that epoch's
+                weights and record. What it draws from torch's generator is none of the training's.
+
+        Returns:
+            The density itself.
+
+        Raises:
+            TypeError: If samples are no arrays of real numbers.
+            ValueError: If they are too few, of the wrong shape, not finite, or constant in a
+                column; if a number is out of range.
+        """
+        check_positive(max_num_epochs=max_num_epochs)
+        if stop_after_epochs is not None:
+            check_positive(stop_after_epochs=stop_after_epochs)
+        samples = check_points("samples", samples)
+        others = {"validation_data": validation_data, "test_data": test_data}
+        held_out, test = (
+            None if values is None else check_points(name, values, dim=samples.shape[1])
+            for name, values in others.items()
+        )
+        with self._seeded():
+            if held_out is None:
+                samples, held_out = split_samples(samples, validation_fraction)
+            check_trainable(samples)
+            self._estimator = self._build(samples)
+            self._log_partition = None
+            self._summary = new_record() | {key: [] for key in TEST_KEYS}
+            batch = min(self._settings["training_batch_size"], len(samples))
+            settings = Settings(
+                **{**self._settings, "training_batch_size": batch},
+                stop_after_epochs=stop_after_epochs or _NEVER,
+                # Without a condition neither model runs away from the other: they share D2.
+                reverse_share=1.0,
+                proxy_plateau=False,
+            )
+            training = Training(self._estimator, self._weighting, self._draws, settings, _ones)
+            passes = math.ceil(STEPS_PER_EPOCH * batch / len(samples))
+            data, aside = _as_data(samples, passes), _as_data(held_out)
+            self._run(training, data, aside, test, max_num_epochs, callback)
+        return self
+
+    def _build(self, samples: Tensor) -> JeffreysEstimator:
+        empty = samples.new_empty(len(samples), 0)
+        with_proxy = not _is_maximum_likelihood(self._weighting)
+        return JeffreysEstimator(
+            self._build_flow(samples, empty),
+            samples,
+            empty,
+            base=Base(None, samples) if with_proxy else None,
+            build_proxy=self._build_proxy,
+        )
+
+    def _run(
+        self,
+        training: Training,
+        data: Data,
+        held_out: Data,
+        test: Tensor | None,
+        max_num_epochs: int,
+        callback: Callable[["JeffreysDensity"], None] | None,
+    ) -> None:
+        """Train, and leave the weights to be kept in the estimator."""
+        keep_last = training.settings.stop_after_epochs == _NEVER
+        training.start(held_out)
+        last = training.best_weights
+        try:
+            while training.epoch < max_num_epochs and not training.converged:
+                epoch = training.advance(data, held_out)
+                with training.averaged():
+                    last = copy_of_weights(training.estimator) if keep_last else {}
+                    self._look(held_out.theta, test, epoch)
+                    if callback is not None:
+                        with torch.random.fork_rng(devices=[]):
+                            callback(self)
+        except TrainingDiverged as error:
+            keep_last = False
+            warnings.warn(
+                f"Training diverged in epoch {training.epoch + 1}: {error} The weights of the best "
+                f"epoch (held-out loss {training.best_loss:.3f}) are kept. Lower learning_rate "
+                f"(now {training.settings.learning_rate:g}), or look for outliers in the samples.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        if keep_last:
+            training.estimator.load_state_dict(last)
+        else:
+            training.restore_best()
+        self._log_partition = None
+        training.estimator.eval()
+        training.estimator.zero_grad(set_to_none=True)
+        self._summary["epochs_trained"].append(training.epoch)
+        self._summary["best_validation_loss"].append(training.best_loss)
+
+    @torch.no_grad()
+    def _look(self, held_out: Tensor, test: Tensor | None, epoch: dict[str, float]) -> None:
+        """Measure with one, well estimated Z, and append the epoch to the record."""
+        estimator = self._fitted
+        losses = dict.fromkeys(TEST_KEYS, float("nan"))
+        if test is not None:
+            losses["test_loss"] = -self.log_prob(test).mean().item()
+        if estimator.proxy is not None:
+            log_z = self._log_partition = measure_log_partition(estimator, num_pieces=1)
+            # The training looks at each held-out row with a Z of its own; there is only one.
+            epoch["log_partition_mean"], epoch["log_partition_std"] = log_z, 0.0
+            energy = log_unnormalized(estimator, held_out).mean().item()
+            epoch["validation_loss_proxy"] = log_z - energy
+            if test is not None:
+                energy = log_unnormalized(estimator, test).mean().item()
+                losses["test_loss_proxy"] = log_z - energy
+        append_epoch(self._summary, epoch)
+        for key, value in losses.items():
+            self._summary[key].append(value)
+
+    @contextlib.contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Run under the own seed, and leave torch's global generator as it was."""
+        if self._seed is None:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            yield
+
+    @property
+    def _fitted(self) -> JeffreysEstimator:
+        if self._estimator is None:
+            raise RuntimeError("Nothing is trained yet: call fit(samples) first.")
+        return self._estimator
+
+    @property
+    def summary(self) -> dict[str, list[Any]]:
+        """Record of the training: the lists of ``JeffreysNPE`` and those of ``TEST_KEYS``."""
+        return self._summary
+
+    @property
+    def has_proxy(self) -> bool:
+        """Whether there is a proxy; with objective="ml" there is none."""
+        return self._fitted.proxy is not None
+
+    @property
+    def proxy(self) -> EnergyProxy:
+        """The proxy; :meth:`proxy_log_prob` is its normalised density.
+
+        Raises:
+            RuntimeError: Before :meth:`fit`.
+            ValueError: If it was trained with objective="ml".
+        """
+        proxy = self._fitted.proxy
+        if proxy is None:
+            raise ValueError("There is no proxy: the density was trained with objective='ml'.")
+        return proxy
+
+    @property
+    def log_partition(self) -> float:
+        r""":math:`\log Z_\psi`, nats, by importance sampling from flow and base.
+
+        The draws are doubled until the estimate moves by less than 0.01; if it does not settle
+        there is a warning. It is estimated once, under the density's own seed.
+        """
+        if self._log_partition is None:
+            with self._seeded():
+                _ = self.proxy
+                self._log_partition = settled_log_partition(self._fitted)
+        return self._log_partition
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the flow's log density, shape (n,), nats, for points of shape (n, d)."""
+        estimator = self._fitted
+        x = check_points("x", x, dim=int(estimator.input_shape[0]))
+        return -cross_entropy(estimator.log_prob_embedded(x.unsqueeze(0), x[:, :0])[0])
+
+    @torch.no_grad()
+    def proxy_log_prob(self, x: Tensor) -> Tensor:
+        """Return the proxy's log density, normalised by :attr:`log_partition`, as `log_prob`."""
+        x = check_points("x", x, dim=int(self._fitted.input_shape[0]))
+        _ = self.proxy
+        return log_unnormalized(self._fitted, x) - self.log_partition
+
+    def sample(self, num: int) -> Tensor:
+        """Return samples of the flow, shape (num, d), from torch's global generator."""
+        check_positive(num=num)
+        return self._fitted.sample_embedded(num, torch.empty(1, 0)).squeeze(1)
+
+
+def _ones(x: Tensor) -> Tensor:
+    """Weigh all samples alike."""
+    return x.new_ones(len(x))
+
+
+def _as_data(samples: Tensor, passes: int = 1) -> Data:
+    # Rows named several times make several passes one epoch.
+    rows = torch.arange(len(samples)).repeat(passes)
+    return Data(samples, samples[:, :0], samples.new_ones(len(samples), 1), rows)

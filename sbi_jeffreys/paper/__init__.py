@@ -1,0 +1,1 @@
+"""The paper's density-estimation experiments, each a figure, a table and verdicts on its claims."""

@@ -1,0 +1,16 @@
+"""``python -m sbi_jeffreys.paper``: the same as ``sbi-jeffreys paper``."""
+
+import argparse
+import sys
+
+from .cli import add_arguments, run
+
+__all__: list[str] = []
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m sbi_jeffreys.paper", description=__doc__)
+    add_arguments(parser)
+    try:
+        run(parser.parse_args())
+    except (ValueError, OSError) as error:
+        sys.exit(f"paper: {error}")

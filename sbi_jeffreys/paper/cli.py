@@ -1,0 +1,77 @@
+"""The command ``paper``: run one experiment or all of them, and say what became of each claim."""
+
+# ruff: noqa: T201
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from . import fig2, fig3, fig4, fig5, theorem
+from .claims import Claim
+
+__all__ = ["EXPERIMENTS", "add_arguments", "run"]
+
+EXPERIMENTS: dict[str, Callable[[argparse.Namespace], list[Claim]]] = {
+    "fig2": lambda a: fig2.run(a.out, seeds=a.seeds, quick=a.quick, jobs=a.jobs),
+    "fig3": lambda a: fig3.run(a.out, seeds=a.seeds, quick=a.quick, jobs=a.jobs),
+    "fig4": lambda a: fig4.run(a.out, seeds=a.seeds, quick=a.quick, jobs=a.jobs),
+    "fig5": lambda a: fig5.run(a.out, seeds=a.seeds, quick=a.quick, jobs=a.jobs, images=a.images),
+    "theorem": lambda a: theorem.run(a.out, quick=a.quick),
+}
+"""Experiments by name: each writes its table and figure, and returns its claims."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command to a parser."""
+    parser.add_argument("figure", choices=[*EXPERIMENTS, "all"])
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/paper"), help="folder, results/paper if not given"
+    )
+    parser.add_argument(
+        "--seeds", type=_seed, nargs="+", metavar="SEED", help="each experiment's own if not given"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few steps of each: a smoke test")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, 2 if not given")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="images for fig5, a subfolder for each class; scikit-learn's digits if not given",
+    )
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return number
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the experiments asked for, print the verdicts and write them to `claims.csv`.
+
+    Raises:
+        ValueError: If there are runs with other settings in the folder, or no usable images.
+        OSError: If the folder cannot be written to.
+    """
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    names = list(EXPERIMENTS) if arguments.figure == "all" else [arguments.figure]
+    for name in names:
+        start = time.perf_counter()
+        found = EXPERIMENTS[name](arguments)
+        _write_claims(arguments.out / "claims.csv", found)
+        print(f"\n{name}: {time.perf_counter() - start:.0f} s")
+        for claim in found:
+            print(f"- {claim.claim}\n  {claim.verdict.upper()}: {claim.evidence}")
+    print(f"\nTables and figures are in {arguments.out}/.")
+
+
+def _write_claims(path: Path, claims: list[Claim]) -> None:
+    """Replace what the file says of these experiments; leave the others."""
+    new = pd.DataFrame(claims)
+    if path.exists():
+        old = pd.read_csv(path)
+        new = pd.concat([old[~old["experiment"].isin(new["experiment"])], new])
+    new.sort_values("experiment", kind="stable").to_csv(path, index=False)
