@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sbi_jeffreys.tasks import list_tasks
 
-from sbi_jeffreys import __version__, demo, published
+from sbi_jeffreys import __version__, bench_train, demo, published
 from sbi_jeffreys.cli import main
 
 PNG = b"\x89PNG"
@@ -67,7 +67,7 @@ def test_bench_train_writes_times_and_memory(tmp_path):
     arguments = ["bench-train", "--quick", "--tasks", "two_moons", "--num-simulations", "500"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     assert (pd.read_csv(tmp_path / "time.csv")["seconds_per_epoch"] > 0).all()
-    assert len(pd.read_csv(tmp_path / "memory.csv")) == 5
+    assert set(pd.read_csv(tmp_path / "memory.csv")["method"]) == set(bench_train.METHODS)
 
 
 MISUSE = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sbi_jeffreys.benchmark import runner
+from sbi_jeffreys.benchmark import methods, runner
 from sbi_jeffreys.benchmark.jobs import METRICS, Evaluation
 from sbi_jeffreys.benchmark.runner import Summary
 from sbi_jeffreys.cli import main
@@ -146,7 +146,9 @@ def test_interruption_keeps_what_is_done(tmp_path, monkeypatch, capsys):
     assert [p.stem for p in (tmp_path / "records").iterdir()] == [calls[0].id]
 
 
-def test_method_of_the_documentation_runs(tmp_path, capsys):
+def test_method_of_the_documentation_runs(tmp_path, capsys, monkeypatch):
+    # What it registers must not outlive it.
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
     text = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     (tmp_path / "abc.py").write_text(code)
