@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 __all__ = [
+    "as_float",
     "check_held_out",
     "check_not_negative",
     "check_positive",
@@ -89,7 +90,12 @@ def _check_distribution(prior: Distribution) -> Distribution:
     return process_prior(prior)[0]
 
 
-def _as_float(name: str, values: Any) -> Tensor:
+def as_float(name: str, values: Any) -> Tensor:
+    """Return real numbers of any type as a float32 tensor.
+
+    Raises:
+        TypeError: If values are no tensor or array, or complex.
+    """
     if isinstance(values, np.ndarray):
         values = torch.from_numpy(values)
     if not isinstance(values, Tensor):
@@ -116,7 +122,7 @@ def check_simulations(
         TypeError: If they are no arrays of real numbers.
         ValueError: If shapes do not fit, nothing is there, or theta is not finite or constant.
     """
-    theta, x = _as_float("theta", theta), _as_float("x", x)
+    theta, x = as_float("theta", theta), as_float("x", x)
     if theta.dim() != 2 or x.dim() < 2:
         raise ValueError(
             f"theta must have shape (n, d) and x (n, ...), got {tuple(theta.shape)} and "

@@ -27,7 +27,14 @@ from typing_extensions import Self
 
 from .checks import check_not_negative, check_positive
 from .divergences import cross_entropy
-from .duals import HuberCost, LinearCost, ResilientDual, Weighting, weighting
+from .duals import (
+    HuberCost,
+    LinearCost,
+    ResilientDual,
+    Weighting,
+    is_maximum_likelihood,
+    weighting,
+)
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, flow_builder
 from .objective import Draws
@@ -35,7 +42,6 @@ from .partition import log_unnormalized, measure_log_partition, settled_log_part
 from .proxy import Base, EnergyProxy, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
 from .samples import check_points, check_trainable, split_samples
-from .trainer import _is_maximum_likelihood
 from .training import Data, Settings, Training, TrainingDiverged, copy_of_weights
 
 __all__ = ["STEPS_PER_EPOCH", "TEST_KEYS", "JeffreysDensity", "density_dual"]
@@ -197,7 +203,7 @@ class JeffreysDensity:
 
     def _build(self, samples: Tensor) -> JeffreysEstimator:
         empty = samples.new_empty(len(samples), 0)
-        with_proxy = not _is_maximum_likelihood(self._weighting)
+        with_proxy = not is_maximum_likelihood(self._weighting)
         return JeffreysEstimator(
             self._build_flow(samples, empty),
             samples,

@@ -47,6 +47,7 @@ __all__ = [
     "QuadraticCost",
     "ResilientDual",
     "Weighting",
+    "is_maximum_likelihood",
     "weighting",
 ]
 
@@ -318,3 +319,8 @@ def weighting(objective: "str | Weighting") -> Weighting:
             f"objective must be a name or a weighting with init() and step(), got {objective!r}."
         )
     return objective
+
+
+def is_maximum_likelihood(weights: Weighting) -> bool:
+    """Return whether D2 and D3 weigh nothing for ever, so that no proxy is needed."""
+    return isinstance(weights, FixedWeights) and weights.weights[1] == weights.weights[2] == 0

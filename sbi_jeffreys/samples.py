@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import _as_float
+from .checks import as_float
 
 __all__ = ["check_points", "check_trainable", "split_samples"]
 
@@ -44,7 +44,7 @@ def check_points(name: str, values: Any, dim: int | None = None) -> Tensor:
         TypeError: If they are no array of real numbers.
         ValueError: If shape or values are not usable.
     """
-    points = _as_float(name, values)
+    points = as_float(name, values)
     if points.dim() != 2 or 0 in points.shape:
         raise ValueError(
             f"{name} must have shape (n, d), got {tuple(points.shape)}. For a single number per "

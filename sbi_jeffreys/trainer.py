@@ -30,7 +30,7 @@ from .checks import (
     fraction_outside_prior,
     warn_outside_prior,
 )
-from .duals import FixedWeights, Weighting, weighting
+from .duals import Weighting, is_maximum_likelihood, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn
 from .objective import Draws
@@ -361,7 +361,7 @@ class JeffreysNPE(NPE_C):
         theta = theta[self.train_indices].cpu()
         flow = self._neural_net
         accelerate(flow)
-        with_proxy = not _is_maximum_likelihood(self._weighting)
+        with_proxy = not is_maximum_likelihood(self._weighting)
         self._neural_net = JeffreysEstimator(
             flow,
             theta,
@@ -513,7 +513,3 @@ def _postfix(epoch: Mapping[str, float]) -> dict[str, str]:
 
 def _is_finite(module: torch.nn.Module) -> bool:
     return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
-
-
-def _is_maximum_likelihood(weights: Weighting) -> bool:
-    return isinstance(weights, FixedWeights) and weights.weights[1] == weights.weights[2] == 0
