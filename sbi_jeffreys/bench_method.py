@@ -97,7 +97,7 @@ def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> di
     trainer_class, arguments, train = VARIANTS[variant](task.prior)
     arguments = dict(arguments)
     if trainer_class is JeffreysNPE:
-        arguments = {**arguments, "seed": seed}
+        arguments["seed"] = seed
     # Not arguments of the trainer: nobody but this comparison should want to change them.
     settings = arguments.pop("settings", {})
     torch.manual_seed(seed)

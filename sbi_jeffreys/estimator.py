@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zuko.flows.core import Flow
 
 from .likelihood import LikelihoodEnergy
-from .linear import LinearPosterior
+from .linear import LinearPosterior, is_learnt
 from .proxy import Base, EnergyProxy, FromLinear, ProxyBuilder
 
 __all__ = ["ROWS_FOR_SCALE", "JeffreysEstimator"]
@@ -66,9 +66,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             context = self.embed(x[:ROWS_FOR_SCALE])
         theta = theta[: len(context)]
         owner = _embedding_owner(self.flow)
-        learnt = owner is not None and any(
-            p.requires_grad for p in owner.get_submodule("_embedding_net").parameters()
-        )
+        learnt = owner is not None and is_learnt(owner.get_submodule("_embedding_net"))
         network = build_proxy(theta, context)
         if isinstance(network, LikelihoodEnergy):
             if learnt:

@@ -23,7 +23,7 @@ from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.core import Flow
 from zuko.transforms import DependentTransform, MonotonicRQSTransform
 
-from .linear import to_standard_space
+from .linear import is_learnt, to_standard_space
 from .splines import RationalQuadraticSpline
 
 __all__ = ["DEFAULT_FLOW", "accelerate", "flow_builder", "flow_nn"]
@@ -62,8 +62,7 @@ def flow_nn(
         scale = standardizing_net(x) if x[0].numel() else nn.Identity()
         embedding = nn.Sequential(scale, embedding_net or nn.Flatten())
         with torch.no_grad():
-            # An embedding that is still to be learnt has no linear part worth fitting.
-            learnt = any(p.requires_grad for p in embedding.parameters())
+            learnt = is_learnt(embedding)
             context = embedding(x[:2] if learnt else x)
             linear = to_standard_space(theta, None if learnt else context, context.shape[1], prior)
         nsf = zuko.flows.NSF(

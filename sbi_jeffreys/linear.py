@@ -28,6 +28,7 @@ __all__ = [
     "LinearPosterior",
     "LinearRegression",
     "cut_outliers",
+    "is_learnt",
     "ridge_regression",
     "shrunk_cholesky",
     "to_standard_space",
@@ -117,6 +118,11 @@ def shrunk_cholesky(residuals: np.ndarray) -> np.ndarray:
     scale[scale < 1e-12] = 1.0
     correlation, _ = ledoit_wolf(residuals / scale)
     return np.linalg.cholesky(correlation + 1e-6 * np.eye(len(scale))) * scale[:, None]
+
+
+def is_learnt(embedding: nn.Module) -> bool:
+    """Return whether an embedding is still to be learnt: nothing is worth fitting to it yet."""
+    return any(parameter.requires_grad for parameter in embedding.parameters())
 
 
 def cut_outliers(context: Tensor) -> Tensor:

@@ -40,7 +40,15 @@ from .duals import DualState, Weighting
 from .estimator import JeffreysEstimator
 from .objective import Draws, ReverseQueue, batch_terms
 
-__all__ = ["Data", "LoaderData", "Settings", "Training", "TrainingDiverged", "copy_of_weights"]
+__all__ = [
+    "Data",
+    "LoaderData",
+    "ProxyPlateau",
+    "Settings",
+    "Training",
+    "TrainingDiverged",
+    "copy_of_weights",
+]
 
 # Margin below the best held-out cross-entropy in the entropy estimate, nats.
 _ENTROPY_MARGIN = 0.1

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from ... import plotting
+
 __all__ = [
     "Drawing",
     "legend",
@@ -28,16 +30,8 @@ __all__ = [
 ]
 
 COLUMNS = 4
-STYLE: Any = {
-    "font.size": 9,
-    "axes.labelsize": 9,
+STYLE: Any = plotting.STYLE | {
     "axes.titlesize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "axes.linewidth": 0.8,
     # Equal input, equal file: identifiers in an SVG are random otherwise.
     "svg.hashsalt": "sbi_jeffreys",
 }
