@@ -192,7 +192,8 @@ class JeffreysDensity:
                 **{**self._settings, "training_batch_size": batch},
                 stop_after_epochs=stop_after_epochs or _NEVER,
                 # Without a condition neither model runs away from the other: they share D2.
-                reverse_share=1.0,
+                proxy_limit=3.0,
+                muon=False,
                 proxy_plateau=False,
             )
             training = Training(self._estimator, self._weighting, self._draws, settings, _ones)

@@ -151,7 +151,7 @@ class HuberCost:
     r"""Price :math:`\frac{\alpha}{2} u^2` up to the slope ``bound``, then linear: Lipschitz."""
 
     stiffness: float = 30.0
-    bound: float = 10.0
+    bound: float = 4.0
 
     def __post_init__(self) -> None:
         _positive("stiffness", self.stiffness)

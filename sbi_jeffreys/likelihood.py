@@ -1,25 +1,32 @@
 r"""An energy in the shape of a likelihood: the default network of the proxy.
 
-.. math:: f_\psi(\theta, c) = \log \frac{\mathcal{N}(c; \mu(\theta), \Sigma(\theta))}{m(c)}
-    + \eta(\theta)^\top t(c) + a(\theta)
+.. math:: f_\psi(\theta, c) = \log \frac{1}{m(c)} \sum_{k=1}^{3} w_k(\theta)\,
+    \mathcal{N}(c; \mu_k(\theta), \Sigma_k(\theta)) + g(c)
 
-A simulator's data are often near to Gaussian around a mean that depends on :math:`\theta`. Mean and
-covariance are functions of :math:`\theta` alone, which few simulations determine far better than a
-function of pairs :math:`(\theta, c)`. What is not Gaussian is left to the bilinear term. Where a
-posterior is broad, curved or has several modes because a simple likelihood is read backwards (as in
-SLCP), the difference is nats.
+A simulator's data are often near to Gaussian around a mean that depends on :math:`\theta`, or to a
+mixture of a few. Weights, means and covariances are functions of :math:`\theta` alone, which few
+simulations determine far better than a function of pairs :math:`(\theta, c)`. Where a posterior is
+broad, curved or has several modes because a simple likelihood is read backwards (as in SLCP), the
+difference is nats.
 
-All of it starts at the linear Gaussian likelihood, in closed form: a ridge regression of the
-embedded data :math:`c` on :math:`\theta`. :math:`m(c)` is that likelihood's marginal under a
-Gaussian prior, so that :math:`Z_\psi(x)` starts near one.
+The first component starts at the linear Gaussian likelihood, in closed form: a ridge regression of
+the embedded data :math:`c` on :math:`\theta`; the others start with little weight. :math:`m(c)` is
+that likelihood's marginal under a Gaussian prior, so that :math:`Z_\psi(x)` starts near one;
+:math:`g` is where the gauge of :math:`f_\psi` can go without disturbing the likelihood.
 
-Parameters and data enter through networks of their own, so that S parameters and B conditions cost
+For each :math:`\theta` the mixture is a normalised density of c. Hence the proxy's posterior is
+that of a simulator which can be run (:meth:`LikelihoodEnergy.simulate`): parameters from the prior,
+data from the mixture. Such pairs are exact draws of the proxy's joint distribution, without end.
+
+Parameters and data meet in a quadratic form only, so that S parameters and B conditions cost
 S + B evaluations and a matrix product: many draws from the prior, shared by all conditions, are
 cheap.
 
 References:
-    Statistical inference for noisy nonlinear ecological dynamic systems (Wood, 2010), the synthetic
-    likelihood, https://doi.org/10.1038/nature09319
+    | Statistical inference for noisy nonlinear ecological dynamic systems (Wood, 2010), the
+      synthetic likelihood, https://doi.org/10.1038/nature09319
+    | Mixture density networks (Bishop, 1994), https://publications.aston.ac.uk/id/eprint/373/
+    | Sequential neural likelihood (Papamakarios et al., 2019), https://arxiv.org/abs/1805.07226
 """
 
 import numpy as np
@@ -34,21 +41,25 @@ __all__ = ["LikelihoodEnergy"]
 _MOST_CORRELATED = 20
 # Bound on the logarithm of every scale, relative to the start's.
 _LOG_SCALE = 6.0
+# Where the components after the first start, relative to it: means are spread by this, in standard
+# deviations of the residuals, the logarithms of the inverse scales up to the other, and each has
+# this log weight. It must be low, or the linear start would be lost.
+_SPREAD, _SHARPEST, _LOG_WEIGHT = 0.3, 0.7, -4.0
 
 
 class LikelihoodEnergy(nn.Module):
-    r"""Energy network :math:`f_\psi` with a Gaussian likelihood in it.
+    r"""Energy network :math:`f_\psi` that is a mixture of Gaussian likelihoods.
 
-    With the start's Cholesky factor taken out, the Gaussian term is
-    :math:`-\tfrac12 \| A(\theta) (W c - m(\theta)) \|^2 + \log |A(\theta)|`, with :math:`A` lower
-    triangular (diagonal for more than 20 features).
+    With the start's Cholesky factor taken out, the logarithm of a Gaussian is
+    :math:`-\tfrac12 \| A(\theta) (W c - m(\theta)) \|^2 + \log |A(\theta)|` up to a constant, with
+    :math:`A` lower triangular (diagonal for more than 20 features).
 
     Args:
         theta: Parameters, shape (n, d).
         context: Embedded data, shape (n, c).
-        hidden_features: Width of the network of theta; that of the data has half of it.
+        hidden_features: Width of the network of theta; that of the gauge has half of it.
         hidden_layers: Number of hidden layers of the network of theta.
-        rank: Number of terms of the bilinear part.
+        num_components: Number of Gaussians.
 
     Raises:
         ValueError: If there are no embedded data, c = 0.
@@ -57,6 +68,8 @@ class LikelihoodEnergy(nn.Module):
         >>> network = LikelihoodEnergy(torch.randn(100, 2), torch.randn(100, 3))
         >>> network(torch.randn(16, 1, 2), torch.randn(5, 3)).shape
         torch.Size([16, 5])
+        >>> network.simulate(torch.randn(7, 2)).shape
+        torch.Size([7, 3])
     """
 
     mean: Tensor
@@ -67,7 +80,11 @@ class LikelihoodEnergy(nn.Module):
     marginal_whitening: Tensor
     marginal_intercept: Tensor
     log_ratio: Tensor
+    offsets: Tensor
+    gaps: Tensor
     lower: Tensor
+    to_rows: Tensor
+    from_columns: Tensor
 
     def __init__(
         self,
@@ -76,7 +93,7 @@ class LikelihoodEnergy(nn.Module):
         *,
         hidden_features: int = 128,
         hidden_layers: int = 3,
-        rank: int = 32,
+        num_components: int = 3,
     ) -> None:
         super().__init__()
         d, c = theta.shape[1], context.shape[1]
@@ -90,26 +107,44 @@ class LikelihoodEnergy(nn.Module):
         start = _linear_likelihood((theta - mean) / std, context)
         for name, value in start.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=theta.dtype))
+        self.register_buffer("gaps", _gaps(context))
         lower = torch.tril_indices(c, c, -1) if c <= _MOST_CORRELATED else torch.zeros(2, 0)
         self.register_buffer("lower", lower.long(), persistent=False)
-        self.sizes = (c, c, self.lower.shape[1], rank, 1)
-        self.of_theta = _mlp(d, hidden_features, hidden_layers, sum(self.sizes))
-        self.of_context = _mlp(c, max(1, hidden_features // 2), 2, rank)
+        # Which entries a correlation adds to, and which it multiplies: one-hot columns.
+        for name, of in zip(("to_rows", "from_columns"), lower.long(), strict=True):
+            one_hot = torch.eye(c, dtype=theta.dtype)[of]
+            self.register_buffer(name, one_hot, persistent=False)
+        # Of each component: mean, logarithm of the inverse scale, correlations, log weight.
+        self.sizes = (c, c, self.lower.shape[1], 1)
+        self.num_components = num_components
+        self.register_buffer("offsets", self._offsets(num_components).to(theta))
+        outputs = num_components * sum(self.sizes)
+        self.of_theta = _mlp(d, hidden_features, hidden_layers, outputs)
+        self.gauge = _mlp(c, max(1, hidden_features // 2), 2, 1)
         # At zero the proxy starts as the linear likelihood.
-        last = self.of_theta[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for network in (self.of_theta, self.gauge):
+            last = network[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def _offsets(self, num: int) -> Tensor:
+        """Return where the components start, relative to the linear likelihood."""
+        means, scales, lower, weights = torch.zeros(num, sum(self.sizes)).split(self.sizes, dim=-1)
+        means[1:] = _SPREAD * torch.randn(max(0, num - 1), means.shape[1])
+        scales[1:] = torch.linspace(-_SPREAD, _SHARPEST, num)[1:, None]
+        weights[1:] = _LOG_WEIGHT
+        return torch.cat((means, scales, lower, weights), dim=-1)
 
     def forget_start(self) -> None:
         """Start at a standard normal for every theta: the embedding is still to be learnt."""
         for name in ("whitening", "marginal_whitening"):
             getattr(self, name).copy_(torch.eye(len(self.whitening)))
-        for name in ("slope", "intercept", "marginal_intercept", "log_ratio"):
+        for name in ("slope", "intercept", "marginal_intercept", "log_ratio", "gaps"):
             getattr(self, name).zero_()
 
     def forward(self, theta: Tensor, context: Tensor) -> Tensor:
-        """Return :math:`f_\\psi`.
+        r"""Return :math:`f_\psi`.
 
         Args:
             theta: Shape (S, B, d), or (S, 1, d) for parameters that all conditions share.
@@ -118,41 +153,129 @@ class LikelihoodEnergy(nn.Module):
         Returns:
             Nats, shape (S, B).
         """
-        t = (theta - self.mean) / self.std
-        m, log_scale, lower, eta, a = self.of_theta(t).split(self.sizes, dim=-1)
-        m = m + t @ self.slope.T + self.intercept
-        log_scale = _LOG_SCALE * torch.tanh(log_scale / _LOG_SCALE)
+        log_mixture, shift = self.parts(theta, context)
+        return log_mixture + shift
+
+    def parts(self, theta: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two summands of :meth:`forward`.
+
+        Args:
+            theta: As there.
+            context: As there.
+
+        Returns:
+            The logarithm of the mixture up to a constant (S, B), and what depends on the data
+            alone (B,), nats.
+        """
         c = cut_outliers(context)
-        w, features = c @ self.whitening.T, self.of_context(context)
-        shared = theta.shape[-2] == 1 and context.shape[-2] != 1
-        distance = self._distance_shared if shared else self._distance
-        bilinear = eta @ features.T if shared else (eta * features).sum(-1)
-        log_normal = log_scale.sum(-1) - 0.5 * distance(w, m, log_scale.exp(), lower)
         marginal = 0.5 * (c @ self.marginal_whitening.T - self.marginal_intercept).square().sum(-1)
-        bilinear = bilinear.squeeze(-2) if shared else bilinear
-        return log_normal + marginal + self.log_ratio + bilinear + a.squeeze(-1)
+        shift = marginal + self.log_ratio + self.gauge(c).squeeze(-1)
+        return self._log_mixture(theta, c), shift
+
+    def dequantize(self, context: Tensor) -> Tensor:
+        """Spread data in steps (counts, categories) over their steps, at random.
+
+        A density could otherwise grow without bound at the values that occur. Continuous data stay
+        as they are.
+
+        Args:
+            context: Embedded data, shape (B, c).
+
+        References:
+            A note on the evaluation of generative models (Theis et al., 2016),
+            https://arxiv.org/abs/1511.01844, section 3.1
+        """
+        return context + (torch.rand_like(context) - 0.5) * self.gaps
+
+    def log_likelihood(self, theta: Tensor, context: Tensor) -> Tensor:
+        """Return the logarithm of the mixture at dequantised data, up to a constant.
+
+        Args:
+            theta: Shape (B, d).
+            context: Embedded data, shape (B, c).
+
+        Returns:
+            Nats, shape (B,).
+        """
+        return self._log_mixture(theta.unsqueeze(0), cut_outliers(self.dequantize(context)))[0]
+
+    @torch.no_grad()
+    def simulate(self, theta: Tensor) -> Tensor:
+        """Return data from the mixture: (theta, data) are draws of the proxy's joint distribution.
+
+        Args:
+            theta: Draws of the prior, shape (B, d).
+
+        Returns:
+            Embedded data, shape (B, c); outliers are cut off, as everywhere.
+        """
+        m, log_scale, lower, log_weight = self._components(theta)
+        # Gumbel's trick: a draw of the component.
+        k = (log_weight - torch.empty_like(log_weight).exponential_().log()).argmax(dim=-1)
+        rows = torch.arange(len(theta), device=theta.device)
+        m, scale, lower = m[rows, k], log_scale[rows, k].exp(), lower[rows, k]
+        noise = torch.randn_like(m)
+        if self.lower.shape[1]:
+            A = self._factor(scale, lower)
+            noise = torch.linalg.solve_triangular(A, noise.unsqueeze(-1), upper=False).squeeze(-1)
+        else:
+            noise = noise / scale
+        data = torch.linalg.solve_triangular(self.whitening, (m + noise).T, upper=False).T
+        return cut_outliers(data)
+
+    def _components(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """Return means, log inverse scales and correlations (*, K, .), and log weights (*, K)."""
+        t = (theta - self.mean) / self.std
+        out = self.of_theta(t).unflatten(-1, (self.num_components, -1)) + self.offsets
+        m, log_scale, lower, log_weight = out.split(self.sizes, dim=-1)
+        m = m + (t @ self.slope.T + self.intercept).unsqueeze(-2)
+        log_scale = _LOG_SCALE * torch.tanh(log_scale / _LOG_SCALE)
+        return m, log_scale, lower, log_weight.squeeze(-1).log_softmax(dim=-1)
+
+    def _log_mixture(self, theta: Tensor, c: Tensor) -> Tensor:
+        """Return the log mixture (S, B) of data (B, c) for theta (S, B, d) or (S, 1, d)."""
+        m, log_scale, lower, log_weight = self._components(theta)
+        w = c @ self.whitening.T
+        log_norm = log_scale.sum(-1) + log_weight
+        if theta.shape[-2] == 1 and c.shape[-2] != 1:
+            distance = self._distance_shared(w, m, log_scale.exp(), lower)
+            return (log_norm.squeeze(-2).unsqueeze(-1) - 0.5 * distance).logsumexp(-2)
+        return (log_norm - 0.5 * self._distance(w, m, log_scale.exp(), lower)).logsumexp(-1)
 
     def _distance(self, w: Tensor, m: Tensor, scale: Tensor, lower: Tensor) -> Tensor:
-        """Return the squared distance (S, B) of whitened data (B, c) from means (S, B, c)."""
-        if not self.lower.shape[1]:
-            return (scale * (w - m)).square().sum(-1)
-        A = self._factor(scale, lower)
-        return (A @ (w - m).unsqueeze(-1)).squeeze(-1).square().sum(-1)
+        """Return squared distances (S, B, K) of whitened data (B, c) from means (S, B, K, c)."""
+        difference = w.unsqueeze(-2) - m
+        product = scale * difference
+        if self.lower.shape[1]:
+            # A lower triangular matrix times a vector, for many small ones, as large products.
+            product = product + (lower * (difference @ self.from_columns.T)) @ self.to_rows
+        return product.square().sum(-1)
 
     def _distance_shared(self, w: Tensor, m: Tensor, scale: Tensor, lower: Tensor) -> Tensor:
-        """Return the same for means (S, 1, c), without a tensor of shape (S, B, c) if diagonal."""
-        m, scale = m.squeeze(-2), scale.squeeze(-2)
+        """Return the same (S, K, B) for means (S, 1, K, c), by matrix products alone."""
+        m, scale = m.squeeze(-3), scale.squeeze(-3)
         if not self.lower.shape[1]:
             p = scale.square()
-            cross = torch.addmm((p * m.square()).sum(-1, keepdim=True), p * m, w.T, alpha=-2)
-            return torch.addmm(cross, p, w.T.square())
-        A = self._factor(scale, lower.squeeze(-2))
+            cross = (p * m.square()).sum(-1, keepdim=True) - 2 * (p * m) @ w.T
+            return cross + p @ w.T.square()
+        A = self._factor(scale, lower.squeeze(-3))
         return (A @ w.T - A @ m.unsqueeze(-1)).square().sum(-2)
 
     def _factor(self, scale: Tensor, lower: Tensor) -> Tensor:
         A = torch.diag_embed(scale)
         A[..., self.lower[0], self.lower[1]] = lower
         return A
+
+
+def _gaps(context: Tensor) -> Tensor:
+    """Return the step of each column of data (n, c) that come in steps, zero for the others."""
+    gaps = torch.zeros_like(context[0])
+    for i, column in enumerate(context.T):
+        values = column[column.isfinite()].unique()
+        # Continuous data hardly ever repeat themselves.
+        if 1 < len(values) < 0.5 * len(column):
+            gaps[i] = values.diff().median()
+    return gaps
 
 
 def _linear_likelihood(theta: Tensor, context: Tensor) -> dict[str, np.ndarray]:

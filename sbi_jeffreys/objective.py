@@ -4,11 +4,15 @@ Given pairs :math:`(\theta, x)`, each model is evaluated once: at the data and a
 flow for some x. From these numbers, and from the proxy at M draws of its base, come
 
 - :math:`D_1`: the flow's negative log density at the data;
-- :math:`D_2`: the log-variance between flow and proxy at the flow's samples. Half of its x are
-  jittered: :math:`D_2` needs no :math:`\theta`, so any x will do, and x that carry no data keep
-  the flow from memorising those that do;
+- :math:`D_2`: flow and proxy against each other, in both directions. From flow to proxy it is the
+  log-variance at the flow's samples. Half of its x are jittered: :math:`D_2` needs no
+  :math:`\theta`, so any x will do, and x that carry no data keep the flow from memorising those
+  that do. From proxy to flow it is the flow's negative log density at pairs that the proxy has
+  simulated itself (where it is a likelihood, and can);
 - :math:`D_3`: ranking losses of the data against base draws, and against the flow's samples where
-  x was not jittered (they find what base draws miss when the posterior is much narrower);
+  x was not jittered (they find what base draws miss when the posterior is much narrower), and the
+  likelihood of the data, where the proxy has one: the divergence between the joint distributions,
+  which bounds that between the posteriors, by the chain rule;
 - the gauge: :math:`D_2` and :math:`D_3` leave :math:`f_\psi + c(x)` undetermined; half the square
   of :math:`\log \hat Z_\psi(x)` pins it to the normalised proxy, at jittered x too.
   :math:`\hat Z_\psi` from the flow's samples misses what the flow misses, from base draws what is
@@ -18,6 +22,10 @@ Sampling a flow costs hardly more for a whole batch than for a part of it. So it
 for all x of a batch, and the samples are used up over the next steps (:class:`ReverseQueue`). The
 log-variance is a divergence between flow and proxy under any distribution of the samples, also
 under the flow of a few steps ago.
+
+In :math:`D_2` the flow follows the proxy across nats, the proxy listens to small disagreements
+only: a flow that is still far behind must not hold a good proxy back, but where the two are near,
+each smooths what the other has overfitted.
 """
 
 from collections.abc import Callable
@@ -25,16 +33,22 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .divergences import cross_entropy, log_partition, log_variance, ranking_nce, reverse_kl
 from .estimator import JeffreysEstimator
+from .proxy import Base
 
 __all__ = ["BatchTerms", "Draws", "ReverseQueue", "ReverseSet", "batch_terms"]
 
 # A flow that starts far away from its proxy (a prior much narrower than its marginals) deviates by
 # hundreds of nats, which would drown the data; where the two are near it is a few tenths.
 _LIMIT = 3.0
+# Deviation, in nats, from which on the proxy's pull towards the flow no longer grows.
+_PROXY_LIMIT = 0.1
+# Weight of the likelihood beside the ranking losses in D3. With all of it, discrete data are
+# overfitted (bernoulli_glm, sir); without it, continuous ones need twice the steps (slcp).
+_LIKELIHOOD = 0.3
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Draws:
         base: Draws M of the base, shared by the batch, at least 1.
         fraction: Fraction of a batch's x that enter D2 in one step. Samples for a whole batch last
             for 1 / fraction steps.
+        simulated: Pairs that the proxy simulates itself, for each row of the batch.
         jitter: Scale of the noise on x in D2, in standard deviations of the embedded x.
         gauge: Weight of the gauge.
     """
@@ -53,6 +68,7 @@ class Draws:
     flow: int = 4
     base: int = 32
     fraction: float = 0.5
+    simulated: float = 1.5
     jitter: float = 0.3
     gauge: float = 0.1
 
@@ -63,7 +79,7 @@ class Draws:
             raise ValueError(f"base={self.base}: the ranking loss needs at least 1 negative.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction={self.fraction} must lie in (0, 1].")
-        for name in ("jitter", "gauge"):
+        for name in ("simulated", "jitter", "gauge"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be a finite number, not negative.")
@@ -158,7 +174,7 @@ def batch_terms(
     base_draws: Tensor,
     queue: ReverseQueue | None = None,
     forward_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    reverse_share: float = 1.0,
+    proxy_limit: float = _PROXY_LIMIT,
 ) -> BatchTerms:
     """Evaluate the three divergences on a batch.
 
@@ -172,7 +188,8 @@ def batch_terms(
         queue: Samples left over from earlier steps; by default there are none.
         forward_loss: Loss of (theta, x) of shape (B,) that takes the place of the flow's negative
             log density: sbi's atomic loss in later rounds.
-        reverse_share: Share of the gradient of D2 that reaches the proxy.
+        proxy_limit: Deviation between flow and proxy, in nats, from which on the proxy's pull
+            towards the flow no longer grows.
 
     Returns:
         The terms, scalars.
@@ -192,16 +209,24 @@ def batch_terms(
 
     # Each model is evaluated once, at the data, at the undisturbed data of D2 and at the samples:
     # at these sizes what costs is the number of operations, not how many rows they have.
+    network, base = estimator.proxy.network, estimator.proxy.base
     sizes = (rows, plain, draws.flow * num)
-    points = torch.cat((theta, there.theta[:plain], there.samples.flatten(0, 1))).unsqueeze(0)
+    points = torch.cat((theta, there.theta[:plain], there.samples.flatten(0, 1)))
     repeated = there.context.repeat(draws.flow, 1)
     conditions = torch.cat((context, there.context[:plain], repeated))
-    network, base = estimator.proxy.network, estimator.proxy.base
-    log_prob = estimator.log_prob_embedded(points, conditions)[0]
-    ratio = network(points, conditions)[0]
-    log_unnormalized = ratio + base.log_prob_soft(points[0])
+    # In later rounds the proxy knows nothing of most of the prior.
+    wanted = round(draws.simulated * rows) if forward_loss is None else 0
+    own = _own_simulations(network, base, wanted, points, conditions)
+    log_prob, log_own = estimator.log_prob_embedded(
+        torch.cat((points, own[0])).unsqueeze(0), torch.cat((conditions, own[1]))
+    )[0].split((len(points), len(own[0])))
+    # The proxy sees data in steps as if they were continuous.
+    seen = _dequantized(network, context)
+    conditions = torch.cat((seen, conditions[rows:]))
+    ratio, log_likelihood = _ratio(network, points, conditions)
+    log_unnormalized = ratio + base.log_prob_soft(points)
     # Base draws at the data's x, for the ranking loss, and at the x of D2, for the gauge.
-    ratio_base = network(base_draws.unsqueeze(1), torch.cat((context, there.context)))
+    ratio_base = network(base_draws.unsqueeze(1), torch.cat((seen, there.context)))
 
     log_data, flow_plain, flow_samples = log_prob.split(sizes)
     _, proxy_plain, proxy_samples = log_unnormalized.split(sizes)
@@ -215,18 +240,53 @@ def batch_terms(
         against = torch.cat((proxy_plain[None], log_proxy[:, :plain]))
         against = against - torch.cat((flow_plain[None], log_flow[:, :plain])).detach()
         nce = nce + draws.fraction * (there.weights[:plain] * ranking_nce(against)).mean()
+    if log_likelihood is not None:
+        likelihood = log_likelihood[:rows]
+        if context.requires_grad:
+            # An embedding that learns from it would make the data easy to explain: constant.
+            likelihood = network.log_likelihood(theta, context.detach())  # type: ignore[operator]
+        nce = nce - _LIKELIHOOD * (weights * likelihood).mean()
 
     loss = cross_entropy(log_data) if forward_loss is None else forward_loss(theta, x)
-    followed = log_proxy.detach().lerp(log_proxy, reverse_share)
+    follows = log_variance(log_flow, log_proxy.detach(), limit=_LIMIT)
+    listens = log_variance(log_flow.detach(), log_proxy, limit=proxy_limit)
+    reverse = (there.weights * (follows + listens)).mean()
+    if len(log_own):
+        reverse = reverse + cross_entropy(log_own).mean()
     # In later rounds the negatives are no draws of the base: they say nothing of Z.
     gauge = _gauge(log_z, None if forward_loss else ratio_base[:, rows:])
     return BatchTerms(
         forward=(weights * loss).mean(),
-        reverse=(there.weights * log_variance(log_flow, followed, limit=_LIMIT)).mean(),
+        reverse=reverse,
         proxy=nce,
         gauge=(there.weights * gauge).mean(),
         reverse_estimate=reverse_kl(log_flow, log_proxy, log_z).detach().mean(),
     )
+
+
+def _dequantized(network: nn.Module, context: Tensor) -> Tensor:
+    dequantize = getattr(network, "dequantize", None)
+    return context if dequantize is None else dequantize(context)
+
+
+def _ratio(network: nn.Module, theta: Tensor, context: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the log ratio at pairs (N,), and its part that is a log likelihood, if it has one."""
+    parts = getattr(network, "parts", None)
+    if parts is None:
+        return network(theta.unsqueeze(0), context)[0], None
+    log_mixture, shift = parts(theta.unsqueeze(0), context)
+    return log_mixture[0] + shift, log_mixture[0]
+
+
+def _own_simulations(
+    network: nn.Module, base: Base, num: int, theta: Tensor, context: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return draws (num, d), (num, c) of the proxy's joint distribution; none if it has none."""
+    simulate = getattr(network, "simulate", None)
+    if num == 0 or simulate is None:
+        return theta[:0], context[:0]
+    own = base.sample(num).to(theta)
+    return own, simulate(own)
 
 
 def _gauge(log_z: Tensor, ratio_base: Tensor | None) -> Tensor:

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from .diagnostics import diagnose_proxy
 from .duals import DualState, Weighting
 from .estimator import JeffreysEstimator
+from .muon import Muon
 from .objective import Draws, ReverseQueue, batch_terms
 
 __all__ = [
@@ -55,9 +56,11 @@ _ENTROPY_MARGIN = 0.1
 # Held-out x on which the proxy is looked at, the draws for each, and the least number of steps
 # between two looks: an epoch of few steps would otherwise spend its time on looking.
 _PROXY_ROWS, _PROXY_DRAWS, _PROXY_STEPS = 64, 32, 32
+# The same for its likelihood, which needs no draws.
+_LIKELIHOOD_ROWS = 2000
 # By how much, in nats, the proxy must be better than the flow to count as ahead of it, and how much
 # slower patience runs while it is.
-_AHEAD, _SLOWER = 0.05, 6
+_AHEAD, _SLOWER = 0.05, 2
 # Factor on the stiffness of the price of D2 at every look that finds the flow ahead instead.
 _FADING = 0.5
 # Least progress on held-out data, in nats, that patience counts as such: less is kept, but a run
@@ -125,18 +128,20 @@ class LoaderData(NamedTuple):
 class Settings:
     """Hyper-parameters of the training loop; those of sbi have sbi's meaning.
 
-    ``reverse_share`` is the share of the gradient of D2 that reaches the proxy: with all of it a
-    slow flow holds a good proxy back, with none of it a proxy in many dimensions grows mass where
-    no draw of the base looks. ``proxy_plateau`` puts the proxy's best weights back and waits for
-    the flow.
+    ``proxy_limit`` is the disagreement, in nats, up to which D2 pulls the proxy to the flow: with
+    none a proxy in many dimensions grows mass where no draw of the base looks, with much a slow
+    flow holds a good proxy back. ``proxy_plateau`` puts the proxy's best weights back and waits
+    for the flow. ``muon`` trains the flow's matrices by :class:`Muon`; maximum likelihood, which
+    has no proxy to follow, overfits sooner with it and stays with Adam.
     """
 
     training_batch_size: int = 200
     learning_rate: float = 4e-3
     proxy_learning_rate: float = 5e-3
     proxy_weight_decay: float = 0.1
-    reverse_share: float = 0.1
+    proxy_limit: float = 0.1
     proxy_plateau: bool = True
+    muon: bool = True
     stop_after_epochs: int = 20
     clip_max_norm: float | None = 5.0
     device: str = "cpu"
@@ -210,9 +215,7 @@ class Training:
         self._averages = [p.detach().clone() for p in self._parameters]
         s = self.settings
         proxy = self.estimator.proxy
-        self.optimizers = [
-            torch.optim.Adam(self.estimator.flow.parameters(), lr=s.learning_rate, fused=True)
-        ]
+        self.optimizers = [self._flow_optimizer()]
         if proxy is not None:
             self.optimizers.append(
                 torch.optim.AdamW(
@@ -222,6 +225,13 @@ class Training:
                     fused=True,
                 )
             )
+
+    def _flow_optimizer(self) -> torch.optim.Optimizer:
+        parameters, lr = self.estimator.flow.parameters(), self.settings.learning_rate
+        if self.estimator.proxy is None or not self.settings.muon:
+            return torch.optim.Adam(parameters, lr=lr, fused=True)
+        embedding = self.estimator.embedding_net
+        return Muon(parameters, lr, keep=() if embedding is None else embedding.parameters())
 
     def run_epoch(self, data: Data | LoaderData) -> dict[str, float]:
         """Take one pass over the data; return means over its batches.
@@ -253,7 +263,7 @@ class Training:
             base_draws=self._negatives(theta),
             queue=self._queue,
             forward_loss=None if hook is None else lambda t, y: hook(t, y, masks),
-            reverse_share=self.settings.reverse_share,
+            proxy_limit=self.settings.proxy_limit,
         )
         weights = self.dual.multipliers.tolist()
         loss = weights[0] * terms.forward
@@ -341,13 +351,22 @@ class Training:
             self._proxy_ahead = loss < flow - _AHEAD
             if loss > flow + _AHEAD:
                 self.stiffness *= _FADING
-            self._plateau.look(loss, self.estimator.proxy)
+            self._plateau.look(self._proxy_loss(data, loss), self.estimator.proxy)
         return {
             "validation_loss_proxy": loss,
             "log_partition_mean": mean.item(),
             "log_partition_std": std.item(),
             "effective_sample_size": found.effective_sample_size.mean().item(),
         }
+
+    def _proxy_loss(self, data: Data | LoaderData, estimate: float) -> float:
+        """Return what tells a better proxy from a worse one: exact, where it is a likelihood."""
+        assert self.estimator.proxy is not None
+        log_likelihood = getattr(self.estimator.proxy.network, "log_likelihood", None)
+        if log_likelihood is None:
+            return estimate
+        theta, x = data.head(_LIKELIHOOD_ROWS, self.settings.device)
+        return -log_likelihood(theta, self.estimator.embed(x)).mean().item()
 
     def observe(self, held_out: dict[str, float]) -> dict[str, float]:
         """Update the entropy estimate and D1 and D3 from held-out losses; return them."""
@@ -373,7 +392,7 @@ class Training:
             return
         half = max(1, self.settings.stop_after_epochs // 2)
         before, self.stall = self.stall, self.stall + (1 / _SLOWER if self._proxy_ahead else 1)
-        if not self._proxy_ahead and self.stall // half > before // half:
+        if self.stall // half > before // half:
             self.stiffness *= _RELAXATION
 
     def _return_proxy(self) -> None:

@@ -103,5 +103,65 @@ def test_forgets_its_start_where_the_embedding_is_learnt():
     assert isinstance(network, LikelihoodEnergy)
     assert torch.equal(network.whitening, torch.eye(4))
     ratio = estimator.proxy.log_ratio(theta[:6].unsqueeze(1), x[:5])
-    # No start, no dependence on theta: the ratio is zero until training begins.
-    assert torch.allclose(ratio, torch.zeros(6, 5), atol=1e-5)
+    # No start, no dependence on theta until training begins.
+    assert torch.allclose(ratio, ratio[:1].expand(6, 5), atol=1e-5)
+
+
+@pytest.mark.parametrize("c", [2, 25])
+def test_simulates_the_density_that_it_evaluates(c):
+    """E_p[q / p] = 1 and E_p[log q] has the value that p itself gives, where q = p."""
+    theta, x, _ = linear_gaussian(500, c=c)
+    network = shaken(LikelihoodEnergy(theta, x))
+    with torch.no_grad():
+        network.of_theta[-1].bias.view(3, -1)[:, -1] += 4.0  # let all components count
+    where = theta[:1].expand(20_000, -1)
+    with torch.no_grad():
+        # No outliers, which evaluation cuts off.
+        own = network.simulate(where)
+        inside = (own.abs() < 4).all(dim=1)
+        log_q = network.log_likelihood(where[inside], own[inside])
+        m, log_scale, lower, log_weight = network._components(theta[:1])
+    components = []
+    W = network.whitening
+    for k in range(3):
+        A = torch.diag(log_scale[0, k].exp())
+        if lower.shape[-1]:
+            A[network.lower[0], network.lower[1]] = lower[0, k]
+        AW = A @ W
+        precision = AW.T @ AW
+        mean = torch.linalg.solve(W, m[0, k])
+        normal = MultivariateNormal(mean, precision_matrix=precision)
+        components.append(log_weight[0, k] + normal.log_prob(own[inside]))
+    exact = torch.stack(components).logsumexp(dim=0)
+    constant = 0.5 * c * math.log(2 * math.pi) - W.logdet()
+    # float32, quadratic forms of tens of nats.
+    torch.testing.assert_close(log_q, exact + constant, rtol=1e-3, atol=2e-3)
+    # Draws follow the density: its mean and covariance, to five standard errors of 20,000 draws.
+    weights = log_weight[0].exp()
+    means = torch.linalg.solve(W, m[0].T).T
+    mean = weights @ means
+    error = (own.mean(dim=0) - mean).abs() / (own.std(dim=0) / math.sqrt(len(own)))
+    assert error.max() < 5
+
+
+def test_data_in_steps_are_spread_over_their_steps():
+    theta = torch.randn(400, 2)
+    counts = torch.stack(((theta[:, 0] > 0).float(), theta[:, 1] + 0.1 * torch.randn(400)), dim=1)
+    network = LikelihoodEnergy(theta, counts)
+    assert network.gaps.tolist() == [1.0, 0.0]
+    first, second = (network.log_likelihood(theta[:9], counts[:9]) for _ in range(2))
+    assert (first != second).all()
+
+
+def test_continuous_data_are_not_disturbed():
+    theta, x, _ = linear_gaussian(300)
+    network = shaken(LikelihoodEnergy(theta, x))
+    assert network.gaps.abs().sum() == 0
+    first, second = (network.log_likelihood(theta[:9], x[:9]) for _ in range(2))
+    assert torch.equal(first, second)
+    # Up to what depends on the data alone it is the energy.
+    shift = network(theta[:9].unsqueeze(1), x[:9]).diagonal() - first
+    other = network(theta[5:6].unsqueeze(1), x[:9])[0] - network.log_likelihood(
+        theta[5:6].expand(9, -1), x[:9]
+    )
+    torch.testing.assert_close(shift, other, rtol=1e-3, atol=1e-3)

@@ -96,19 +96,61 @@ def test_where_gradients_flow(name, models, draws):
     assert problem.reached(term) - {"embedding"} == models
 
 
-def test_share_of_the_gradient_of_d2_that_reaches_the_proxy():
+def test_the_proxy_listens_to_small_disagreements_only():
     problem = Problem()
     groups = problem.groups()
-    whole, part = (problem.terms(reverse_share=share).reverse for share in (1.0, 0.25))
-    assert whole.item() == pytest.approx(part.item())
-    for name, share in (("flow", 1.0), ("proxy", 0.25)):
-        gradients = [
-            torch.autograd.grad(term, groups[name], retain_graph=True, allow_unused=True)
-            for term in (whole, part)
-        ]
-        for one, other in zip(*gradients, strict=True):
-            if one is not None:
-                torch.testing.assert_close(other, share * one, rtol=1e-4, atol=1e-6)
+
+    def norms(limit):
+        term = problem.terms(proxy_limit=limit).reverse
+        found = {}
+        for name in ("flow", "proxy"):
+            gradients = torch.autograd.grad(
+                term, groups[name], retain_graph=True, allow_unused=True
+            )
+            found[name] = torch.cat([g.flatten() for g in gradients if g is not None])
+        return found
+
+    wide, narrow = norms(100.0), norms(1e-3)
+    # The flow follows across nats, whatever the proxy listens to.
+    torch.testing.assert_close(wide["flow"], narrow["flow"])
+    assert 0 < narrow["proxy"].norm() < 0.05 * wide["proxy"].norm()
+
+
+class LikelihoodProblem(Problem):
+    """The same with a likelihood for a proxy, and nothing in the way of the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        base = Base(PRIOR, self.theta)
+        self.estimator = JeffreysEstimator(
+            self.estimator.flow, self.theta, self.x, base=base, build_proxy=proxy_nn()
+        )
+
+
+def test_pairs_that_the_proxy_simulates_train_the_flow_alone():
+    problem = LikelihoodProblem()
+    none = problem.terms(draws=Draws(simulated=0.0))
+    some = problem.terms(draws=Draws(simulated=2.5))
+    # The same noise up to the last draw: what is left is the flow's loss at the proxy's pairs.
+    difference = some.reverse - none.reverse
+    assert problem.reached(difference) <= {"flow", "proxy"}
+    assert difference.item() != 0
+    assert problem.reached(some.reverse) == {"flow", "proxy"}
+
+
+def test_a_proxy_that_cannot_simulate_does_not():
+    problem = Problem()
+    few, many = (problem.terms(draws=Draws(simulated=s)).reverse for s in (0.0, 5.0))
+    assert few.item() == many.item()
+
+
+def test_the_likelihood_does_not_train_the_embedding():
+    problem = LikelihoodProblem()
+    context = problem.estimator.embed(problem.x)
+    likelihood = problem.estimator.proxy.network.log_likelihood(problem.theta, context.detach())
+    assert problem.reached(likelihood.sum()) == {"proxy"}
+    # The ranking loss does.
+    assert problem.reached(problem.terms().proxy) == {"proxy", "embedding"}
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_posterior_nn_with_embedding_and_z_scoring(model, z_score, simulations):
     trainer = make(build)
     estimator = trainer.append_simulations(*simulations).train(max_num_epochs=1)
     # The proxy sees what the flow sees: three features.
-    assert estimator.proxy.network.of_context[0].in_features == 3
+    assert estimator.proxy.network.gauge[0].in_features == 3
     assert torch.isfinite(torch.tensor(trainer.summary["validation_loss"])).all()
 
 
