@@ -23,6 +23,7 @@ from torch.distributions import Distribution
 from .duals import FixedWeights, HuberCost, LinearCost, ResilientDual
 from .flows import flow_nn
 from .objective import Draws
+from .proxy import proxy_nn
 from .quiet import QuietTracker, quiet
 from .tasks import get_task
 from .trainer import JeffreysNPE
@@ -77,10 +78,14 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "fixed weights 1 1 1": _jeffreys(objective="fixed"),
     "fixed weights 1 10 1": _jeffreys(objective=FixedWeights((1.0, 10.0, 1.0))),
     "jeffreys, proxy mlp": _jeffreys(proxy="mlp"),
-    "jeffreys, D2 trains the proxy in full": _jeffreys(settings={"reverse_share": 1.0}),
-    "jeffreys, D2 does not train the proxy": _jeffreys(settings={"reverse_share": 0.0}),
+    "jeffreys, one Gaussian": _jeffreys(proxy=proxy_nn("likelihood", num_components=1)),
+    "jeffreys, no pairs of the proxy's own": _jeffreys(draws=Draws(simulated=0.0)),
+    "jeffreys, Adam": _jeffreys(settings={"muon": False}),
+    "jeffreys, D2 trains the proxy in full": _jeffreys(settings={"proxy_limit": 3.0}),
+    "jeffreys, D2 does not train the proxy": _jeffreys(settings={"proxy_limit": 1e-6}),
     "jeffreys, the proxy is never put back": _jeffreys(settings={"proxy_plateau": False}),
-    "jeffreys, price of D2 bounded by 3": _jeffreys(objective=_dual(9.0, 3.0)),
+    "jeffreys, price of D2 bounded by 1": _jeffreys(objective=_dual(30.0, 1.0)),
+    "jeffreys, price of D2 bounded by 10": _jeffreys(objective=_dual(30.0, 10.0)),
     "jeffreys, no jitter": _jeffreys(draws=Draws(jitter=0.0)),
     "jeffreys, 6 base draws": _jeffreys(draws=Draws(base=6)),
     "jeffreys, no gauge": _jeffreys(draws=Draws(gauge=0.0)),

@@ -65,8 +65,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         with torch.no_grad():
             context = self.embed(x[:ROWS_FOR_SCALE])
         theta = theta[: len(context)]
-        owner = _embedding_owner(self.flow)
-        learnt = owner is not None and is_learnt(owner.get_submodule("_embedding_net"))
+        learnt = self.learns_embedding
         network = build_proxy(theta, context)
         if isinstance(network, LikelihoodEnergy):
             if learnt:
@@ -76,6 +75,12 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             theta, None if learnt else context, context.shape[1], base.distribution
         )
         return FromLinear(network, linear, base)
+
+    @property
+    def learns_embedding(self) -> bool:
+        """Whether the embedding has parameters to train."""
+        owner = _embedding_owner(self.flow)
+        return owner is not None and is_learnt(owner.get_submodule("_embedding_net"))
 
     @property
     def net(self) -> nn.Module:

@@ -16,7 +16,8 @@ that likelihood's marginal under a Gaussian prior, so that :math:`Z_\psi(x)` sta
 
 For each :math:`\theta` the mixture is a normalised density of c. Hence the proxy's posterior is
 that of a simulator which can be run (:meth:`LikelihoodEnergy.simulate`): parameters from the prior,
-data from the mixture. Such pairs are exact draws of the proxy's joint distribution, without end.
+data from the mixture. Such pairs are draws of the proxy's joint distribution, without end (exact
+but for data beyond four standard deviations, which are cut off).
 
 Parameters and data meet in a quadratic form only, so that S parameters and B conditions cost
 S + B evaluations and a matrix product: many draws from the prior, shared by all conditions, are
@@ -33,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .linear import cut_outliers, ridge_regression, shrunk_cholesky
+from .linear import column_scales, cut_outliers, ridge_regression, shrunk_cholesky
 
 __all__ = ["LikelihoodEnergy"]
 
@@ -74,6 +75,8 @@ class LikelihoodEnergy(nn.Module):
 
     mean: Tensor
     std: Tensor
+    center: Tensor
+    scale: Tensor
     whitening: Tensor
     slope: Tensor
     intercept: Tensor
@@ -104,7 +107,10 @@ class LikelihoodEnergy(nn.Module):
         std = torch.where(std > 1e-12, std, torch.ones_like(std))
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        start = _linear_likelihood((theta - mean) / std, context)
+        center, scale = column_scales(context, c, theta)
+        self.register_buffer("center", center)
+        self.register_buffer("scale", scale)
+        start = _linear_likelihood((theta - mean) / std, (context - center) / scale)
         for name, value in start.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=theta.dtype))
         self.register_buffer("gaps", _gaps(context))
@@ -140,7 +146,8 @@ class LikelihoodEnergy(nn.Module):
         """Start at a standard normal for every theta: the embedding is still to be learnt."""
         for name in ("whitening", "marginal_whitening"):
             getattr(self, name).copy_(torch.eye(len(self.whitening)))
-        for name in ("slope", "intercept", "marginal_intercept", "log_ratio", "gaps"):
+        self.scale.fill_(1.0)
+        for name in ("center", "slope", "intercept", "marginal_intercept", "log_ratio", "gaps"):
             getattr(self, name).zero_()
 
     def forward(self, theta: Tensor, context: Tensor) -> Tensor:
@@ -167,7 +174,7 @@ class LikelihoodEnergy(nn.Module):
             The logarithm of the mixture up to a constant (S, B), and what depends on the data
             alone (B,), nats.
         """
-        c = cut_outliers(context)
+        c = self._standardized(context)
         marginal = 0.5 * (c @ self.marginal_whitening.T - self.marginal_intercept).square().sum(-1)
         shift = marginal + self.log_ratio + self.gauge(c).squeeze(-1)
         return self._log_mixture(theta, c), shift
@@ -188,16 +195,19 @@ class LikelihoodEnergy(nn.Module):
         return context + (torch.rand_like(context) - 0.5) * self.gaps
 
     def log_likelihood(self, theta: Tensor, context: Tensor) -> Tensor:
-        """Return the logarithm of the mixture at dequantised data, up to a constant.
+        """Return the logarithm of the mixture, up to a constant.
 
         Args:
             theta: Shape (B, d).
-            context: Embedded data, shape (B, c).
+            context: Embedded data, shape (B, c); data in steps want :meth:`dequantize` first.
 
         Returns:
             Nats, shape (B,).
         """
-        return self._log_mixture(theta.unsqueeze(0), cut_outliers(self.dequantize(context)))[0]
+        return self._log_mixture(theta.unsqueeze(0), self._standardized(context))[0]
+
+    def _standardized(self, context: Tensor) -> Tensor:
+        return cut_outliers((context - self.center) / self.scale)
 
     @torch.no_grad()
     def simulate(self, theta: Tensor) -> Tensor:
@@ -213,15 +223,15 @@ class LikelihoodEnergy(nn.Module):
         # Gumbel's trick: a draw of the component.
         k = (log_weight - torch.empty_like(log_weight).exponential_().log()).argmax(dim=-1)
         rows = torch.arange(len(theta), device=theta.device)
-        m, scale, lower = m[rows, k], log_scale[rows, k].exp(), lower[rows, k]
+        m, sharpness, lower = m[rows, k], log_scale[rows, k].exp(), lower[rows, k]
         noise = torch.randn_like(m)
         if self.lower.shape[1]:
-            A = self._factor(scale, lower)
+            A = self._factor(sharpness, lower)
             noise = torch.linalg.solve_triangular(A, noise.unsqueeze(-1), upper=False).squeeze(-1)
         else:
-            noise = noise / scale
+            noise = noise / sharpness
         data = torch.linalg.solve_triangular(self.whitening, (m + noise).T, upper=False).T
-        return cut_outliers(data)
+        return self.center + self.scale * cut_outliers(data)
 
     def _components(self, theta: Tensor) -> tuple[Tensor, ...]:
         """Return means, log inverse scales and correlations (*, K, .), and log weights (*, K)."""
@@ -271,9 +281,9 @@ def _gaps(context: Tensor) -> Tensor:
     """Return the step of each column of data (n, c) that come in steps, zero for the others."""
     gaps = torch.zeros_like(context[0])
     for i, column in enumerate(context.T):
-        values = column[column.isfinite()].unique()
-        # Continuous data hardly ever repeat themselves.
-        if 1 < len(values) < 0.5 * len(column):
+        values, counts = column[column.isfinite()].unique(return_counts=True)
+        # Continuous data hardly ever repeat themselves; censored ones do at one value only.
+        if len(values) > 1 and counts.double().median() >= 2:
             gaps[i] = values.diff().median()
     return gaps
 

@@ -27,6 +27,7 @@ from .walls import SoftWalls, support_bounds
 __all__ = [
     "LinearPosterior",
     "LinearRegression",
+    "column_scales",
     "cut_outliers",
     "is_learnt",
     "ridge_regression",
@@ -57,11 +58,15 @@ class LinearRegression(LazyTransform):
 
     def __init__(self, theta: Tensor, context: Tensor | None, num_context: int) -> None:
         super().__init__()
+        # Embeddings that nobody has z-scored have a scale of their own.
+        center, scale = column_scales(context, num_context, theta)
+        self.register_buffer("center", center)
+        self.register_buffer("scale", scale)
         y = theta.double().numpy()
         coefficients = np.zeros((theta.shape[1], num_context))
         intercept, residuals = y.mean(axis=0), y - y.mean(axis=0)
         if context is not None and 0 < num_context <= _MOST_FEATURES:
-            c = cut_outliers(context[:_MOST_ROWS]).double().numpy()
+            c = cut_outliers((context[:_MOST_ROWS] - center) / scale).double().numpy()
             # Data that a user keeps in spite of NaN are for the embedding to deal with.
             finite = np.isfinite(c).all(axis=1)
             if finite.sum() > 2:
@@ -77,6 +82,8 @@ class LinearRegression(LazyTransform):
         ):
             self.register_buffer(name, torch.as_tensor(value, dtype=theta.dtype))
 
+    center: Tensor
+    scale: Tensor
     coefficients: Tensor
     intercept: Tensor
     lower: Tensor
@@ -86,7 +93,8 @@ class LinearRegression(LazyTransform):
         """Return the transformation given embedded data (*, c)."""
         shift = self.intercept
         if c is not None:
-            shift = shift + cut_outliers(c) @ self.coefficients.T
+            c = cut_outliers((c - self.center) / self.scale)
+            shift = shift + c @ self.coefficients.T
         return _Whitening(shift, self.lower, self.whitening)
 
 
@@ -125,9 +133,30 @@ def is_learnt(embedding: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in embedding.parameters())
 
 
-def cut_outliers(context: Tensor) -> Tensor:
-    """Return embedded data cut off at four standard deviations."""
-    return context.clamp(-_CUT, _CUT)
+def column_scales(context: Tensor | None, num: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the shift and scale (num,) that standardise columns of embedded data.
+
+    Zero and one for columns that somebody has standardised already: by Chebyshev's inequality at
+    most a sixteenth of their rows lies beyond four standard deviations.
+
+    Args:
+        context: Embedded data, shape (n, num), or None.
+        num: Number of features.
+        like: Tensor of the type and device wanted.
+    """
+    shift, scale = like.new_zeros(num), like.new_ones(num)
+    finite = None if context is None else context[context.isfinite().all(dim=1)].to(like)
+    if finite is None or len(finite) < 2:
+        return shift, scale
+    raw = (finite.abs() > _CUT).to(like).mean(dim=0) > 1 / _CUT**2
+    std, mean = torch.std_mean(finite, dim=0)
+    std = torch.where(std > 1e-12, std, torch.ones_like(std))
+    return torch.where(raw, mean, shift), torch.where(raw, std, scale)
+
+
+def cut_outliers(standardized: Tensor) -> Tensor:
+    """Return data in standard deviations, cut off at four."""
+    return standardized.clamp(-_CUT, _CUT)
 
 
 class _Whitening(Transform):

@@ -5,8 +5,8 @@ weight matrix lets all of its directions learn at the same rate, not only the fe
 gradient: the flow follows in fewer steps than with Adam (docs/method.md). Everything that is no
 matrix (and the embedding network) is left to Adam.
 
-torch has an optimizer of that name since version 2.9; it takes matrices one by one, where a flow has
-many small ones, of which those of a shape are taken together here.
+torch has an optimizer of that name since version 2.9; it takes matrices one by one, where a flow
+has many small ones, of which those of a shape are taken together here.
 
 References:
     | Muon: An optimizer for hidden layers in neural networks (Jordan et al., 2024),
@@ -50,7 +50,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices, Adam for all other parameters.
+    """Muon for matrices, Adam for all other parameters, with one learning rate.
+
+    Moments are kept in pickles and deep copies, not in ``state_dict``, which is refused.
 
     Args:
         parameters: What to train.
@@ -72,6 +74,12 @@ class Muon(torch.optim.Optimizer):
         self._stacks = list(by_shape.values())
         self._momenta = [torch.zeros_like(torch.stack(stack)) for stack in self._stacks]
         self._adam = torch.optim.Adam(others, lr=lr, fused=True) if others else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Raise: moments are stacked by shape, not kept for each parameter."""
+        raise NotImplementedError(
+            "Muon has no state_dict; pickle it, or the trainer it belongs to."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: self.__dict__[name] for name in ("_stacks", "_momenta", "_adam")}

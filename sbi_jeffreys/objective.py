@@ -14,7 +14,8 @@ flow for some x. From these numbers, and from the proxy at M draws of its base, 
   likelihood of the data, where the proxy has one: the divergence between the joint distributions,
   which bounds that between the posteriors, by the chain rule;
 - the gauge: :math:`D_2` and :math:`D_3` leave :math:`f_\psi + c(x)` undetermined; half the square
-  of :math:`\log \hat Z_\psi(x)` pins it to the normalised proxy, at jittered x too.
+  of :math:`\log \hat Z_\psi(x)`, linear from three nats on, pins it to the normalised proxy, also
+  at jittered x.
   :math:`\hat Z_\psi` from the flow's samples misses what the flow misses, from base draws what is
   narrow. The latter errs downwards only, so that it counts where it is positive.
 
@@ -33,10 +34,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .divergences import cross_entropy, log_partition, log_variance, ranking_nce, reverse_kl
 from .estimator import JeffreysEstimator
+from .likelihood import LikelihoodEnergy
 from .proxy import Base
 
 __all__ = ["BatchTerms", "Draws", "ReverseQueue", "ReverseSet", "batch_terms"]
@@ -89,7 +92,7 @@ class BatchTerms(NamedTuple):
     """What one batch says: per-x losses to descend, and estimates to report.
 
     ``forward``, ``reverse``, ``proxy`` and ``gauge`` are means over the batch with gradients;
-    ``reverse_estimate`` is KL(flow || proxy) in nats, without.
+    ``reverse_estimate`` is KL(flow || proxy) in nats, without: what the multiplier of D2 follows.
     """
 
     forward: Tensor
@@ -214,14 +217,12 @@ def batch_terms(
     points = torch.cat((theta, there.theta[:plain], there.samples.flatten(0, 1)))
     repeated = there.context.repeat(draws.flow, 1)
     conditions = torch.cat((context, there.context[:plain], repeated))
-    # In later rounds the proxy knows nothing of most of the prior.
-    wanted = round(draws.simulated * rows) if forward_loss is None else 0
-    own = _own_simulations(network, base, wanted, points, conditions)
+    own = _own_simulations(network, base, round(draws.simulated * rows), points, conditions)
     log_prob, log_own = estimator.log_prob_embedded(
         torch.cat((points, own[0])).unsqueeze(0), torch.cat((conditions, own[1]))
     )[0].split((len(points), len(own[0])))
     # The proxy sees data in steps as if they were continuous.
-    seen = _dequantized(network, context)
+    seen = network.dequantize(context) if isinstance(network, LikelihoodEnergy) else context
     conditions = torch.cat((seen, conditions[rows:]))
     ratio, log_likelihood = _ratio(network, points, conditions)
     log_unnormalized = ratio + base.log_prob_soft(points)
@@ -244,7 +245,8 @@ def batch_terms(
         likelihood = log_likelihood[:rows]
         if context.requires_grad:
             # An embedding that learns from it would make the data easy to explain: constant.
-            likelihood = network.log_likelihood(theta, context.detach())  # type: ignore[operator]
+            assert isinstance(network, LikelihoodEnergy)
+            likelihood = network.log_likelihood(theta, seen.detach())
         nce = nce - _LIKELIHOOD * (weights * likelihood).mean()
 
     loss = cross_entropy(log_data) if forward_loss is None else forward_loss(theta, x)
@@ -252,7 +254,8 @@ def batch_terms(
     listens = log_variance(log_flow.detach(), log_proxy, limit=proxy_limit)
     reverse = (there.weights * (follows + listens)).mean()
     if len(log_own):
-        reverse = reverse + cross_entropy(log_own).mean()
+        # A calibration kernel weighs x, which embedded data are not: its mean must do.
+        reverse = reverse + weights.mean() * cross_entropy(log_own).mean()
     # In later rounds the negatives are no draws of the base: they say nothing of Z.
     gauge = _gauge(log_z, None if forward_loss else ratio_base[:, rows:])
     return BatchTerms(
@@ -264,17 +267,11 @@ def batch_terms(
     )
 
 
-def _dequantized(network: nn.Module, context: Tensor) -> Tensor:
-    dequantize = getattr(network, "dequantize", None)
-    return context if dequantize is None else dequantize(context)
-
-
 def _ratio(network: nn.Module, theta: Tensor, context: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the log ratio at pairs (N,), and its part that is a log likelihood, if it has one."""
-    parts = getattr(network, "parts", None)
-    if parts is None:
+    if not isinstance(network, LikelihoodEnergy):
         return network(theta.unsqueeze(0), context)[0], None
-    log_mixture, shift = parts(theta.unsqueeze(0), context)
+    log_mixture, shift = network.parts(theta.unsqueeze(0), context)
     return log_mixture[0] + shift, log_mixture[0]
 
 
@@ -282,11 +279,10 @@ def _own_simulations(
     network: nn.Module, base: Base, num: int, theta: Tensor, context: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return draws (num, d), (num, c) of the proxy's joint distribution; none if it has none."""
-    simulate = getattr(network, "simulate", None)
-    if num == 0 or simulate is None:
+    if num == 0 or not isinstance(network, LikelihoodEnergy):
         return theta[:0], context[:0]
     own = base.sample(num).to(theta)
-    return own, simulate(own)
+    return own, network.simulate(own)
 
 
 def _gauge(log_z: Tensor, ratio_base: Tensor | None) -> Tensor:
@@ -294,11 +290,16 @@ def _gauge(log_z: Tensor, ratio_base: Tensor | None) -> Tensor:
 
     ``log_z`` (N,) is estimated at flow samples; ``ratio_base`` (M, N) is the ratio at base draws.
     """
-    penalty = log_z.square()
+    penalty = _huber(log_z)
     if ratio_base is not None:
         log_z_base = log_partition(ratio_base, torch.zeros_like(ratio_base))
-        penalty = penalty + log_z_base.clamp_min(0.0).square()
-    return 0.5 * penalty
+        penalty = penalty + _huber(log_z_base.clamp_min(0.0))
+    return penalty
+
+
+def _huber(value: Tensor) -> Tensor:
+    # Jittered x may lie far from any data, where log Z is thousands of nats.
+    return F.huber_loss(value, torch.zeros_like(value), delta=_LIMIT, reduction="none")
 
 
 def _frozen_sample(estimator: JeffreysEstimator, num: int, context: Tensor) -> Tensor:

@@ -72,7 +72,8 @@ class JeffreysNPE(NPE_C):
         tracker: As in sbi; it receives the record live, after every epoch.
         show_progress_bars: Whether to show a progress bar while training.
         proxy: "likelihood" or "mlp" (:func:`sbi_jeffreys.proxy.proxy_nn`), or a function of
-            (theta, embedded x) that builds the energy network.
+            (theta, embedded x) that builds the energy network. Without a prior there is nothing
+            that a likelihood could multiply, and "mlp" takes its place.
         objective: "dual", "dual_quadratic", "fixed", "ml", or a weighting; see
             :func:`sbi_jeffreys.duals.weighting`.
         draws: Numbers of samples that estimate the divergences.
@@ -124,6 +125,8 @@ class JeffreysNPE(NPE_C):
         prior = check_prior(prior)
         check_positive(proxy_learning_rate=proxy_learning_rate)
         check_not_negative(proxy_weight_decay=proxy_weight_decay)
+        if prior is None and proxy == "likelihood":
+            proxy = "mlp"
         with torch.random.fork_rng(devices=[]):
             # sbi draws from the prior to look at it; the user's random numbers stay theirs.
             super().__init__(
@@ -208,12 +211,15 @@ class JeffreysNPE(NPE_C):
         Args:
             num_atoms: As in sbi.
             training_batch_size: As in sbi; the last rows join the other batches.
-            learning_rate: Learning rate of the flow (Adam).
+            learning_rate: Learning rate of the flow: Muon for its matrices, whose updates have a
+                root mean square of 0.6 times this rate whatever the gradient, Adam for the rest
+                (:class:`sbi_jeffreys.muon.Muon`); Adam for all with ``objective="ml"``.
             validation_fraction: As in sbi.
             stop_after_epochs: As in sbi; held-out is the flow's cross-entropy.
             max_num_epochs: Largest number of epochs.
             clip_max_norm: Norm at which gradients are clipped, of flow and proxy separately.
-            calibration_kernel: As in sbi; it weighs all divergences.
+            calibration_kernel: As in sbi; it weighs all divergences. Pairs that the proxy
+                simulates have no x to weigh, and take its mean.
             resume_training: Go on where the last call stopped.
             force_first_round_loss: As in sbi.
             discard_prior_samples: As in sbi.
@@ -447,6 +453,7 @@ class JeffreysNPE(NPE_C):
             settings,
             loss_args.calibration_kernel,
             self._atomic_loss if atomic else None,
+            from_prior=self._round == 0,
         )
         return self._training
 

@@ -29,7 +29,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from .diagnostics import diagnose_proxy
 from .duals import DualState, Weighting
 from .estimator import JeffreysEstimator
+from .likelihood import LikelihoodEnergy
 from .muon import Muon
 from .objective import Draws, ReverseQueue, batch_terms
 
@@ -184,6 +185,8 @@ class Training:
         settings: Hyper-parameters.
         kernel: Calibration kernel, a function of x.
         forward_loss: Replaces the forward loss, for later rounds.
+        from_prior: Whether theta was drawn from the prior; of the rest of the prior a proxy
+            knows nothing, and must not simulate there.
     """
 
     estimator: JeffreysEstimator
@@ -192,6 +195,7 @@ class Training:
     settings: Settings
     kernel: Callable[[Tensor], Tensor]
     forward_loss: LossHook | None = None
+    from_prior: bool = True
     epoch: int = 0
     mark: float = float("inf")
     stall: float = 0.0
@@ -204,6 +208,8 @@ class Training:
     optimizers: list[torch.optim.Optimizer] = field(init=False)
 
     def __post_init__(self) -> None:
+        if not self.from_prior:
+            self.draws = replace(self.draws, simulated=0.0)
         self.dual = self.weighting.init()
         self._held_out = torch.zeros(2, dtype=torch.float64)
         self._queue = ReverseQueue()
@@ -362,11 +368,13 @@ class Training:
     def _proxy_loss(self, data: Data | LoaderData, estimate: float) -> float:
         """Return what tells a better proxy from a worse one: exact, where it is a likelihood."""
         assert self.estimator.proxy is not None
-        log_likelihood = getattr(self.estimator.proxy.network, "log_likelihood", None)
-        if log_likelihood is None:
+        network = self.estimator.proxy.network
+        # In a space that is still being learnt, likelihoods of two epochs do not compare.
+        if not isinstance(network, LikelihoodEnergy) or self.estimator.learns_embedding:
             return estimate
         theta, x = data.head(_LIKELIHOOD_ROWS, self.settings.device)
-        return -log_likelihood(theta, self.estimator.embed(x)).mean().item()
+        context = network.dequantize(self.estimator.embed(x))
+        return -network.log_likelihood(theta, context).mean().item()
 
     def observe(self, held_out: dict[str, float]) -> dict[str, float]:
         """Update the entropy estimate and D1 and D3 from held-out losses; return them."""

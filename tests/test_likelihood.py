@@ -109,7 +109,7 @@ def test_forgets_its_start_where_the_embedding_is_learnt():
 
 @pytest.mark.parametrize("c", [2, 25])
 def test_simulates_the_density_that_it_evaluates(c):
-    """E_p[q / p] = 1 and E_p[log q] has the value that p itself gives, where q = p."""
+    """log_likelihood is torch's density of the mixture, and draws have its mean and covariance."""
     theta, x, _ = linear_gaussian(500, c=c)
     network = shaken(LikelihoodEnergy(theta, x))
     with torch.no_grad():
@@ -136,12 +136,23 @@ def test_simulates_the_density_that_it_evaluates(c):
     constant = 0.5 * c * math.log(2 * math.pi) - W.logdet()
     # float32, quadratic forms of tens of nats.
     torch.testing.assert_close(log_q, exact + constant, rtol=1e-3, atol=2e-3)
-    # Draws follow the density: its mean and covariance, to five standard errors of 20,000 draws.
+    # Draws follow the density: mean and covariance of all draws.
     weights = log_weight[0].exp()
     means = torch.linalg.solve(W, m[0].T).T
     mean = weights @ means
     error = (own.mean(dim=0) - mean).abs() / (own.std(dim=0) / math.sqrt(len(own)))
+    # Five standard errors of 20,000 draws.
     assert error.max() < 5
+    covariance = torch.zeros(c, c)
+    for k in range(3):
+        A = torch.diag(log_scale[0, k].exp())
+        if lower.shape[-1]:
+            A[network.lower[0], network.lower[1]] = lower[0, k]
+        within = torch.linalg.inv((A @ W).T @ (A @ W))
+        covariance += weights[k] * (within + torch.outer(means[k] - mean, means[k] - mean))
+    size = covariance.diagonal().sqrt()
+    # Entries of a sample correlation have standard errors of at most sqrt(2 / 20,000) = 0.01.
+    assert ((own.T.cov() - covariance) / torch.outer(size, size)).abs().max() < 0.05
 
 
 def test_data_in_steps_are_spread_over_their_steps():
@@ -149,8 +160,31 @@ def test_data_in_steps_are_spread_over_their_steps():
     counts = torch.stack(((theta[:, 0] > 0).float(), theta[:, 1] + 0.1 * torch.randn(400)), dim=1)
     network = LikelihoodEnergy(theta, counts)
     assert network.gaps.tolist() == [1.0, 0.0]
-    first, second = (network.log_likelihood(theta[:9], counts[:9]) for _ in range(2))
-    assert (first != second).all()
+    first, second = (network.dequantize(counts) - counts for _ in range(2))
+    assert (first[:, 0] != second[:, 0]).any()
+    assert first[:, 0].abs().max() <= 0.5
+    # Uniform over the step: a variance of 1/12, to five standard errors of 400 draws.
+    assert abs(first[:, 0].var().item() - 1 / 12) < 5 * (1 / 180 / 400) ** 0.5
+    assert (first[:, 1] == 0).all()
+
+
+def test_censored_data_are_not_taken_for_steps():
+    theta, x, _ = linear_gaussian(400)
+    assert LikelihoodEnergy(theta, x.clamp_min(0.3)).gaps.abs().sum() == 0
+
+
+def test_scale_of_an_embedding_that_nobody_standardised_does_not_matter():
+    theta, x, _ = linear_gaussian(2000)
+    own, raw = LikelihoodEnergy(theta, x), LikelihoodEnergy(theta, 100 + 30 * x)
+    assert own.center.abs().max() == 0
+    assert (own.scale == 1).all()
+    points, data = theta[:20].unsqueeze(1), x[:30]
+    # Offsets of the other components are drawn anew; they have little weight.
+    difference = own(points, data) - raw(points, 100 + 30 * data)
+    assert difference.abs().median() < 0.1
+    simulated = raw.simulate(theta)
+    assert ((simulated.mean(dim=0) - 100) / 30 - x.mean(dim=0)).abs().max() < 0.2
+    assert (simulated.std(dim=0) / 30 / x.std(dim=0) - 1).abs().max() < 0.1
 
 
 def test_continuous_data_are_not_disturbed():

@@ -1,5 +1,7 @@
 """Muon: orthogonal updates for matrices, Adam for the rest."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -85,3 +87,20 @@ def test_least_squares_are_solved():
         (layer.weight - target).square().mean().backward()
         optimizer.step()
     assert (layer.weight - target).square().mean() < 0.01
+
+
+def test_moments_survive_pickling_and_a_state_dict_is_refused():
+    layer = nn.Linear(8, 8)
+    optimizer = Muon(layer.parameters(), lr=1e-2)
+    x = torch.randn(4, 8)
+    layer(x).square().sum().backward()
+    optimizer.step()
+    twin, own = pickle.loads(pickle.dumps((layer, optimizer)))
+    for model, its in ((layer, optimizer), (twin, own)):
+        its.zero_grad()
+        model(x).square().sum().backward()
+        its.step()
+    assert torch.equal(layer.weight, twin.weight)
+    assert torch.equal(layer.bias, twin.bias)
+    with pytest.raises(NotImplementedError, match="pickle"):
+        optimizer.state_dict()

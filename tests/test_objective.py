@@ -9,6 +9,7 @@ from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import Independent, Normal
 
+from sbi_jeffreys import objective
 from sbi_jeffreys.divergences import log_partition, log_variance, ranking_nce
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
@@ -127,15 +128,25 @@ class LikelihoodProblem(Problem):
         )
 
 
+def gradients_of(problem, term, name):
+    found = torch.autograd.grad(term, problem.groups()[name], retain_graph=True, allow_unused=True)
+    return torch.cat([g.flatten() for g in found if g is not None])
+
+
 def test_pairs_that_the_proxy_simulates_train_the_flow_alone():
     problem = LikelihoodProblem()
-    none = problem.terms(draws=Draws(simulated=0.0))
-    some = problem.terms(draws=Draws(simulated=2.5))
-    # The same noise up to the last draw: what is left is the flow's loss at the proxy's pairs.
-    difference = some.reverse - none.reverse
-    assert problem.reached(difference) <= {"flow", "proxy"}
-    assert difference.item() != 0
-    assert problem.reached(some.reverse) == {"flow", "proxy"}
+    none = problem.terms(draws=Draws(simulated=0.0)).reverse
+    some = problem.terms(draws=Draws(simulated=2.5)).reverse
+    proxy = [gradients_of(problem, term, "proxy") for term in (none, some)]
+    torch.testing.assert_close(*proxy)
+    flow = [gradients_of(problem, term, "flow") for term in (none, some)]
+    assert (flow[1] - flow[0]).norm() > 0.1 * flow[0].norm()
+
+
+def test_pairs_that_the_proxy_simulates_have_the_weight_of_the_batch():
+    problem = LikelihoodProblem()
+    weights = torch.zeros(BATCH)
+    assert problem.terms(weights=weights).reverse.item() == 0
 
 
 def test_a_proxy_that_cannot_simulate_does_not():
@@ -144,13 +155,31 @@ def test_a_proxy_that_cannot_simulate_does_not():
     assert few.item() == many.item()
 
 
-def test_the_likelihood_does_not_train_the_embedding():
+def test_the_likelihood_does_not_train_the_embedding(monkeypatch):
     problem = LikelihoodProblem()
+    gradients = {}
+    for weight in (0.0, 0.3):
+        monkeypatch.setattr(objective, "_LIKELIHOOD", weight)
+        term = problem.terms().proxy
+        for name in ("embedding", "proxy"):
+            gradients.setdefault(name, []).append(gradients_of(problem, term, name))
+    torch.testing.assert_close(*gradients["embedding"])
+    assert gradients["embedding"][0].norm() > 0
+    assert (gradients["proxy"][1] - gradients["proxy"][0]).norm() > 0
+
+
+def test_the_proxy_descends_the_negative_log_likelihood(monkeypatch):
+    problem = LikelihoodProblem()
+    terms = []
+    for weight in (0.0, 1.0):
+        monkeypatch.setattr(objective, "_LIKELIHOOD", weight)
+        terms.append(problem.terms().proxy)
     context = problem.estimator.embed(problem.x)
-    likelihood = problem.estimator.proxy.network.log_likelihood(problem.theta, context.detach())
-    assert problem.reached(likelihood.sum()) == {"proxy"}
-    # The ranking loss does.
-    assert problem.reached(problem.terms().proxy) == {"proxy", "embedding"}
+    found = (terms[1] - terms[0]).item()
+    torch.manual_seed(5)  # dropout in the embedding
+    context = problem.estimator.embed(problem.x)
+    likelihood = problem.estimator.proxy.network.log_likelihood(problem.theta, context)
+    assert found == pytest.approx(-likelihood.mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(

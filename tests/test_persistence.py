@@ -94,7 +94,7 @@ NAMED = {"density_estimator": "coupling_nsf", "proxy": "likelihood"}
 def test_round_trip_for_priors(prior, tmp_path):
     # The proxy's base does not take a MultipleIndependent yet.
     objective = "ml" if prior == "multiple" else "dual"
-    original = train(PRIORS[prior], NAMED, objective=objective)
+    original = train(PRIORS[prior], objective=objective)
     save(original, tmp_path / "posterior")
     loaded = load(tmp_path / "posterior")
     assert_same(loaded, original, torch.ones(1, 3))
