@@ -145,8 +145,10 @@ def column_scales(context: Tensor | None, num: int, like: Tensor) -> tuple[Tenso
         like: Tensor of the type and device wanted.
     """
     shift, scale = like.new_zeros(num), like.new_ones(num)
-    finite = None if context is None else context[context.isfinite().all(dim=1)].to(like)
-    if finite is None or len(finite) < 2:
+    if context is None or num == 0:
+        return shift, scale
+    finite = context[context.isfinite().all(dim=1)].to(like)
+    if len(finite) < 2:
         return shift, scale
     raw = (finite.abs() > _CUT).to(like).mean(dim=0) > 1 / _CUT**2
     std, mean = torch.std_mean(finite, dim=0)
