@@ -13,11 +13,13 @@ from torch.distributions import Distribution
 
 __all__ = [
     "as_float",
+    "check_finite",
     "check_held_out",
     "check_not_negative",
     "check_positive",
     "check_prior",
     "check_simulations",
+    "constant_column",
     "fraction_outside_prior",
     "warn_outside_prior",
 ]
@@ -149,21 +151,40 @@ def check_simulations(
                 f"theta has {theta.shape[1]} parameters, the prior has {dim}; pass the parameters "
                 "in the order of the prior."
             )
-    finite = theta.isfinite().all(dim=1)
-    if not finite.all():
-        rows = (~finite).nonzero().flatten()
-        raise ValueError(
-            f"theta holds NaN or inf in {len(rows)} of {len(theta)} rows (the first is row "
-            f"{int(rows[0])}); remove these simulations, and find out where they come from."
-        )
-    constant = (theta == theta[0]).all(dim=0)
-    if len(theta) > 1 and constant.any():
-        column = int(constant.nonzero()[0])
+    check_finite("theta", theta, "these simulations")
+    column = constant_column(theta)
+    if len(theta) > 1 and column is not None:
         raise ValueError(
             f"theta is constant in column {column} (= {float(theta[0, column]):g}): a parameter "
             "that never varies has no density; leave it out of theta and of the prior."
         )
     return theta, x
+
+
+def check_finite(name: str, rows: Tensor, what: str) -> None:
+    """Refuse rows, shape (n, d), that hold NaN or inf.
+
+    Args:
+        name: What they are called in the message.
+        rows: Rows.
+        what: What the message says to remove.
+
+    Raises:
+        ValueError: If there are such rows, with their number and the first of them.
+    """
+    finite = rows.isfinite().all(dim=1)
+    if not finite.all():
+        bad = (~finite).nonzero().flatten()
+        raise ValueError(
+            f"{name} holds NaN or inf in {len(bad)} of {len(rows)} rows (the first is row "
+            f"{int(bad[0])}); remove {what}, and find out where they come from."
+        )
+
+
+def constant_column(rows: Tensor) -> int | None:
+    """Return the first column of rows, shape (n, d), that never varies, if there is one."""
+    constant = (rows == rows[0]).all(dim=0)
+    return int(constant.nonzero()[0]) if constant.any() else None
 
 
 def check_held_out(

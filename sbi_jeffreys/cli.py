@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ._version import __version__
+from .arguments import natural, positive
 from .benchmark.cli import add_commands as add_bench_commands
 
 __all__ = ["main"]
@@ -46,7 +47,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="train and compare three methods, with figures")
     _add_common(demo, "results/demo")
-    demo.add_argument("--num-simulations", type=_positive, default=1000, metavar="N")
+    demo.add_argument("--num-simulations", type=positive, default=1000, metavar="N")
     demo.add_argument("--quick", action="store_true", help="two epochs, few samples: a smoke test")
     demo.set_defaults(run=_run_demo)
 
@@ -62,7 +63,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     timing = commands.add_parser("bench-train", help="time the training against sbi's")
     _add_common(timing, "results/bench-train")
     timing.add_argument(
-        "--num-simulations", type=_positive, nargs="+", default=[1000, 10_000], metavar="N"
+        "--num-simulations", type=positive, nargs="+", default=[1000, 10_000], metavar="N"
     )
     timing.add_argument(
         "--quick", action="store_true", help="a few epochs of each, none to the end"
@@ -84,7 +85,7 @@ def _add_common(parser: argparse.ArgumentParser, out: str) -> None:
         metavar="TASK",
         help="two_moons and slcp if not given; see `sbi-jeffreys tasks`",
     )
-    parser.add_argument("--seed", type=_natural, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -101,20 +102,6 @@ def _task_name(text: str) -> str:
     if text not in list_tasks():
         raise argparse.ArgumentTypeError(f"no task {text!r}, known are {', '.join(list_tasks())}")
     return text
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
-    return number
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:

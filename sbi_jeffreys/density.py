@@ -44,7 +44,7 @@ from .record import append_epoch, new_record
 from .samples import check_points, check_trainable, split_samples
 from .training import Data, Settings, Training, TrainingDiverged, copy_of_weights
 
-__all__ = ["STEPS_PER_EPOCH", "TEST_KEYS", "JeffreysDensity", "density_dual"]
+__all__ = ["DRAWS", "STEPS_PER_EPOCH", "TEST_KEYS", "JeffreysDensity", "density_dual"]
 
 STEPS_PER_EPOCH = 50
 """Least number of steps between two looks at held-out data."""
@@ -52,8 +52,9 @@ STEPS_PER_EPOCH = 50
 TEST_KEYS = ("test_loss", "test_loss_proxy")
 """What the record holds beyond that of ``JeffreysNPE``: both models' NLL on test data."""
 
-# All rows share one x: a sixteenth of a batch of 100 are 6 rows, with 32 samples of the flow each.
-_DRAWS = Draws(flow=32, base=128, fraction=1 / 16, jitter=0.0)
+DRAWS = Draws(flow=32, base=128, fraction=1 / 16, jitter=0.0)
+"""Numbers of samples: all rows share one x; 1/16 of a batch of 100 are 6 rows of 32 samples."""
+
 # Patience of a training that never stops early.
 _NEVER = 2**62
 
@@ -126,7 +127,7 @@ class JeffreysDensity:
         self._weighting: Weighting = density_dual() if dual else weighting(objective)
         self._build_flow = flow_builder(density_estimator, None)
         self._build_proxy = proxy_builder(proxy)
-        self._draws = _DRAWS if draws is None else draws
+        self._draws = DRAWS if draws is None else draws
         self._settings: dict[str, Any] = {
             "training_batch_size": batch_size,
             "learning_rate": learning_rate,

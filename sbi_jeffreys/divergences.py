@@ -50,6 +50,7 @@ __all__ = [
     "cross_entropy",
     "effective_sample_size",
     "forward_kl",
+    "huber",
     "log_partition",
     "log_variance",
     "proxy_kl",
@@ -97,6 +98,11 @@ def reverse_kl(log_prob: Tensor, log_unnormalized: Tensor, log_partition: Tensor
     return (log_prob - log_unnormalized).mean(dim=0) + log_partition
 
 
+def huber(value: Tensor, limit: float) -> Tensor:
+    """Return half the square of each value, linear from the limit on, of the same shape."""
+    return F.huber_loss(value, torch.zeros_like(value), delta=limit, reduction="none")
+
+
 def log_variance(log_prob: Tensor, log_unnormalized: Tensor, *, limit: float = math.inf) -> Tensor:
     r"""Return half the unbiased variance of :math:`r = \log p_\phi - \log \tilde q_\psi`.
 
@@ -116,8 +122,7 @@ def log_variance(log_prob: Tensor, log_unnormalized: Tensor, *, limit: float = m
     if math.isinf(limit):
         return 0.5 * r.var(dim=0)
     deviation = r - r.mean(dim=0)
-    squares = F.huber_loss(deviation, torch.zeros_like(r), delta=limit, reduction="none")
-    return squares.sum(dim=0) / (len(r) - 1)
+    return huber(deviation, limit).sum(dim=0) / (len(r) - 1)
 
 
 def ranking_nce(log_weights: Tensor) -> Tensor:

@@ -34,21 +34,21 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .divergences import cross_entropy, log_partition, log_variance, ranking_nce, reverse_kl
+from .divergences import cross_entropy, huber, log_partition, log_variance, ranking_nce, reverse_kl
 from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .proxy import Base
 
-__all__ = ["BatchTerms", "Draws", "ReverseQueue", "ReverseSet", "batch_terms"]
+__all__ = ["PROXY_LIMIT", "BatchTerms", "Draws", "ReverseQueue", "ReverseSet", "batch_terms"]
 
 # A flow that starts far away from its proxy (a prior much narrower than its marginals) deviates by
 # hundreds of nats, which would drown the data; where the two are near it is a few tenths.
 _LIMIT = 3.0
-# Deviation, in nats, from which on the proxy's pull towards the flow no longer grows.
-_PROXY_LIMIT = 0.1
+PROXY_LIMIT = 0.1
+"""Deviation, in nats, from which on the proxy's pull towards the flow no longer grows."""
+
 # Weight of the likelihood beside the ranking losses in D3. With all of it, discrete data are
 # overfitted (bernoulli_glm, sir); without it, continuous ones need twice the steps (slcp).
 _LIKELIHOOD = 0.3
@@ -177,7 +177,7 @@ def batch_terms(
     base_draws: Tensor,
     queue: ReverseQueue | None = None,
     forward_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    proxy_limit: float = _PROXY_LIMIT,
+    proxy_limit: float = PROXY_LIMIT,
 ) -> BatchTerms:
     """Evaluate the three divergences on a batch.
 
@@ -290,16 +290,12 @@ def _gauge(log_z: Tensor, ratio_base: Tensor | None) -> Tensor:
 
     ``log_z`` (N,) is estimated at flow samples; ``ratio_base`` (M, N) is the ratio at base draws.
     """
-    penalty = _huber(log_z)
+    # Jittered x may lie far from any data, where log Z is thousands of nats.
+    penalty = huber(log_z, _LIMIT)
     if ratio_base is not None:
         log_z_base = log_partition(ratio_base, torch.zeros_like(ratio_base))
-        penalty = penalty + _huber(log_z_base.clamp_min(0.0))
+        penalty = penalty + huber(log_z_base.clamp_min(0.0), _LIMIT)
     return penalty
-
-
-def _huber(value: Tensor) -> Tensor:
-    # Jittered x may lie far from any data, where log Z is thousands of nats.
-    return F.huber_loss(value, torch.zeros_like(value), delta=_LIMIT, reduction="none")
 
 
 def _frozen_sample(estimator: JeffreysEstimator, num: int, context: Tensor) -> Tensor:

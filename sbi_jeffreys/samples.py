@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import as_float
+from .checks import as_float, check_finite, constant_column
 
 __all__ = ["check_points", "check_trainable", "split_samples"]
 
@@ -52,13 +52,7 @@ def check_points(name: str, values: Any, dim: int | None = None) -> Tensor:
         )
     if dim is not None and points.shape[1] != dim:
         raise ValueError(f"{name} has {points.shape[1]} columns, the samples have {dim}.")
-    finite = points.isfinite().all(dim=1)
-    if not finite.all():
-        rows = (~finite).nonzero().flatten()
-        raise ValueError(
-            f"{name} holds NaN or inf in {len(rows)} of {len(points)} rows (the first is row "
-            f"{int(rows[0])}); remove them, and find out where they come from."
-        )
+    check_finite(name, points, "them")
     return points
 
 
@@ -70,9 +64,8 @@ def check_trainable(samples: Tensor) -> None:
     """
     if len(samples) < 2:
         raise ValueError(f"A density needs at least 2 samples to train on, got {len(samples)}.")
-    constant = (samples == samples[0]).all(dim=0)
-    if constant.any():
-        column = int(constant.nonzero()[0])
+    column = constant_column(samples)
+    if column is not None:
         raise ValueError(
             f"samples are constant in column {column} (= {float(samples[0, column]):g}): what "
             "never varies has no density; leave the column out."

@@ -5,15 +5,14 @@ lets the weighting move the multipliers. Early stopping looks at the flow's held
 which is the same quantity from the first epoch to the last; the Lagrangian is not, since it moves
 with its multipliers.
 
-The proxy learns from few simulations in a hundred steps what the flow needs a thousand to follow,
-and then overfits. So the proxy's best weights on held-out data are kept and put back at a lower
+The proxy learns from few simulations in a hundred steps what the flow needs hundreds to follow, and
+then overfits. So the proxy's best weights on held-out data are kept and put back at a lower
 learning rate whenever it stops to improve (:class:`ProxyPlateau`), and patience runs slowly while
 the proxy is ahead of the flow on held-out data: the flow can still learn from it.
 
-Whenever held-out data have seen no progress for half of the patience, and the proxy is not ahead,
-the price of :math:`D_2` is relaxed; so it is, by less, at every look that finds the flow ahead. So
-every run walks from strong to weak regularisation, and held-out data choose where on the way the
-best weights lie.
+Whenever held-out data have seen no progress for half of the patience, the price of :math:`D_2` is
+relaxed; so it is, by less, at every look that finds the flow ahead. So every run walks from strong
+to weak regularisation, and held-out data choose where on the way the best weights lie.
 
 What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
 averaging): at a constant learning rate the weights themselves wander about, and a held-out curve
@@ -40,7 +39,7 @@ from .duals import DualState, Weighting
 from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .muon import Muon
-from .objective import Draws, ReverseQueue, batch_terms
+from .objective import PROXY_LIMIT, Draws, ReverseQueue, batch_terms
 
 __all__ = [
     "Data",
@@ -140,7 +139,7 @@ class Settings:
     learning_rate: float = 4e-3
     proxy_learning_rate: float = 5e-3
     proxy_weight_decay: float = 0.1
-    proxy_limit: float = 0.1
+    proxy_limit: float = PROXY_LIMIT
     proxy_plateau: bool = True
     muon: bool = True
     stop_after_epochs: int = 20

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..arguments import natural
 from . import fig2, fig3, fig4, fig5, theorem
 from .claims import Claim
 
@@ -30,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("results/paper"), help="folder, results/paper if not given"
     )
     parser.add_argument(
-        "--seeds", type=_seed, nargs="+", metavar="SEED", help="each experiment's own if not given"
+        "--seeds",
+        type=natural,
+        nargs="+",
+        metavar="SEED",
+        help="each experiment's own if not given",
     )
     parser.add_argument("--quick", action="store_true", help="a few steps of each: a smoke test")
     parser.add_argument("--jobs", type=int, default=2, help="processes, 2 if not given")
@@ -40,13 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="images for fig5, a subfolder for each class; scikit-learn's digits if not given",
     )
-
-
-def _seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
-    return number
 
 
 def run(arguments: argparse.Namespace) -> None:

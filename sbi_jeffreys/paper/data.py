@@ -15,7 +15,7 @@ from sklearn.datasets import make_circles, make_moons
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
 
-__all__ = ["DATA_SETS", "Split", "draw", "gaussian_mixture", "split"]
+__all__ = ["DATA_SETS", "Sizes", "Split", "draw", "gaussian_mixture", "split"]
 
 
 class Split(NamedTuple):
@@ -135,14 +135,25 @@ def draw(name: str, num: int, seed: int) -> Tensor:
     return torch.from_numpy(np.asarray(DATA_SETS[name](num, rng), dtype=np.float32))
 
 
-def split(name: str, seed: int, *, num_train: int, num_validation: int, num_test: int) -> Split:
+class Sizes(NamedTuple):
+    """Samples to train on, and as many to choose with; samples to report; epochs."""
+
+    num_train: int = 100
+    num_test: int = 5000
+    epochs: int = 30
+
+
+def split(
+    name: str, seed: int, *, num_train: int, num_test: int, num_validation: int | None = None
+) -> Split:
     """Return independent samples of a data set to train on, to choose with and to report.
 
-    Test samples are those of the data set, whatever the seed: runs of several seeds differ in what
-    they saw, not in what they are judged on.
+    There are as many to choose with as to train on, if nothing else is said. Test samples are those
+    of the data set, whatever the seed: runs of several seeds differ in what they saw, not in what
+    they are judged on.
     """
     return Split(
         draw(name, num_train, 2 * seed),
-        draw(name, num_validation, 2 * seed + 1),
+        draw(name, num_train if num_validation is None else num_validation, 2 * seed + 1),
         draw(name, num_test, 10**6),
     )

@@ -6,18 +6,19 @@ Our estimators do not depend on the partition function Z, which a gauge of fixed
 so that the claim on Z is put to runs without the gauge as well.
 """
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..density import DRAWS
 from ..duals import FixedWeights
-from ..objective import Draws
 from ..plotting import PALETTE
 from .claims import Claim, judge
-from .data import gaussian_mixture, split
+from .data import Sizes, gaussian_mixture, split
 from .figures import save, styled
 from .models import best_and_last, curve, train
 from .runs import Result, run_all
@@ -36,14 +37,6 @@ _FREE: dict[str, tuple[float, float, float]] = {
 }
 # What runs with more than one seed.
 _ALL_SEEDS = ("dual", "dual_quadratic", "flow")
-
-
-class Sizes(NamedTuple):
-    """Samples and epochs."""
-
-    num_train: int = 100
-    num_test: int = 5000
-    epochs: int = 30
 
 
 def run(
@@ -92,14 +85,8 @@ def _train(*, name: str, seed: int, arguments: dict[str, Any], settings: Sizes) 
     arguments = dict(arguments)
     gauge = arguments.pop("gauge", None)
     if gauge is not None:
-        arguments["draws"] = Draws(flow=32, base=128, fraction=1 / 16, jitter=0.0, gauge=gauge)
-    data = split(
-        "gaussian_mixture",
-        seed,
-        num_train=settings.num_train,
-        num_validation=settings.num_train,
-        num_test=settings.num_test,
-    )
+        arguments["draws"] = replace(DRAWS, gauge=gauge)
+    data = split("gaussian_mixture", seed, num_train=settings.num_train, num_test=settings.num_test)
     floor = -gaussian_mixture().log_prob(data.test).mean().item()
     density = train(data=data, seed=seed, epochs=settings.epochs, **arguments)
     return Result(curve(density, weighting=name, seed=seed, nll_truth=floor), {})

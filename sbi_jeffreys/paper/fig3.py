@@ -100,13 +100,7 @@ def kl_of_samples(samples: Tensor) -> float:
 
 
 def _train(*, method: str, rate: str, seed: int, settings: Sizes) -> Result:
-    data = split(
-        "gaussian_mixture",
-        seed,
-        num_train=settings.num_train,
-        num_validation=settings.num_train,
-        num_test=settings.num_test,
-    )
+    data = split("gaussian_mixture", seed, num_train=settings.num_train, num_test=settings.num_test)
     columns = {"method": method, "rate": rate, "learning_rate": RATES[rate], "seed": seed}
     if method == "wgan":
         return Result(_train_wgan(data.train, columns, settings), {})

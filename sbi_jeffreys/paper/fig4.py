@@ -5,7 +5,7 @@ mean and standard deviation over seeds, for both flows and for our proxy.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..density import JeffreysDensity
 from .claims import Claim, judge
-from .data import DATA_SETS, split
+from .data import DATA_SETS, Sizes, split
 from .figures import bare, save, styled
 from .models import METHODS, best_and_last, curve, density_maps, train
 from .runs import Arrays, Result, run_all
@@ -36,19 +36,11 @@ _COLUMNS = {
 }
 
 
-class Sizes(NamedTuple):
-    """Samples and epochs."""
-
-    num_train: int = 200
-    num_test: int = 5000
-    epochs: int = 30
-
-
 def run(
     out: Path, *, seeds: list[int] | None = None, quick: bool = False, jobs: int = 2
 ) -> list[Claim]:
     """Run the experiment; write `fig4.csv`, `fig4-curves.csv` and `fig4.png`; return the claims."""
-    sizes = Sizes(40, 200, 1) if quick else Sizes()
+    sizes = Sizes(40, 200, 1) if quick else Sizes(num_train=200)
     seeds = ([0, 1] if quick else list(range(5))) if seeds is None else seeds
     sets = SETS[:2] if quick else SETS
     runs = {
@@ -78,13 +70,7 @@ def _points(name: str) -> Tensor:
 
 
 def _train(*, name: str, method: str, seed: int, settings: Sizes) -> Result:
-    data = split(
-        name,
-        seed,
-        num_train=settings.num_train,
-        num_validation=settings.num_train,
-        num_test=settings.num_test,
-    )
+    data = split(name, seed, num_train=settings.num_train, num_test=settings.num_test)
     points, maps = _points(name), {}
 
     def remember_best(density: JeffreysDensity) -> None:
