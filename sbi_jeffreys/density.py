@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from .batches import Data
 from .checks import check_not_negative, check_positive
 from .divergences import cross_entropy
 from .duals import (
@@ -39,10 +40,11 @@ from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, flow_builder
 from .objective import Draws
 from .partition import log_unnormalized, measure_log_partition, settled_log_partition
+from .patience import copy_of_weights
 from .proxy import Base, EnergyProxy, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
 from .samples import check_points, check_trainable, split_samples
-from .training import Data, Settings, Training, TrainingDiverged, copy_of_weights
+from .training import Settings, Training, TrainingDiverged
 
 __all__ = ["DRAWS", "STEPS_PER_EPOCH", "TEST_KEYS", "JeffreysDensity", "density_dual"]
 

@@ -179,6 +179,11 @@ class LikelihoodEnergy(nn.Module):
         shift = marginal + self.log_ratio + self.gauge(c).squeeze(-1)
         return self._log_mixture(theta, c), shift
 
+    @property
+    def is_discrete(self) -> bool:
+        """Whether some of the data come in steps."""
+        return bool((self.gaps > 0).any())
+
     def dequantize(self, context: Tensor) -> Tensor:
         """Spread data in steps (counts, categories) over their steps, at random.
 

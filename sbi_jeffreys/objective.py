@@ -14,8 +14,8 @@ flow for some x. From these numbers, and from the proxy at M draws of its base, 
   likelihood of the data, where the proxy has one: the divergence between the joint distributions,
   which bounds that between the posteriors, by the chain rule;
 - the gauge: :math:`D_2` and :math:`D_3` leave :math:`f_\psi + c(x)` undetermined; half the square
-  of :math:`\log \hat Z_\psi(x)`, linear from three nats on, pins it to the normalised proxy, also
-  at jittered x.
+  of :math:`\log \hat Z_\psi(x)`, linear from three nats on, pins it to the normalised proxy. It
+  moves nothing but the part of the proxy that depends on x alone, where there is one.
   :math:`\hat Z_\psi` from the flow's samples misses what the flow misses, from base draws what is
   narrow. The latter errs downwards only, so that it counts where it is positive.
 
@@ -73,7 +73,7 @@ class Draws:
     fraction: float = 0.5
     simulated: float = 1.5
     jitter: float = 0.3
-    gauge: float = 0.1
+    gauge: float = 1.0
 
     def __post_init__(self) -> None:
         if self.flow < 2:
@@ -224,7 +224,7 @@ def batch_terms(
     # The proxy sees data in steps as if they were continuous.
     seen = network.dequantize(context) if isinstance(network, LikelihoodEnergy) else context
     conditions = torch.cat((seen, conditions[rows:]))
-    ratio, log_likelihood = _ratio(network, points, conditions)
+    ratio, log_likelihood, shift = _ratio(network, points, conditions)
     log_unnormalized = ratio + base.log_prob_soft(points)
     # Base draws at the data's x, for the ranking loss, and at the x of D2, for the gauge.
     ratio_base = network(base_draws.unsqueeze(1), torch.cat((seen, there.context)))
@@ -257,22 +257,38 @@ def batch_terms(
         # A calibration kernel weighs x, which embedded data are not: its mean must do.
         reverse = reverse + weights.mean() * cross_entropy(log_own).mean()
     # In later rounds the negatives are no draws of the base: they say nothing of Z.
-    gauge = _gauge(log_z, None if forward_loss else ratio_base[:, rows:])
+    base_there = None if forward_loss else ratio_base[:, rows:]
+    if shift is None:
+        gauge = there.weights * _gauge(log_z, base_there)
+    else:
+        # What moves Z alone leaves the likelihood undisturbed. Jittered x may lie where log Z is
+        # anything, and there is no need to know it.
+        few = slice(0, plain or num)
+        alone = shift[rows + plain : rows + plain + num][few]
+        base_there = None if base_there is None else _moved_by(alone, base_there[:, few])
+        gauge = there.weights[few] * _gauge(_moved_by(alone, log_z[few]), base_there)
     return BatchTerms(
         forward=(weights * loss).mean(),
         reverse=reverse,
         proxy=nce,
-        gauge=(there.weights * gauge).mean(),
+        gauge=gauge.mean(),
         reverse_estimate=reverse_kl(log_flow, log_proxy, log_z).detach().mean(),
     )
 
 
-def _ratio(network: nn.Module, theta: Tensor, context: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the log ratio at pairs (N,), and its part that is a log likelihood, if it has one."""
+def _ratio(
+    network: nn.Module, theta: Tensor, context: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the log ratio at pairs (N,) and, of a likelihood, its two summands."""
     if not isinstance(network, LikelihoodEnergy):
-        return network(theta.unsqueeze(0), context)[0], None
+        return network(theta.unsqueeze(0), context)[0], None, None
     log_mixture, shift = network.parts(theta.unsqueeze(0), context)
-    return log_mixture[0] + shift, log_mixture[0]
+    return log_mixture[0] + shift, log_mixture[0], shift
+
+
+def _moved_by(shift: Tensor, value: Tensor) -> Tensor:
+    """Return the value, with the gradient of one of its summands, the shift, alone."""
+    return value.detach() + (shift - shift.detach())
 
 
 def _own_simulations(
@@ -290,7 +306,7 @@ def _gauge(log_z: Tensor, ratio_base: Tensor | None) -> Tensor:
 
     ``log_z`` (N,) is estimated at flow samples; ``ratio_base`` (M, N) is the ratio at base draws.
     """
-    # Jittered x may lie far from any data, where log Z is thousands of nats.
+    # At first, and at x far from any other, log Z may be hundreds of nats.
     penalty = huber(log_z, _LIMIT)
     if ratio_base is not None:
         log_z_base = log_partition(ratio_base, torch.zeros_like(ratio_base))

@@ -28,6 +28,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
 from sbi.neural_nets.factory import model_builders
 from sbi.utils import BoxUniform, MultipleIndependent
+from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, distributions
 from torch.distributions import Distribution, Independent
 
@@ -168,7 +169,7 @@ def _direct_posterior(
 ) -> DirectPosterior:
     posterior = DirectPosterior(
         estimator,
-        _on_device(prior, device),
+        prior if device == "cpu" else move_distribution_to_device(prior, device),
         max_sampling_batch_size=recorded["max_sampling_batch_size"],
         device=device,
         enable_transform=recorded["enable_transform"],
@@ -397,13 +398,6 @@ def _rebuild_distribution(
         distribution = kind(**{argument: tensors[f"{key}.{argument}"] for argument in arguments})
     distribution._validate_args = entry["validate"]
     return distribution
-
-
-def _on_device(prior: Distribution, device: str) -> Distribution:
-    """Return the prior where sbi wants it: beside the estimator."""
-    if device != "cpu" and hasattr(prior, "to"):
-        prior.to(device)
-    return prior
 
 
 # Files

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from sbi.utils.sbiutils import ImproperEmpirical, within_support
+from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
@@ -53,10 +54,10 @@ class Base:
         self.floor = prior.log_prob(self.anchor)[0] - _WALL
 
     def to(self, device: torch.device | str) -> "Base":
-        """Move the anchor to a device; the prior has been checked to be there by sbi."""
+        """Move the base to a device; a distribution that cannot move itself is built anew."""
+        if torch.device(device) != self.anchor.device:
+            self.distribution = move_distribution_to_device(self.distribution, device)
         self.anchor, self.floor = self.anchor.to(device), self.floor.to(device)
-        if hasattr(self.distribution, "to"):
-            self.distribution.to(device)
         return self
 
     def sample(self, num: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
+from .batches import Data, LoaderData
 from .checks import (
     check_held_out,
     check_not_negative,
@@ -34,16 +35,10 @@ from .duals import Weighting, is_maximum_likelihood, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn
 from .objective import Draws
+from .patience import copy_of_weights
 from .proxy import Base, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
-from .training import (
-    Data,
-    LoaderData,
-    Settings,
-    Training,
-    TrainingDiverged,
-    copy_of_weights,
-)
+from .training import Settings, Training, TrainingDiverged
 
 __all__ = ["JeffreysNPE"]
 
@@ -426,7 +421,7 @@ class JeffreysNPE(NPE_C):
             # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
             bar.close()
             self._last_weights = None if diverged else copy_of_weights(training.estimator)
-            self._finish(training, first, train_config.show_train_summary)
+            self._finish(training, train_loader, first, train_config.show_train_summary)
         return training.estimator
 
     def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
@@ -469,7 +464,7 @@ class JeffreysNPE(NPE_C):
         training.settings = settings
         training.kernel = loss_args.calibration_kernel
         training.forward_loss = self._atomic_loss if atomic else None
-        training.stall = 0.0
+        training.patience.renew(settings.stop_after_epochs)
         self._training = training
         return training
 
@@ -497,9 +492,10 @@ class JeffreysNPE(NPE_C):
             state["_training"].kernel, state["_training"].forward_loss = _ones, None
         return state
 
-    def _finish(self, training: Training, first: int, show_summary: bool) -> None:
+    def _finish(self, training: Training, data: Any, first: int, show_summary: bool) -> None:
         """Put the best weights back and close the books of this call."""
         training.restore_best()
+        training.center_partition(data)
         training.estimator.eval()
         training.estimator.zero_grad(set_to_none=True)
         self.epoch, self._best_val_loss = training.epoch, training.best_loss

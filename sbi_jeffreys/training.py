@@ -3,20 +3,11 @@ r"""Joint training of flow and proxy under a weighting, with early stopping on h
 Every step descends :math:`\lambda_1 D_1 + \lambda_2 D_2 + \lambda_3 D_3` in both models and then
 lets the weighting move the multipliers. Early stopping looks at the flow's held-out cross-entropy,
 which is the same quantity from the first epoch to the last; the Lagrangian is not, since it moves
-with its multipliers.
-
-The proxy learns from few simulations in a hundred steps what the flow needs hundreds to follow, and
-then overfits. So the proxy's best weights on held-out data are kept and put back at a lower
-learning rate whenever it stops to improve (:class:`ProxyPlateau`), and patience runs slowly while
-the proxy is ahead of the flow on held-out data: the flow can still learn from it.
-
-Whenever held-out data have seen no progress for half of the patience, the price of :math:`D_2` is
-relaxed; so it is, by less, at every look that finds the flow ahead. So every run walks from strong
-to weak regularisation, and held-out data choose where on the way the best weights lie.
+with its multipliers. What held-out data decide is in :mod:`sbi_jeffreys.patience`.
 
 What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
-averaging): at a constant learning rate the weights themselves wander about, and a held-out curve
-that does so too stops a run too early.
+averaging), at the start over a tenth of them: at a constant learning rate the weights themselves
+wander about, and a held-out curve that does so too stops a run too early.
 
 The entropy H in :math:`D_1` and :math:`D_3` is unknown. With linear prices for these two (the
 default) it drops out of the problem. Where a price is curved, H is taken to be the lowest held-out
@@ -29,99 +20,44 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .batches import Data, LoaderData
 from .diagnostics import diagnose_proxy
-from .duals import DualState, Weighting
+from .duals import DualState, ResilientDual, Weighting
 from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .muon import Muon
 from .objective import PROXY_LIMIT, Draws, ReverseQueue, batch_terms
+from .patience import Patience, ProxyPlateau, copy_of_weights
 
-__all__ = [
-    "Data",
-    "LoaderData",
-    "ProxyPlateau",
-    "Settings",
-    "Training",
-    "TrainingDiverged",
-    "copy_of_weights",
-]
+__all__ = ["Settings", "Training", "TrainingDiverged"]
 
 # Margin below the best held-out cross-entropy in the entropy estimate, nats.
 _ENTROPY_MARGIN = 0.1
+# x over which the mean of log Z is taken in the end: its standard deviation over x is 1 to 5 nats.
+_CENTER_ROWS = 512
 # Held-out x on which the proxy is looked at, the draws for each, and the least number of steps
 # between two looks: an epoch of few steps would otherwise spend its time on looking.
 _PROXY_ROWS, _PROXY_DRAWS, _PROXY_STEPS = 64, 32, 32
-# The same for its likelihood, which needs no draws.
-_LIKELIHOOD_ROWS = 2000
-# By how much, in nats, the proxy must be better than the flow to count as ahead of it, and how much
-# slower patience runs while it is.
-_AHEAD, _SLOWER = 0.05, 2
-# Factor on the stiffness of the price of D2 at every look that finds the flow ahead instead.
-_FADING = 0.5
-# Least progress on held-out data, in nats, that patience counts as such: less is kept, but a run
-# that only creeps has arrived.
-_PROGRESS = 0.01
-# Looks without progress of the proxy until its best weights are put back, and the factor on its
-# learning rate then.
-_PLATEAU, _DROP = 4, 0.3
-# Factor on the stiffness of the price of D2 at every relaxation.
-_RELAXATION = 0.2
-# Share of the newest weights in the running mean: it looks back over some 50 steps.
-_AVERAGING = 0.02
+# The same for its likelihood, which needs no draws. Data in steps are spread over them at random,
+# so many times.
+_LIKELIHOOD_ROWS, _LIKELIHOOD_STEPS, _LIKELIHOOD_COPIES = 2000, 8, 8
+# Factor on the proxy's learning rate when its best weights are put back, and on both when a trial
+# has failed.
+_DROP, _DROP_BOTH = 0.3, 0.5
+# Running mean of the weights: share of the newest, and how many times that of a plain mean it is
+# at first. It looks back over a tenth of the steps, and over 50 at most.
+_AVERAGING, _NEWEST = 0.02, 10
 # Rows evaluated at once on held-out data: enough to be fast, few enough for any memory.
 _CHUNK = 8192
 
 
-def copy_of_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Return the module's state, apart from the module."""
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
 class TrainingDiverged(RuntimeError):
     """The objective or the weights are no longer finite."""
-
-
-class Data(NamedTuple):
-    """Rows of the stored simulations: theta (n, d), x (n, *event), masks (n, 1), which rows."""
-
-    theta: Tensor
-    x: Tensor
-    masks: Tensor
-    rows: Tensor
-
-    def batches(self, size: int, device: str, *, shuffle: bool) -> Iterator[tuple[Tensor, ...]]:
-        """Yield (theta, x, masks) of nearly equal size, by index: nothing is copied twice."""
-        num = len(self.rows)
-        order = self.rows[torch.randperm(num)] if shuffle else self.rows
-        for rows in order.tensor_split(max(1, num // size)):
-            rows = rows.to(self.theta.device)
-            yield tuple(t[rows].to(device) for t in (self.theta, self.x, self.masks))
-
-    def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
-        """Return (theta, x) of the first rows."""
-        rows = self.rows[:num].to(self.theta.device)
-        return self.theta[rows].to(device), self.x[rows].to(device)
-
-
-class LoaderData(NamedTuple):
-    """The same through one of torch's loaders, for users who bring their own collation."""
-
-    loader: Any
-
-    def batches(self, size: int, device: str, *, shuffle: bool) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the loader's batches; size and order are the loader's."""
-        for batch in self.loader:
-            yield tuple(t.to(device) for t in batch)
-
-    def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
-        """Return (theta, x) of the loader's first rows."""
-        theta, x, *_ = next(iter(self.loader))
-        return theta[:num].to(device), x[:num].to(device)
 
 
 @dataclass(frozen=True)
@@ -145,28 +81,6 @@ class Settings:
     stop_after_epochs: int = 20
     clip_max_norm: float | None = 5.0
     device: str = "cpu"
-
-
-@dataclass
-class ProxyPlateau:
-    """The best weights of a proxy, put back at a lower learning rate when it stops to improve."""
-
-    best: float = float("inf")
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    looks: int = 0
-
-    def look(self, loss: float, proxy: nn.Module) -> None:
-        """Compare the held-out loss of the proxy as it is now with the best so far."""
-        if loss < self.best:
-            self.best, self.weights, self.looks = loss, copy_of_weights(proxy), 0
-        else:
-            self.looks += 1
-
-    def reached(self) -> bool:
-        """Whether the proxy has stopped to improve; counting begins anew."""
-        reached = bool(self.weights) and self.looks >= _PLATEAU
-        self.looks = 0 if reached else self.looks
-        return reached
 
 
 LossHook = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -196,13 +110,11 @@ class Training:
     forward_loss: LossHook | None = None
     from_prior: bool = True
     epoch: int = 0
-    mark: float = float("inf")
-    stall: float = 0.0
     best_loss: float = float("inf")
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     entropy: float = float("inf")
     steps: int = 0
-    stiffness: float = 1.0
+    patience: Patience = field(init=False)
     dual: DualState = field(init=False)
     optimizers: list[torch.optim.Optimizer] = field(init=False)
 
@@ -214,12 +126,17 @@ class Training:
         self._queue = ReverseQueue()
         self._proxy_seen: dict[str, float] = {}
         self._proxy_looked = 0
-        self._proxy_ahead = False
+        self._likelihood_looked = -_LIKELIHOOD_STEPS
         self._plateau = ProxyPlateau()
         self._parameters = list(self.estimator.parameters())
         self._averages = [p.detach().clone() for p in self._parameters]
         s = self.settings
         proxy = self.estimator.proxy
+        # Weights that nothing moves have no price to try.
+        trials = proxy is not None and isinstance(self.weighting, ResilientDual)
+        self.patience = Patience(
+            s.stop_after_epochs, trials=trials and s.proxy_plateau, best=self.best_loss
+        )
         self.optimizers = [self._flow_optimizer()]
         if proxy is not None:
             self.optimizers.append(
@@ -291,13 +208,13 @@ class Training:
             optimizer.step()
         self.steps += 1
         with torch.no_grad():
-            share = max(_AVERAGING, 1 / self.steps)
+            share = max(_AVERAGING, min(1.0, _NEWEST / self.steps))
             torch._foreach_lerp_(self._averages, self._parameters, share)
         seen = torch.stack((terms.forward.detach(), terms.reverse_estimate))
         seen = seen.to("cpu", torch.float64)
         if proxy is not None:
             # A price with its curvature times s moves as the price itself does on s D2.
-            reverse = self.stiffness * seen[1]
+            reverse = self.patience.stiffness * seen[1]
             divergences = torch.stack((self._held_out[0], reverse, self._held_out[1]))
             self.dual = self.weighting.step(self.dual, divergences)
         return seen
@@ -339,40 +256,45 @@ class Training:
             losses.append(self.kernel(x) * loss)
         values = {"validation_loss": torch.cat(losses).mean().item()}
         if self.estimator.proxy is not None:
-            if not self._proxy_seen or self.steps >= self._proxy_looked + _PROXY_STEPS:
-                self._proxy_seen, self._proxy_looked = self._validate_proxy(data), self.steps
+            self._look_at_proxy(data)
             values |= self._proxy_seen
         return values
 
-    def _validate_proxy(self, data: Data | LoaderData) -> dict[str, float]:
+    def _look_at_proxy(self, data: Data | LoaderData) -> None:
+        """Measure the proxy, and note how good it is, where enough steps were taken since."""
+        proxy, plateau = self.estimator.proxy, self.settings.proxy_plateau
+        assert proxy is not None
+        plateau = plateau and self.forward_loss is None
+        # In a space that is still being learnt, likelihoods of two epochs do not compare.
+        exact = isinstance(proxy.network, LikelihoodEnergy) and not self.estimator.learns_embedding
+        if plateau and exact and self.steps >= self._likelihood_looked + _LIKELIHOOD_STEPS:
+            self._likelihood_looked = self.steps
+            self._plateau.look(self._likelihood_loss(data), proxy)
+        if self._proxy_seen and self.steps < self._proxy_looked + _PROXY_STEPS:
+            return
         theta, x = data.head(_PROXY_ROWS, self.settings.device)
         found = diagnose_proxy(self.estimator, theta, x, num_draws=_PROXY_DRAWS)
         std, mean = torch.std_mean(found.log_partition, correction=0)
-        loss = found.nll.mean().item()
-        if self.settings.proxy_plateau and self.forward_loss is None:
-            assert self.estimator.proxy is not None
-            context = self.estimator.embed(x)
-            flow = -self.estimator.log_prob_embedded(theta.unsqueeze(0), context).mean().item()
-            self._proxy_ahead = loss < flow - _AHEAD
-            if loss > flow + _AHEAD:
-                self.stiffness *= _FADING
-            self._plateau.look(self._proxy_loss(data, loss), self.estimator.proxy)
-        return {
-            "validation_loss_proxy": loss,
+        self._proxy_looked = self.steps
+        self._proxy_seen = {
+            "validation_loss_proxy": found.nll.mean().item(),
             "log_partition_mean": mean.item(),
             "log_partition_std": std.item(),
             "effective_sample_size": found.effective_sample_size.mean().item(),
         }
+        if plateau and not exact:
+            self._plateau.look(self._proxy_seen["validation_loss_proxy"], proxy)
 
-    def _proxy_loss(self, data: Data | LoaderData, estimate: float) -> float:
-        """Return what tells a better proxy from a worse one: exact, where it is a likelihood."""
+    def _likelihood_loss(self, data: Data | LoaderData) -> float:
+        """Return what tells a better proxy from a worse one without any draws."""
         assert self.estimator.proxy is not None
         network = self.estimator.proxy.network
-        # In a space that is still being learnt, likelihoods of two epochs do not compare.
-        if not isinstance(network, LikelihoodEnergy) or self.estimator.learns_embedding:
-            return estimate
+        assert isinstance(network, LikelihoodEnergy)
         theta, x = data.head(_LIKELIHOOD_ROWS, self.settings.device)
-        context = network.dequantize(self.estimator.embed(x))
+        context = self.estimator.embed(x)
+        if network.is_discrete:
+            theta = theta.repeat(_LIKELIHOOD_COPIES, 1)
+            context = network.dequantize(context.repeat(_LIKELIHOOD_COPIES, 1))
         return -network.log_likelihood(theta, context).mean().item()
 
     def observe(self, held_out: dict[str, float]) -> dict[str, float]:
@@ -394,13 +316,6 @@ class Training:
         if loss < self.best_loss:
             self.best_loss = loss
             self.best_weights = copy_of_weights(self.estimator)
-        if loss < self.mark - _PROGRESS:
-            self.mark, self.stall = loss, 0.0
-            return
-        half = max(1, self.settings.stop_after_epochs // 2)
-        before, self.stall = self.stall, self.stall + (1 / _SLOWER if self._proxy_ahead else 1)
-        if self.stall // half > before // half:
-            self.stiffness *= _RELAXATION
 
     def _return_proxy(self) -> None:
         """Put the proxy's best weights back, and let it learn more slowly from there."""
@@ -412,18 +327,36 @@ class Training:
             for average, parameter in zip(self._averages, self._parameters, strict=True):
                 if id(parameter) in own:
                     average.copy_(parameter)
-        for group in self.optimizers[1].param_groups:
-            group["lr"] *= _DROP
+        self.optimizers[1].param_groups[0]["lr"] *= _DROP
+
+    def _go_back(self) -> None:
+        """Put the best weights back, and learn more slowly from there."""
+        self.restore_best()
+        with torch.no_grad():
+            torch._foreach_copy_(self._averages, self._parameters)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] *= _DROP_BOTH
 
     def restore_best(self) -> None:
         """Put the best weights back."""
         if self.best_weights:
             self.estimator.load_state_dict(self.best_weights)
 
+    def center_partition(self, data: Data | LoaderData) -> None:
+        """Let the mean of log Z over x be zero: a running mean of proxies is none of its own."""
+        self.estimator.eval()
+        proxy = self.estimator.proxy
+        if proxy is not None and isinstance(proxy.network, LikelihoodEnergy):
+            theta, x = data.head(_CENTER_ROWS, self.settings.device)
+            found = diagnose_proxy(self.estimator, theta, x, num_draws=_PROXY_DRAWS)
+            mean = found.log_partition.mean()
+            if mean.isfinite():
+                proxy.network.log_ratio -= mean
+
     @property
     def converged(self) -> bool:
         """Whether held-out data have seen no improvement for long enough."""
-        return self.stall >= self.settings.stop_after_epochs
+        return self.patience.exhausted
 
     def start(self, held_out: Data | LoaderData) -> None:
         """Look at the held-out data once, so that there is a best before the first epoch ends."""
@@ -431,6 +364,7 @@ class Training:
             measured = self.validate(held_out)
             self.observe(measured)
             self.keep_if_best(measured["validation_loss"])
+            self.patience.look(measured["validation_loss"], self.steps)
 
     def advance(self, data: Data | LoaderData, held_out: Data | LoaderData) -> dict[str, float]:
         """Run one epoch and look at the held-out data; return the epoch's record.
@@ -447,7 +381,9 @@ class Training:
                 raise TrainingDiverged(f"the held-out loss became {loss}.")
             self.epoch += 1
             self.keep_if_best(loss)
-        if self._plateau.reached():
+        if self.patience.look(loss, self.steps):
+            self._go_back()
+        elif self._plateau.reached():
             self._return_proxy()
         record |= measured | self.observe(measured) | _named(self.dual)
         for name, optimizer in zip(("flow", "proxy"), self.optimizers, strict=False):

@@ -75,6 +75,15 @@ def test_base_outside_of_the_prior(prior):
     assert base.log_prob(mixed)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("prior", PRIORS[:3])
+def test_base_moves_with_its_distribution(prior):
+    # "meta" stands for a GPU, which not every machine has.
+    base = Base(copy.deepcopy(prior), prior.sample((50,)))
+    assert base.to("cpu").sample(3).device.type == "cpu"
+    assert base.to("meta").sample(3).device.type == "meta"
+    assert base.anchor.device.type == base.floor.device.type == "meta"
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_base_of_numbers_that_are_none(bad):
     prior = BoxUniform(-torch.ones(2), torch.ones(2))

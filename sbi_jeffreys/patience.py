@@ -1,0 +1,125 @@
+r"""When to go on, when to try a lower price, when to go back, when to stop.
+
+Flow and proxy learn at different paces, and how much they should agree differs from task to task.
+Held-out data decide both:
+
+- The proxy learns from few simulations in a hundred steps what the flow needs hundreds to follow,
+  and overfits from there. So its best weights are kept, and put back at a lower learning rate when
+  it stops to improve (:class:`ProxyPlateau`).
+- Where held-out data see no more progress, the price of :math:`D_2` is lowered, for a trial: some
+  flows do better with less of a proxy that is a little wrong, others memorise the data within a few
+  epochs. If nothing comes of it, the run goes back to its best weights and the old price, and on at
+  a lower learning rate. The second trial in which nothing comes is the end (:class:`Patience`).
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+__all__ = ["Patience", "ProxyPlateau", "copy_of_weights"]
+
+# Progress in nats within the patience that postpones a trial, and that still counts after one has
+# failed. Less is kept, but a run that only creeps has arrived.
+_PROGRESS, _CREEPING = 0.02, 0.01
+# By how much, in nats, a loss above the best ends a trial at once.
+_WORSE = 0.1
+# Factor on the stiffness of the price of D2 in a trial.
+_TRIAL = 0.1
+# Steps that count as one epoch of patience at least. From one batch an epoch, running means and
+# multipliers need many epochs to move at all.
+_STEPS = 4
+# Steps before patience begins: with a proxy, a flow hardly moves in fewer.
+_FIRST_STEPS = 200
+# Looks without progress of the proxy until its best weights are put back.
+_PLATEAU = 12
+
+
+def copy_of_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's state, apart from the module."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+@dataclass
+class Patience:
+    """Early stopping, with trials of a lower price of D2 before it.
+
+    Args:
+        limit: Epochs without progress after which plain early stopping ends. A trial begins after
+            half of them, and has the other half.
+        trials: Whether there is a price to lower.
+
+    Attributes:
+        stiffness: Factor on the stiffness of the price of D2, 1 at first.
+    """
+
+    limit: int
+    trials: bool = True
+    stiffness: float = 1.0
+    best: float = float("inf")
+    mark: float = float("inf")
+    stall: float = 0.0
+    failures: int = 0
+    steps: int = 0
+    _before: float | None = None
+
+    def look(self, loss: float, steps: int) -> bool:
+        """Take note of a held-out loss after so many steps in all.
+
+        Returns:
+            Whether a trial has failed: the caller puts the best weights back.
+        """
+        taken, self.steps = steps - self.steps, steps
+        self.best = min(self.best, loss)
+        progress = _PROGRESS if self.trials and not self.failures else _CREEPING
+        if loss < self.mark - progress:
+            # A trial that has come to something is none any more.
+            self.mark, self.stall, self._before = loss, 0.0, None
+            return False
+        if not self.trials or steps >= _FIRST_STEPS:
+            self.stall += min(1.0, taken / _STEPS)
+        if not self.trials:
+            return False
+        if self._before is not None and (
+            self.stall >= self.limit or not loss <= self.best + _WORSE
+        ):
+            self._go_back(self._before)
+            return True
+        if self._before is None and self.stall >= self.limit / 2:
+            self._before, self.stiffness = self.stiffness, _TRIAL * self.stiffness
+        return False
+
+    def _go_back(self, stiffness: float) -> None:
+        self.stiffness, self._before = stiffness, None
+        self.mark, self.stall = self.best, 0.0
+        self.failures += 1
+
+    def renew(self, limit: int) -> None:
+        """Begin to count anew: the run goes on with this limit."""
+        self.limit, self.stall, self.failures = limit, 0.0, 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it is time to stop."""
+        return self.failures >= 2 if self.trials else self.stall >= self.limit
+
+
+@dataclass
+class ProxyPlateau:
+    """The best weights of a proxy, put back at a lower learning rate when it stops to improve."""
+
+    best: float = float("inf")
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    looks: int = 0
+
+    def look(self, loss: float, proxy: nn.Module) -> None:
+        """Compare the held-out loss of the proxy as it is now with the best so far."""
+        if loss < self.best:
+            self.best, self.weights, self.looks = loss, copy_of_weights(proxy), 0
+        else:
+            self.looks += 1
+
+    def reached(self) -> bool:
+        """Whether the proxy has stopped to improve; counting begins anew."""
+        reached = bool(self.weights) and self.looks >= _PLATEAU
+        self.looks = 0 if reached else self.looks
+        return reached
