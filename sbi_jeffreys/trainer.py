@@ -284,14 +284,18 @@ class JeffreysNPE(NPE_C):
         """Shape of one x, once simulations are there."""
         return self._x_roundwise[0].shape[1:] if self._x_roundwise else None
 
+    @property
+    def _generators(self) -> list[str]:
+        """Devices other than the CPU whose random numbers training draws."""
+        return [] if self._device == "cpu" else [self._device]
+
     @contextlib.contextmanager
     def _seeded(self, resume: bool) -> Iterator[None]:
         """Run under the trainer's own seed, and leave torch's global generator as it was."""
         if self._seed is None:
             yield
             return
-        devices = [] if self._device == "cpu" else [self._device]
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=self._generators):
             torch.manual_seed(self._seed + max(self._data_round_index))
             if resume and self._generator_state is not None:
                 torch.set_rng_state(self._generator_state)
@@ -495,7 +499,9 @@ class JeffreysNPE(NPE_C):
     def _finish(self, training: Training, data: Any, first: int, show_summary: bool) -> None:
         """Put the best weights back and close the books of this call."""
         training.restore_best()
-        training.center_partition(data)
+        # Its draws are none of the training's, which may be resumed.
+        with torch.random.fork_rng(devices=self._generators):
+            training.center_partition(data)
         training.estimator.eval()
         training.estimator.zero_grad(set_to_none=True)
         self.epoch, self._best_val_loss = training.epoch, training.best_loss

@@ -77,7 +77,7 @@ def test_samples_are_those_of_the_flow(fitted):
 @pytest.mark.parametrize("objective", ["dual", "dual_quadratic", "fixed", "ml"])
 def test_any_dimension_and_objective(dim, objective):
     data = draw(60, dim)
-    found = JeffreysDensity(objective=objective, draws=FEW, seed=0).fit(data, max_num_epochs=1)
+    found = JeffreysDensity(objective=objective, draws=FEW, seed=0).fit(data, max_num_epochs=2)
     assert found.log_prob(data).isfinite().all()
     assert found.sample(3).shape == (3, dim)
     assert found.has_proxy == (objective != "ml")

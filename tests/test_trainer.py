@@ -197,11 +197,11 @@ def test_max_num_epochs_is_exact(num, simulations):
 
 
 def test_stop_after_epochs(simulations):
-    # Without a proxy: one that is ahead of the flow makes patience run slower.
+    # Without a proxy, whose price is tried first, and with steps enough to count as an epoch.
     trainer = make(objective="ml")
     trainer.append_simulations(*simulations)
     # A rate that changes no float32 weight: no epoch can improve on the first look.
-    trainer.train(learning_rate=1e-30, stop_after_epochs=3)
+    trainer.train(learning_rate=1e-30, stop_after_epochs=3, training_batch_size=10)
     assert trainer.summary["epochs_trained"] == [3]
 
 

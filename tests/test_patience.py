@@ -1,0 +1,111 @@
+"""Patience: when a lower price is tried, when it is taken back, when a run ends."""
+
+import math
+
+import pytest
+from torch import nn
+
+from sbi_jeffreys.patience import Patience, ProxyPlateau
+
+# Steps before which nothing counts, and more than enough of them in every epoch after.
+FIRST, EPOCH = 1000, 10
+
+
+def run(patience, losses, steps=FIRST, epoch=EPOCH):
+    """Look at one loss after the other; return stiffness and whether to go back at each."""
+    seen = []
+    for loss in losses:
+        steps += epoch
+        back = patience.look(loss, steps)
+        seen.append((patience.stiffness, back))
+    return seen
+
+
+def test_without_trials_patience_ends_after_its_epochs():
+    patience = Patience(3, trials=False)
+    patience.look(1.0, 0)
+    for loss in (1.0, 0.995, 2.0):
+        assert not patience.exhausted
+        run(patience, [loss], patience.steps)
+    assert patience.exhausted
+    assert patience.best == 0.995
+    assert patience.stiffness == 1.0
+
+
+def test_progress_begins_patience_anew():
+    patience = Patience(3, trials=False)
+    run(patience, [1.0, 1.0, 1.0, 0.98])
+    assert patience.stall == 0
+
+
+def test_a_trial_that_comes_to_nothing_is_taken_back():
+    patience = Patience(4)
+    found = run(patience, [1.0, 1.0, 1.0, 1.0, 1.0])
+    # Two epochs without progress, two more at a tenth of the price, and back.
+    assert found == [(1.0, False)] * 2 + [(0.1, False)] * 2 + [(1.0, True)]
+    assert not patience.exhausted
+    found = run(patience, [1.0] * 4, patience.steps)
+    assert found == [(1.0, False)] + [(0.1, False)] * 2 + [(1.0, True)]
+    assert patience.exhausted
+
+
+@pytest.mark.parametrize("loss", [1.2, math.nan, math.inf])
+def test_a_trial_that_gets_worse_ends_at_once(loss):
+    patience = Patience(10)
+    run(patience, [1.0] * 6)
+    assert patience.stiffness == pytest.approx(0.1)
+    assert run(patience, [loss], patience.steps) == [(1.0, True)]
+
+
+def test_a_trial_that_comes_to_something_is_kept_and_the_next_goes_on_from_there():
+    patience = Patience(4)
+    found = run(patience, [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5])
+    stiffness = [value for value, _ in found]
+    assert stiffness == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01, 0.1])
+    assert patience.failures == 1
+
+
+def test_creeping_postpones_no_trial_before_one_has_failed():
+    creeping = [1.0 - 0.005 * i for i in range(40)]
+    patience = Patience(4)
+    assert any(stiffness < 1 for stiffness, _ in run(patience, creeping[:6]))
+
+
+def test_nothing_counts_in_the_first_steps():
+    patience = Patience(4)
+    run(patience, [1.0] * 19, 0)
+    assert patience.stall == 0
+    run(patience, [1.0], 190)
+    assert patience.stall == 1
+
+
+def test_epochs_of_few_steps_count_less():
+    patience = Patience(4, trials=False)
+    run(patience, [1.0], FIRST, epoch=0)
+    run(patience, [1.0] * 15, FIRST, epoch=1)
+    assert not patience.exhausted
+    run(patience, [1.0], patience.steps, epoch=1)
+    assert patience.exhausted
+
+
+def test_renewed():
+    patience = Patience(2)
+    run(patience, [1.0] * 10)
+    assert patience.exhausted
+    patience.renew(4)
+    assert not patience.exhausted
+    assert patience.limit == 4
+
+
+def test_plateau_keeps_the_best_and_is_reached_after_looks_without_progress():
+    proxy, plateau = nn.Linear(1, 1), ProxyPlateau()
+    plateau.look(1.0, proxy)
+    best = proxy.weight.clone()
+    nn.init.zeros_(proxy.weight)
+    for _ in range(12):
+        assert not plateau.reached()
+        plateau.look(1.0, proxy)
+    assert plateau.weights["weight"].equal(best)
+    assert plateau.reached()
+    # Counting begins anew.
+    assert not plateau.reached()
