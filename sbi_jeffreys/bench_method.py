@@ -7,9 +7,10 @@ call with the same arguments completes instead of repeating.
 
 # ruff: noqa: T201
 import argparse
+import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from sbi.inference import NPE
+from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.net_builders.flow import build_zuko_nsf
 from torch.distributions import Distribution
 
@@ -58,13 +60,23 @@ def _zuko_nsf(z_score: str) -> Callable[[Distribution], tuple]:
 
 
 def _dual(stiffness: float, bound: float) -> ResilientDual:
-    return ResilientDual((_DATA, HuberCost(stiffness, bound), _DATA))
+    return ResilientDual((_DATA, HuberCost(stiffness, bound), _DATA), initial=(1.0, 3.0, 1.0))
 
 
 VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "sbi NPE (maf)": lambda prior: (NPE, {}, {}),
     "sbi NPE (nsf)": lambda prior: (NPE, {"density_estimator": "nsf"}, {}),
+    "sbi NPE (maf), five members": lambda prior: (NPE, {"members": 5}, {}),
+    "sbi NPE (maf), dropout 0.2": lambda prior: (
+        NPE,
+        {"density_estimator": posterior_nn("maf", dropout_probability=0.2)},
+        {},
+    ),
+    "sbi NPE (maf), rate 2e-3": lambda prior: (NPE, {}, {"learning_rate": 2e-3}),
     "ml, our flow": _jeffreys(objective="ml"),
+    "ml, five members": _jeffreys(objective="ml", members=5),
+    "ml, weight decay 0.1": _jeffreys(objective="ml", settings={"weight_decay": 0.1}),
+    "ml, rate 1e-3": _jeffreys({"learning_rate": 1e-3}, objective="ml"),
     "ml, same layers behind sbi's z-scoring": _zuko_nsf("independent"),
     "ml, same layers behind sbi's logit": _zuko_nsf("transform_to_unconstrained"),
     "ml, five transforms": lambda prior: (
@@ -99,30 +111,43 @@ def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> di
     theta, x = task.simulate(num, generator=torch.Generator().manual_seed(seed))
     test = torch.Generator().manual_seed(10_000 + seed)
     theta_test, x_test = task.simulate(num_test, generator=test)
-    trainer_class, arguments, train = VARIANTS[variant](task.prior)
-    arguments = dict(arguments)
-    if trainer_class is JeffreysNPE:
-        arguments["seed"] = seed
-    # Not arguments of the trainer: nobody but this comparison should want to change them.
-    settings = arguments.pop("settings", {})
-    torch.manual_seed(seed)
-    start = time.perf_counter()
-    with quiet():
-        trainer = trainer_class(
-            task.prior, tracker=QuietTracker(), show_progress_bars=False, **arguments
-        )
-        if settings:
-            trainer._proxy_settings |= settings
-        estimator = trainer.append_simulations(theta, x).train(**train)
-    seconds = time.perf_counter() - start
+    start = time.process_time()
+    trainers = list(_trained(task.prior, VARIANTS[variant](task.prior), theta, x, seed))
+    seconds = time.process_time() - start
     with torch.no_grad():
-        nll = -estimator.log_prob(theta_test.unsqueeze(0), x_test)[0]
-    summary = trainer.summary
+        nets = [trainer._neural_net.eval() for trainer in trainers]
+        members = [net.log_prob(theta_test.unsqueeze(0), x_test)[0] for net in nets]
+    nll = math.log(len(members)) - torch.stack(members).logsumexp(dim=0)
+    summary = trainers[0].summary
     row = {"task": task_name, "seed": seed, "variant": variant, "nll": nll.mean().item()}
     row |= {"seconds": seconds, "epochs": summary["epochs_trained"][-1]}
     for key in ("multiplier_reverse", "divergence_reverse", "log_partition_mean"):
         row[key] = summary[key][-1] if summary.get(key) else float("nan")
     return row
+
+
+def _trained(
+    prior: Distribution, variant: tuple, theta: torch.Tensor, x: torch.Tensor, seed: int
+) -> Iterator[Any]:
+    """Yield trainers, one for each member of an ensemble, in a deterministic order of seeds."""
+    trainer_class, arguments, train = variant
+    arguments = dict(arguments)
+    # Not arguments of the trainer: nobody but this comparison should want to change them.
+    settings, members = arguments.pop("settings", {}), arguments.pop("members", 1)
+    for member in range(members):
+        # Members of two seeds must not be the same.
+        own = seed + 1000 * member
+        if trainer_class is JeffreysNPE:
+            arguments["seed"] = own
+        torch.manual_seed(own)
+        with quiet():
+            trainer = trainer_class(
+                prior, tracker=QuietTracker(), show_progress_bars=False, **arguments
+            )
+            if settings:
+                trainer._proxy_settings |= settings
+            trainer.append_simulations(theta, x).train(**train)
+        yield trainer
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -68,11 +68,13 @@ class Settings:
     none a proxy in many dimensions grows mass where no draw of the base looks, with much a slow
     flow holds a good proxy back. ``proxy_plateau`` puts the proxy's best weights back and waits
     for the flow. ``muon`` trains the flow's matrices by :class:`Muon`; maximum likelihood, which
-    has no proxy to follow, overfits sooner with it and stays with Adam.
+    has no proxy to follow, overfits sooner with it and stays with Adam, whose decoupled
+    ``weight_decay`` is there to compare with.
     """
 
     training_batch_size: int = 200
     learning_rate: float = 4e-3
+    weight_decay: float = 0.0
     proxy_learning_rate: float = 5e-3
     proxy_weight_decay: float = 0.1
     proxy_limit: float = PROXY_LIMIT
@@ -151,7 +153,8 @@ class Training:
     def _flow_optimizer(self) -> torch.optim.Optimizer:
         parameters, lr = self.estimator.flow.parameters(), self.settings.learning_rate
         if self.estimator.proxy is None or not self.settings.muon:
-            return torch.optim.Adam(parameters, lr=lr, fused=True)
+            decay = self.settings.weight_decay
+            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
         embedding = self.estimator.embedding_net
         return Muon(parameters, lr, keep=() if embedding is None else embedding.parameters())
 
