@@ -30,7 +30,7 @@ from .quiet import QuietTracker, quiet
 from .tasks import get_task
 from .trainer import JeffreysNPE
 
-__all__ = ["METHODS", "run_bench"]
+__all__ = ["METHODS", "peak_memory", "run_bench"]
 
 # Turns that each method takes, and epochs in a turn; the first epoch of a turn warms up.
 _TURNS, _EPOCHS = 3, 5
@@ -194,7 +194,7 @@ def _memory(method: str, n: int) -> float:
 
 def _print_memory() -> None:
     torch.set_num_threads(1)
-    before = _peak()
+    before = peak_memory()
     method, n = sys.argv[1:]
     theta = 2 * torch.rand(int(n), _MEMORY_DIM) - 1
     x = theta + torch.randn(int(n), _MEMORY_DIM)
@@ -204,10 +204,10 @@ def _print_memory() -> None:
         warnings.simplefilter("ignore")
         trainer.append_simulations(theta, x).train(max_num_epochs=1)
     data = theta.nbytes + x.nbytes
-    print(json.dumps((_peak() - before - data) / 1e6))
+    print(json.dumps((peak_memory() - before - data) / 1e6))
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """Return the largest resident size of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
