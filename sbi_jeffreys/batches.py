@@ -1,6 +1,7 @@
 """Where batches come from: the stored simulations by index, or a loader of torch's."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -31,10 +32,12 @@ class Data(NamedTuple):
         return self.theta[rows].to(device), self.x[rows].to(device)
 
 
-class LoaderData(NamedTuple):
+@dataclass
+class LoaderData:
     """The same through one of torch's loaders, for users who bring their own collation."""
 
     loader: Any
+    _head: tuple[Tensor, Tensor] | None = None
 
     def batches(self, size: int, device: str, *, shuffle: bool) -> Iterator[tuple[Tensor, ...]]:
         """Yield the loader's batches; size and order are the loader's."""
@@ -42,6 +45,15 @@ class LoaderData(NamedTuple):
             yield tuple(t.to(device) for t in batch)
 
     def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
-        """Return (theta, x) of the loader's first rows."""
-        theta, x, *_ = next(iter(self.loader))
+        """Return (theta, x) of the same rows each time, as many as are wanted or there are."""
+        if self._head is None or len(self._head[0]) < num:
+            thetas, xs, count = [], [], 0
+            for theta, x, *_ in self.loader:
+                thetas.append(theta)
+                xs.append(x)
+                count += len(theta)
+                if count >= num:
+                    break
+            self._head = torch.cat(thetas), torch.cat(xs)
+        theta, x = self._head
         return theta[:num].to(device), x[:num].to(device)

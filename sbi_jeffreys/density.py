@@ -161,8 +161,8 @@ class JeffreysDensity:
             validation_fraction: Fraction of the samples that is held out.
             max_num_epochs: Largest number of epochs, each of at least ``STEPS_PER_EPOCH`` steps.
             stop_after_epochs: Epochs without a better held-out cross-entropy of the flow after
-                which training stops, and returns to the best weights. Halfway there, the price of
-                D2 is relaxed. ``None`` trains for ``max_num_epochs`` and keeps the last weights.
+                which training stops, and returns to the best weights. ``None`` trains for
+                ``max_num_epochs`` and keeps the last weights.
             callback: Called with the density after every epoch, while it holds that epoch's
                 weights and record. What it draws from torch's generator is none of the training's.
 
@@ -198,6 +198,7 @@ class JeffreysDensity:
                 proxy_limit=3.0,
                 muon=False,
                 proxy_plateau=False,
+                trials=False,
             )
             training = Training(self._estimator, self._weighting, self._draws, settings, _ones)
             passes = math.ceil(STEPS_PER_EPOCH * batch / len(samples))

@@ -15,7 +15,8 @@ flow for some x. From these numbers, and from the proxy at M draws of its base, 
   which bounds that between the posteriors, by the chain rule;
 - the gauge: :math:`D_2` and :math:`D_3` leave :math:`f_\psi + c(x)` undetermined; half the square
   of :math:`\log \hat Z_\psi(x)`, linear from three nats on, pins it to the normalised proxy. It
-  moves nothing but the part of the proxy that depends on x alone, where there is one.
+  moves nothing but the part of the proxy that depends on x alone; a proxy that has none is pulled
+  as a whole, by a tenth.
   :math:`\hat Z_\psi` from the flow's samples misses what the flow misses, from base draws what is
   narrow. The latter errs downwards only, so that it counts where it is positive.
 
@@ -52,6 +53,9 @@ PROXY_LIMIT = 0.1
 # Weight of the likelihood beside the ranking losses in D3. With all of it, discrete data are
 # overfitted (bernoulli_glm, sir); without it, continuous ones need twice the steps (slcp).
 _LIKELIHOOD = 0.3
+
+# Weight of the gauge where it pulls the proxy as a whole.
+_PULL = 0.1
 
 
 @dataclass(frozen=True)
@@ -259,7 +263,7 @@ def batch_terms(
     # In later rounds the negatives are no draws of the base: they say nothing of Z.
     base_there = None if forward_loss else ratio_base[:, rows:]
     if shift is None:
-        gauge = there.weights * _gauge(log_z, base_there)
+        gauge = _PULL * there.weights * _gauge(log_z, base_there)
     else:
         # What moves Z alone leaves the likelihood undisturbed. Jittered x may lie where log Z is
         # anything, and there is no need to know it.

@@ -30,8 +30,8 @@ _TRIAL = 0.1
 _STEPS = 4
 # Steps before patience begins: with a proxy, a flow hardly moves in fewer.
 _FIRST_STEPS = 200
-# Looks without progress of the proxy until its best weights are put back.
-_PLATEAU = 12
+# Steps, and looks, without progress of the proxy until its best weights are put back.
+_PLATEAU, _LOOKS = 96, 4
 
 
 def copy_of_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -50,6 +50,12 @@ class Patience:
 
     Attributes:
         stiffness: Factor on the stiffness of the price of D2, 1 at first.
+        best: Lowest loss so far.
+        mark: Loss from which progress is counted.
+        stall: Epochs without progress.
+        failures: Trials that came to nothing.
+        steps: Training steps at the last look.
+        before: Stiffness before the trial that is under way, ``None`` without one.
     """
 
     limit: int
@@ -60,7 +66,7 @@ class Patience:
     stall: float = 0.0
     failures: int = 0
     steps: int = 0
-    _before: float | None = None
+    before: float | None = None
 
     def look(self, loss: float, steps: int) -> bool:
         """Take note of a held-out loss after so many steps in all.
@@ -73,29 +79,29 @@ class Patience:
         progress = _PROGRESS if self.trials and not self.failures else _CREEPING
         if loss < self.mark - progress:
             # A trial that has come to something is none any more.
-            self.mark, self.stall, self._before = loss, 0.0, None
+            self.mark, self.stall, self.before = loss, 0.0, None
             return False
         if not self.trials or steps >= _FIRST_STEPS:
             self.stall += min(1.0, taken / _STEPS)
         if not self.trials:
             return False
-        if self._before is not None and (
-            self.stall >= self.limit or not loss <= self.best + _WORSE
-        ):
-            self._go_back(self._before)
+        if self.before is not None and (self.stall >= self.limit or not loss <= self.best + _WORSE):
+            self._go_back(self.before)
             return True
-        if self._before is None and self.stall >= self.limit / 2:
-            self._before, self.stiffness = self.stiffness, _TRIAL * self.stiffness
+        if self.before is None and self.stall >= self.limit / 2:
+            self.before, self.stiffness = self.stiffness, _TRIAL * self.stiffness
         return False
 
     def _go_back(self, stiffness: float) -> None:
-        self.stiffness, self._before = stiffness, None
+        self.stiffness, self.before = stiffness, None
         self.mark, self.stall = self.best, 0.0
         self.failures += 1
 
-    def renew(self, limit: int) -> None:
-        """Begin to count anew: the run goes on with this limit."""
-        self.limit, self.stall, self.failures = limit, 0.0, 0
+    def go_on(self, limit: int, *, trials: bool) -> None:
+        """Take up a run where it stopped; one that had come to its end begins to count anew."""
+        if self.exhausted:
+            self.stall, self.failures = 0.0, 0
+        self.limit, self.trials = limit, trials
 
     @property
     def exhausted(self) -> bool:
@@ -110,16 +116,26 @@ class ProxyPlateau:
     best: float = float("inf")
     weights: dict[str, Tensor] = field(default_factory=dict)
     looks: int = 0
+    since: int = 0
+    steps: int = 0
 
-    def look(self, loss: float, proxy: nn.Module) -> None:
-        """Compare the held-out loss of the proxy as it is now with the best so far."""
+    def look(self, loss: float, proxy: nn.Module, steps: int) -> None:
+        """Compare the held-out loss of the proxy, after so many steps, with the best so far."""
+        self.steps = steps
         if loss < self.best:
-            self.best, self.weights, self.looks = loss, copy_of_weights(proxy), 0
+            self.best, self.weights = loss, copy_of_weights(proxy)
+            self.begin_anew(steps)
         else:
             self.looks += 1
 
     def reached(self) -> bool:
-        """Whether the proxy has stopped to improve; counting begins anew."""
-        reached = bool(self.weights) and self.looks >= _PLATEAU
-        self.looks = 0 if reached else self.looks
-        return reached
+        """Whether the proxy has stopped to improve; if so, counting begins anew."""
+        enough = self.looks >= _LOOKS and self.steps - self.since >= _PLATEAU
+        if enough and self.weights:
+            self.begin_anew(self.steps)
+            return True
+        return False
+
+    def begin_anew(self, steps: int) -> None:
+        """Count looks and steps from here."""
+        self.looks, self.since = 0, steps

@@ -12,6 +12,7 @@ part for each, so that S parameters and B conditions cost S + B products there i
 parameters that several conditions share (draws from the prior) are embedded once.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -56,7 +57,10 @@ class Base:
     def to(self, device: torch.device | str) -> "Base":
         """Move the base to a device; a distribution that cannot move itself is built anew."""
         if torch.device(device) != self.anchor.device:
-            self.distribution = move_distribution_to_device(self.distribution, device)
+            # A copy: some move in place, and the prior is the user's.
+            self.distribution = move_distribution_to_device(
+                copy.deepcopy(self.distribution), device
+            )
         self.anchor, self.floor = self.anchor.to(device), self.floor.to(device)
         return self
 

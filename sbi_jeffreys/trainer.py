@@ -210,7 +210,9 @@ class JeffreysNPE(NPE_C):
                 root mean square of 0.6 times this rate whatever the gradient, Adam for the rest
                 (:class:`sbi_jeffreys.muon.Muon`); Adam for all with ``objective="ml"``.
             validation_fraction: As in sbi.
-            stop_after_epochs: As in sbi; held-out is the flow's cross-entropy.
+            stop_after_epochs: Epochs without progress of the flow's held-out cross-entropy. A lower
+                price of D2 is tried after half of them (:class:`sbi_jeffreys.patience.Patience`);
+                epochs of fewer than four batches count less. Otherwise as in sbi.
             max_num_epochs: Largest number of epochs.
             clip_max_norm: Norm at which gradients are clipped, of flow and proxy separately.
             calibration_kernel: As in sbi; it weighs all divergences. Pairs that the proxy
@@ -425,7 +427,10 @@ class JeffreysNPE(NPE_C):
             # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
             bar.close()
             self._last_weights = None if diverged else copy_of_weights(training.estimator)
-            self._finish(training, train_loader, first, train_config.show_train_summary)
+            self._finish(training, first, train_config.show_train_summary)
+        # Its draws are none of the training's, which may be resumed.
+        with torch.random.fork_rng(devices=self._generators):
+            training.center_partition(train_loader)
         return training.estimator
 
     def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
@@ -465,10 +470,8 @@ class JeffreysNPE(NPE_C):
             training = dataclasses.replace(training, settings=settings)
         else:
             training.estimator.load_state_dict(self._last_weights)
-        training.settings = settings
-        training.kernel = loss_args.calibration_kernel
-        training.forward_loss = self._atomic_loss if atomic else None
-        training.patience.renew(settings.stop_after_epochs)
+        kernel = loss_args.calibration_kernel
+        training.go_on(settings, kernel, self._atomic_loss if atomic else None)
         self._training = training
         return training
 
@@ -496,12 +499,9 @@ class JeffreysNPE(NPE_C):
             state["_training"].kernel, state["_training"].forward_loss = _ones, None
         return state
 
-    def _finish(self, training: Training, data: Any, first: int, show_summary: bool) -> None:
+    def _finish(self, training: Training, first: int, show_summary: bool) -> None:
         """Put the best weights back and close the books of this call."""
         training.restore_best()
-        # Its draws are none of the training's, which may be resumed.
-        with torch.random.fork_rng(devices=self._generators):
-            training.center_partition(data)
         training.estimator.eval()
         training.estimator.zero_grad(set_to_none=True)
         self.epoch, self._best_val_loss = training.epoch, training.best_loss

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .batches import Data, LoaderData
 from .diagnostics import diagnose_proxy
-from .duals import DualState, ResilientDual, Weighting
+from .duals import DualState, FixedWeights, Weighting
 from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .muon import Muon
@@ -66,10 +66,11 @@ class Settings:
 
     ``proxy_limit`` is the disagreement, in nats, up to which D2 pulls the proxy to the flow: with
     none a proxy in many dimensions grows mass where no draw of the base looks, with much a slow
-    flow holds a good proxy back. ``proxy_plateau`` puts the proxy's best weights back and waits
-    for the flow. ``muon`` trains the flow's matrices by :class:`Muon`; maximum likelihood, which
-    has no proxy to follow, overfits sooner with it and stays with Adam, whose decoupled
-    ``weight_decay`` is there to compare with.
+    flow holds a good proxy back. ``proxy_plateau`` puts the proxy's best weights back when it
+    stops to improve; ``trials`` is whether a lower price of D2 is tried before a run ends
+    (:mod:`sbi_jeffreys.patience`). ``muon`` trains the flow's matrices by :class:`Muon`; maximum
+    likelihood, which has no proxy to follow, overfits sooner with it and stays with Adam, whose
+    decoupled ``weight_decay`` is there to compare with.
     """
 
     training_batch_size: int = 200
@@ -79,6 +80,7 @@ class Settings:
     proxy_weight_decay: float = 0.1
     proxy_limit: float = PROXY_LIMIT
     proxy_plateau: bool = True
+    trials: bool = True
     muon: bool = True
     stop_after_epochs: int = 20
     clip_max_norm: float | None = 5.0
@@ -134,11 +136,7 @@ class Training:
         self._averages = [p.detach().clone() for p in self._parameters]
         s = self.settings
         proxy = self.estimator.proxy
-        # Weights that nothing moves have no price to try.
-        trials = proxy is not None and isinstance(self.weighting, ResilientDual)
-        self.patience = Patience(
-            s.stop_after_epochs, trials=trials and s.proxy_plateau, best=self.best_loss
-        )
+        self.patience = Patience(s.stop_after_epochs, trials=self._trials, best=self.best_loss)
         self.optimizers = [self._flow_optimizer()]
         if proxy is not None:
             self.optimizers.append(
@@ -149,6 +147,23 @@ class Training:
                     fused=True,
                 )
             )
+
+    @property
+    def _trials(self) -> bool:
+        """Whether a lower price can be tried, and held-out data can tell what comes of it."""
+        moves = self.estimator.proxy is not None and not isinstance(self.weighting, FixedWeights)
+        # Later rounds: the atomic loss draws its atoms, and scatters by as much as trials gain.
+        return self.settings.trials and moves and self.forward_loss is None
+
+    def go_on(
+        self,
+        settings: Settings,
+        kernel: Callable[[Tensor], Tensor],
+        forward_loss: LossHook | None,
+    ) -> None:
+        """Take up a training where it stopped; arguments as those of the class."""
+        self.settings, self.kernel, self.forward_loss = settings, kernel, forward_loss
+        self.patience.go_on(settings.stop_after_epochs, trials=self._trials)
 
     def _flow_optimizer(self) -> torch.optim.Optimizer:
         parameters, lr = self.estimator.flow.parameters(), self.settings.learning_rate
@@ -272,7 +287,7 @@ class Training:
         exact = isinstance(proxy.network, LikelihoodEnergy) and not self.estimator.learns_embedding
         if plateau and exact and self.steps >= self._likelihood_looked + _LIKELIHOOD_STEPS:
             self._likelihood_looked = self.steps
-            self._plateau.look(self._likelihood_loss(data), proxy)
+            self._plateau.look(self._likelihood_loss(data), proxy, self.steps)
         if self._proxy_seen and self.steps < self._proxy_looked + _PROXY_STEPS:
             return
         theta, x = data.head(_PROXY_ROWS, self.settings.device)
@@ -286,7 +301,7 @@ class Training:
             "effective_sample_size": found.effective_sample_size.mean().item(),
         }
         if plateau and not exact:
-            self._plateau.look(self._proxy_seen["validation_loss_proxy"], proxy)
+            self._plateau.look(self._proxy_seen["validation_loss_proxy"], proxy, self.steps)
 
     def _likelihood_loss(self, data: Data | LoaderData) -> float:
         """Return what tells a better proxy from a worse one without any draws."""
@@ -337,6 +352,9 @@ class Training:
         self.restore_best()
         with torch.no_grad():
             torch._foreach_copy_(self._averages, self._parameters)
+        # What the abandoned flow has drawn, and what its proxy was seen to do, is gone with it.
+        self._queue = ReverseQueue()
+        self._plateau.begin_anew(self.steps)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] *= _DROP_BOTH
 
@@ -351,8 +369,13 @@ class Training:
         proxy = self.estimator.proxy
         if proxy is not None and isinstance(proxy.network, LikelihoodEnergy):
             theta, x = data.head(_CENTER_ROWS, self.settings.device)
-            found = diagnose_proxy(self.estimator, theta, x, num_draws=_PROXY_DRAWS)
-            mean = found.log_partition.mean()
+            # Draws for all of them at once would take more memory than a step of training.
+            mean = torch.cat(
+                [
+                    diagnose_proxy(self.estimator, *few, num_draws=_PROXY_DRAWS).log_partition
+                    for few in zip(theta.split(_PROXY_ROWS), x.split(_PROXY_ROWS), strict=True)
+                ]
+            ).mean()
             if mean.isfinite():
                 proxy.network.log_ratio -= mean
 

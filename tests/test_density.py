@@ -114,7 +114,7 @@ def test_without_early_stopping_the_last_weights_are_kept():
     )
 
 
-def test_early_stopping_relaxes_and_stops():
+def test_early_stopping():
     found = JeffreysDensity(draws=FEW, seed=0, learning_rate=0.05).fit(
         draw(20), draw(100, seed=1), max_num_epochs=50, stop_after_epochs=2
     )

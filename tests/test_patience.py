@@ -65,10 +65,19 @@ def test_a_trial_that_comes_to_something_is_kept_and_the_next_goes_on_from_there
     assert patience.failures == 1
 
 
-def test_creeping_postpones_no_trial_before_one_has_failed():
-    creeping = [1.0 - 0.005 * i for i in range(40)]
+def test_creeping_postpones_a_trial_only_after_one_has_failed():
+    # Between what counts at first, 0.02 nat, and after a failure, 0.01.
     patience = Patience(4)
-    assert any(stiffness < 1 for stiffness, _ in run(patience, creeping[:6]))
+    creeping = [1.0 - 0.015 * i for i in range(4)]
+    assert [value for value, _ in run(patience, creeping)] == pytest.approx([1.0, 1.0, 1.0, 1.0])
+    assert patience.stall == 1
+    patience = Patience(4, failures=1)
+    run(patience, [1.0 - 0.015 * i for i in range(20)])
+    assert patience.stall == 0
+    assert patience.stiffness == 1.0
+    patience = Patience(4)
+    run(patience, [1.0 - 0.005 * i for i in range(4)])
+    assert patience.stiffness == pytest.approx(0.1)
 
 
 def test_nothing_counts_in_the_first_steps():
@@ -88,24 +97,41 @@ def test_epochs_of_few_steps_count_less():
     assert patience.exhausted
 
 
-def test_renewed():
+def test_a_run_that_goes_on_after_its_end_counts_anew():
     patience = Patience(2)
     run(patience, [1.0] * 10)
     assert patience.exhausted
-    patience.renew(4)
+    patience.go_on(4, trials=True)
     assert not patience.exhausted
     assert patience.limit == 4
 
 
+def test_a_run_that_was_interrupted_counts_on():
+    whole, parts = Patience(6), Patience(6)
+    expected = run(whole, [1.0] * 9)
+    found = []
+    for first in (0, 2, 4, 5, 8):
+        last = {0: 2, 2: 4, 4: 5, 5: 8, 8: 9}[first]
+        found += run(parts, [1.0] * (last - first), FIRST + first * EPOCH)
+        parts.go_on(6, trials=True)
+    assert found == expected
+    assert parts == whole
+
+
 def test_plateau_keeps_the_best_and_is_reached_after_looks_without_progress():
     proxy, plateau = nn.Linear(1, 1), ProxyPlateau()
-    plateau.look(1.0, proxy)
+    plateau.look(1.0, proxy, 100)
     best = proxy.weight.clone()
     nn.init.zeros_(proxy.weight)
-    for _ in range(12):
+    # Four looks, but not 96 steps yet; then both.
+    for steps in (110, 120, 130, 140, 195):
+        plateau.look(1.0, proxy, steps)
         assert not plateau.reached()
-        plateau.look(1.0, proxy)
+    plateau.look(1.0, proxy, 196)
     assert plateau.weights["weight"].equal(best)
     assert plateau.reached()
     # Counting begins anew.
     assert not plateau.reached()
+    for steps in (300, 400, 500):
+        plateau.look(1.0, proxy, steps)
+        assert not plateau.reached()

@@ -11,6 +11,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor, nn
 
 from sbi_jeffreys import JeffreysNPE
+from sbi_jeffreys.diagnostics import diagnose_proxy
 from sbi_jeffreys.quiet import QuietTracker
 from sbi_jeffreys.record import EPOCH_KEYS, RUN_KEYS
 
@@ -437,3 +438,25 @@ def test_posterior_survives_pickling(estimator, simulations):
     assert torch.equal(posterior.potential(theta[:4], x=x[0]), loaded.potential(theta[:4], x=x[0]))
     ratio = loaded.posterior_estimator.proxy.log_ratio(theta[:4], x[:4])
     assert torch.equal(trainer._neural_net.proxy.log_ratio(theta[:4], x[:4]), ratio)
+
+
+def test_the_mean_of_log_z_is_zero_in_the_end(simulations):
+    trainer = make("coupling_nsf")
+    theta, x = simulations
+    estimator = trainer.append_simulations(theta, x).train(max_num_epochs=5)
+    found = diagnose_proxy(estimator, theta, x, num_draws=256).log_partition
+    # 72 of these 80 x are those it was centred on, at 64 draws each.
+    assert abs(found.mean()) < 0.1
+
+
+def test_resuming_continues_bit_for_bit_within_a_trial(simulations):
+    # 80 simulations are 7 batches of 10: patience begins after 28 epochs.
+    arguments = {"training_batch_size": 10, "stop_after_epochs": 8, "learning_rate": 1e-6}
+    whole = make().append_simulations(*simulations)
+    whole.train(max_num_epochs=35, **arguments)
+    assert whole._training.patience.before is not None
+    parts = make().append_simulations(*simulations)
+    parts.train(max_num_epochs=33, **arguments)
+    parts.train(max_num_epochs=2, resume_training=True, **arguments)
+    assert torch.equal(weights_of(whole), weights_of(parts))
+    assert whole._training.patience == parts._training.patience
