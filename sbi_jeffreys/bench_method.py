@@ -22,6 +22,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.net_builders.flow import build_zuko_nsf
 from torch.distributions import Distribution
 
+from .benchmark.report.compare import bootstrap_interval
 from .duals import FixedWeights, HuberCost, LinearCost, ResilientDual
 from .flows import flow_nn
 from .objective import Draws
@@ -30,7 +31,7 @@ from .quiet import QuietTracker, quiet
 from .tasks import get_task
 from .trainer import JeffreysNPE
 
-__all__ = ["VARIANTS", "main"]
+__all__ = ["VARIANTS", "differences", "main"]
 
 _DATA = LinearCost()
 
@@ -161,6 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--num-simulations", type=int, default=1000)
     parser.add_argument("--num-test", type=int, default=4000)
+    parser.add_argument("--baseline", default="jeffreys", help="variant to compare with")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/bench-method.csv"))
     options = parser.parse_args(arguments)
@@ -185,6 +187,39 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = done[done.task.isin(options.tasks) & done.variant.isin(options.variants)]
     table = chosen.pivot_table(index="variant", columns="task", values="nll", sort=False)
     print(table.round(2).to_string())
+    if options.baseline in set(chosen.variant):
+        print(differences(chosen, options.baseline).round(2).to_string())
+
+
+def differences(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Return how much every variant loses against one, in the mean over tasks.
+
+    Args:
+        rows: Columns task, seed, variant and nll (nats), and seconds; one row for each run.
+        baseline: Name of a variant.
+
+    Returns:
+        By variant: the mean difference in nats, paired by task and seed, with a 95 % bootstrap
+        interval over tasks (and their seeds), the worst task and its difference, and the ratio of
+        the seconds, median over tasks.
+    """
+    wide = rows.pivot_table(index=["task", "seed"], columns="variant", values="nll", sort=False)
+    time = rows.pivot_table(index="task", columns="variant", values="seconds", sort=False)
+    found = {}
+    for variant in wide.columns.drop(baseline):
+        less = (wide[variant] - wide[baseline]).dropna()
+        by_task = less.groupby("task")
+        interval = bootstrap_interval([group.to_numpy() for _, group in by_task])
+        worst = by_task.mean().idxmax()
+        found[variant] = {
+            "difference": interval.mean,
+            "low": interval.low,
+            "high": interval.high,
+            "worst": by_task.mean().max(),
+            "where": worst,
+            "seconds, ratio": (time[variant] / time[baseline]).median(),
+        }
+    return pd.DataFrame(found).T.infer_objects()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sbi.utils import BoxUniform
 
-from sbi_jeffreys.bench_method import VARIANTS, main
+from sbi_jeffreys.bench_method import VARIANTS, differences, main
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
@@ -33,3 +33,22 @@ def test_a_run_is_completed_and_not_repeated(tmp_path, capsys):
     # Different models: an ensemble of five differs from its first member.
     assert rows.nll.nunique() == 3
     assert "five members" in capsys.readouterr().out
+
+
+def test_differences_are_paired_by_task_and_seed():
+    runs = [("a", 0, 1.0, 2.0), ("a", 1, 3.0, 4.0), ("b", 0, -1.0, -1.5), ("b", 1, 0.0, -0.5)]
+    rows = [
+        {"task": task, "seed": seed, "variant": variant, "nll": nll, "seconds": seconds}
+        for task, seed, *nlls in runs
+        for variant, nll, seconds in zip(("ours", "theirs"), nlls, (2.0, 1.0), strict=True)
+    ]
+    table = differences(pd.DataFrame(rows), "ours")
+    assert list(table.index) == ["theirs"]
+    row = table.loc["theirs"]
+    # One nat worse on one task, half a nat better on the other.
+    assert row.difference == pytest.approx(0.25)
+    # Two tasks tell next to nothing, and the interval says so.
+    assert row.low < -0.5
+    assert row.high > 1.0
+    assert (row.worst, row["where"]) == (pytest.approx(1.0), "a")
+    assert row["seconds, ratio"] == pytest.approx(0.5)
