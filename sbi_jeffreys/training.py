@@ -6,7 +6,7 @@ which is the same quantity from the first epoch to the last; the Lagrangian is n
 with its multipliers. What held-out data decide is in :mod:`sbi_jeffreys.patience`.
 
 What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
-averaging), at the start over a tenth of them: at a constant learning rate the weights themselves
+averaging), at the start over fewer: at a constant learning rate the weights themselves
 wander about, and a held-out curve that does so too stops a run too early.
 
 The entropy H in :math:`D_1` and :math:`D_3` is unknown. With linear prices for these two (the
@@ -49,8 +49,9 @@ _LIKELIHOOD_ROWS, _LIKELIHOOD_STEPS, _LIKELIHOOD_COPIES = 2000, 8, 8
 # Factor on the proxy's learning rate when its best weights are put back, and on both when a trial
 # has failed.
 _DROP, _DROP_BOTH = 0.3, 0.5
-# Running mean of the weights: share of the newest, and how many times that of a plain mean it is
-# at first. It looks back over a tenth of the steps, and over 50 at most.
+# Running mean of the weights: share of the newest, at first as in a plain mean of all. Where a
+# flow has a proxy to follow it moves fast at first, and the mean looks back over a tenth of the
+# steps; without one, which soon overfits, a longer memory is better.
 _AVERAGING, _NEWEST = 0.02, 10
 # Rows evaluated at once on held-out data: enough to be fast, few enough for any memory.
 _CHUNK = 8192
@@ -226,7 +227,8 @@ class Training:
             optimizer.step()
         self.steps += 1
         with torch.no_grad():
-            share = max(_AVERAGING, min(1.0, _NEWEST / self.steps))
+            newest = 1 if proxy is None else _NEWEST
+            share = max(_AVERAGING, min(1.0, newest / self.steps))
             torch._foreach_lerp_(self._averages, self._parameters, share)
         seen = torch.stack((terms.forward.detach(), terms.reverse_estimate))
         seen = seen.to("cpu", torch.float64)
