@@ -185,6 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
         done.to_csv(options.out, index=False)
         print(f"{row['task']:24s} {row['variant']:30s} {row['nll']:8.3f} {row['seconds']:7.1f} s")
     chosen = done[done.task.isin(options.tasks) & done.variant.isin(options.variants)]
+    chosen = chosen[chosen.seed.isin(options.seeds)]
     table = chosen.pivot_table(index="variant", columns="task", values="nll", sort=False)
     print(table.round(2).to_string())
     if options.baseline in set(chosen.variant):
