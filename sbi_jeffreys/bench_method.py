@@ -11,6 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sbi.neural_nets.net_builders.flow import build_zuko_nsf
 from torch.distributions import Distribution
 
 from .benchmark.report.compare import bootstrap_interval
-from .duals import FixedWeights, HuberCost, LinearCost, ResilientDual
+from .duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
 from .flows import flow_nn
 from .objective import Draws
 from .proxy import proxy_nn
@@ -61,7 +62,9 @@ def _zuko_nsf(z_score: str) -> Callable[[Distribution], tuple]:
 
 
 def _dual(stiffness: float, bound: float) -> ResilientDual:
-    return ResilientDual((_DATA, HuberCost(stiffness, bound), _DATA), initial=(1.0, 3.0, 1.0))
+    default = weighting("dual")
+    assert isinstance(default, ResilientDual)
+    return replace(default, costs=(_DATA, HuberCost(stiffness, bound), _DATA))
 
 
 VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
@@ -205,20 +208,20 @@ def differences(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
         the seconds, median over tasks.
     """
     wide = rows.pivot_table(index=["task", "seed"], columns="variant", values="nll", sort=False)
-    time = rows.pivot_table(index="task", columns="variant", values="seconds", sort=False)
+    seconds = rows.pivot_table(index="task", columns="variant", values="seconds", sort=False)
     found = {}
     for variant in wide.columns.drop(baseline):
         less = (wide[variant] - wide[baseline]).dropna()
         by_task = less.groupby("task")
         interval = bootstrap_interval([group.to_numpy() for _, group in by_task])
-        worst = by_task.mean().idxmax()
+        means = by_task.mean()
         found[variant] = {
             "difference": interval.mean,
             "low": interval.low,
             "high": interval.high,
-            "worst": by_task.mean().max(),
-            "where": worst,
-            "seconds, ratio": (time[variant] / time[baseline]).median(),
+            "worst": means.max(),
+            "where": means.idxmax(),
+            "seconds, ratio": (seconds[variant] / seconds[baseline]).median(),
         }
     return pd.DataFrame(found).T.infer_objects()
 

@@ -20,7 +20,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor, nn
 
 from .bench_train import peak_memory
-from .flows import flow_nn
+from .flows import DEFAULT_FLOW, flow_nn
 from .quiet import QuietTracker, quiet
 from .trainer import JeffreysNPE
 
@@ -65,7 +65,7 @@ def _print_measured(case: Case) -> None:
     before = peak_memory()
     theta, x = _simulate(case)
     prior = BoxUniform(-torch.ones(case.d), torch.ones(case.d))
-    build: Any = "coupling_nsf"
+    build: Any = DEFAULT_FLOW
     if case.embed:
         net = nn.Sequential(nn.Linear(case.c, 64), nn.ReLU(), nn.Linear(64, 20))
         build = flow_nn(prior, embedding_net=net)
