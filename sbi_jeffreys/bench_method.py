@@ -26,7 +26,7 @@ from torch.distributions import Distribution
 from .benchmark.report.compare import bootstrap_interval
 from .duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
 from .flows import flow_nn
-from .objective import Draws
+from .objective import Draws, Limits
 from .proxy import proxy_nn
 from .quiet import QuietTracker, quiet
 from .tasks import get_task
@@ -97,8 +97,8 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "jeffreys, one Gaussian": _jeffreys(proxy=proxy_nn("likelihood", num_components=1)),
     "jeffreys, no pairs of the proxy's own": _jeffreys(draws=Draws(simulated=0.0)),
     "jeffreys, Adam": _jeffreys(settings={"muon": False}),
-    "jeffreys, D2 trains the proxy in full": _jeffreys(settings={"proxy_limit": 3.0}),
-    "jeffreys, D2 does not train the proxy": _jeffreys(settings={"proxy_limit": 1e-6}),
+    "jeffreys, D2 trains the proxy in full": _jeffreys(settings={"limits": Limits(proxy=3.0)}),
+    "jeffreys, D2 does not train the proxy": _jeffreys(settings={"limits": Limits(proxy=1e-6)}),
     "jeffreys, the proxy is never put back": _jeffreys(settings={"proxy_plateau": False}),
     "jeffreys, no lower price is tried": _jeffreys(settings={"trials": False}),
     "jeffreys, rate 4e-2": _jeffreys({"learning_rate": 4e-2}),

@@ -38,7 +38,7 @@ from .duals import (
 )
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, flow_builder
-from .objective import Draws
+from .objective import Draws, Limits
 from .partition import log_unnormalized, measure_log_partition, settled_log_partition
 from .patience import copy_of_weights
 from .proxy import Base, EnergyProxy, ProxyBuilder, proxy_builder
@@ -194,8 +194,8 @@ class JeffreysDensity:
             settings = Settings(
                 **{**self._settings, "training_batch_size": batch},
                 stop_after_epochs=stop_after_epochs or _NEVER,
-                # Without a condition neither model runs away from the other: they share D2.
-                proxy_limit=3.0,
+                # Without a condition no model runs away from the other: they share D2 in full.
+                limits=Limits(math.inf, math.inf),
                 muon=False,
                 proxy_plateau=False,
                 trials=False,

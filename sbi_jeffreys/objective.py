@@ -42,13 +42,11 @@ from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .proxy import Base
 
-__all__ = ["PROXY_LIMIT", "BatchTerms", "Draws", "ReverseQueue", "ReverseSet", "batch_terms"]
+__all__ = ["LIMITS", "BatchTerms", "Draws", "Limits", "ReverseQueue", "ReverseSet", "batch_terms"]
 
-# A flow that starts far away from its proxy (a prior much narrower than its marginals) deviates by
-# hundreds of nats, which would drown the data; where the two are near it is a few tenths.
-_LIMIT = 3.0
-PROXY_LIMIT = 0.1
-"""Deviation, in nats, from which on the proxy's pull towards the flow no longer grows."""
+# log Z, in nats, from which on the pull of the gauge no longer grows: at first, and at x far from
+# any other, it may be hundreds of nats.
+_GAUGE_LIMIT = 3.0
 
 # Weight of the likelihood beside the ranking losses in D3. With all of it, discrete data are
 # overfitted (bernoulli_glm, sir); without it, continuous ones need twice the steps (slcp).
@@ -90,6 +88,22 @@ class Draws:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be a finite number, not negative.")
+
+
+class Limits(NamedTuple):
+    """Deviations between flow and proxy, in nats, from which on D2 pulls no harder.
+
+    A flow that starts far away from its proxy (a prior much narrower than its marginals) deviates
+    by hundreds of nats, which would drown the data; where the two are near it is a few tenths. A
+    proxy that is pulled with none grows mass, in many dimensions, where no draw of the base looks;
+    with much, a slow flow holds a good proxy back.
+    """
+
+    flow: float = 3.0
+    proxy: float = 0.1
+
+
+LIMITS = Limits()
 
 
 class BatchTerms(NamedTuple):
@@ -181,7 +195,7 @@ def batch_terms(
     base_draws: Tensor,
     queue: ReverseQueue | None = None,
     forward_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    proxy_limit: float = PROXY_LIMIT,
+    limits: Limits = LIMITS,
 ) -> BatchTerms:
     """Evaluate the three divergences on a batch.
 
@@ -195,8 +209,7 @@ def batch_terms(
         queue: Samples left over from earlier steps; by default there are none.
         forward_loss: Loss of (theta, x) of shape (B,) that takes the place of the flow's negative
             log density: sbi's atomic loss in later rounds.
-        proxy_limit: Deviation between flow and proxy, in nats, from which on the proxy's pull
-            towards the flow no longer grows.
+        limits: Deviations between flow and proxy from which on neither is pulled harder.
 
     Returns:
         The terms, scalars.
@@ -254,8 +267,8 @@ def batch_terms(
         nce = nce - _LIKELIHOOD * (weights * likelihood).mean()
 
     loss = cross_entropy(log_data) if forward_loss is None else forward_loss(theta, x)
-    follows = log_variance(log_flow, log_proxy.detach(), limit=_LIMIT)
-    listens = log_variance(log_flow.detach(), log_proxy, limit=proxy_limit)
+    follows = log_variance(log_flow, log_proxy.detach(), limit=limits.flow)
+    listens = log_variance(log_flow.detach(), log_proxy, limit=limits.proxy)
     reverse = (there.weights * (follows + listens)).mean()
     if len(log_own):
         # A calibration kernel weighs x, which embedded data are not: its mean must do.
@@ -310,11 +323,10 @@ def _gauge(log_z: Tensor, ratio_base: Tensor | None) -> Tensor:
 
     ``log_z`` (N,) is estimated at flow samples; ``ratio_base`` (M, N) is the ratio at base draws.
     """
-    # At first, and at x far from any other, log Z may be hundreds of nats.
-    penalty = huber(log_z, _LIMIT)
+    penalty = huber(log_z, _GAUGE_LIMIT)
     if ratio_base is not None:
         log_z_base = log_partition(ratio_base, torch.zeros_like(ratio_base))
-        penalty = penalty + huber(log_z_base.clamp_min(0.0), _LIMIT)
+        penalty = penalty + huber(log_z_base.clamp_min(0.0), _GAUGE_LIMIT)
     return penalty
 
 

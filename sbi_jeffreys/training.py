@@ -31,7 +31,7 @@ from .duals import DualState, FixedWeights, Weighting
 from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .muon import Muon
-from .objective import PROXY_LIMIT, Draws, ReverseQueue, batch_terms
+from .objective import LIMITS, Draws, Limits, ReverseQueue, batch_terms
 from .patience import Patience, ProxyPlateau, copy_of_weights
 
 __all__ = ["Settings", "Training", "TrainingDiverged"]
@@ -65,9 +65,7 @@ class TrainingDiverged(RuntimeError):
 class Settings:
     """Hyper-parameters of the training loop; those of sbi have sbi's meaning.
 
-    ``proxy_limit`` is the disagreement, in nats, up to which D2 pulls the proxy to the flow: with
-    none a proxy in many dimensions grows mass where no draw of the base looks, with much a slow
-    flow holds a good proxy back. ``proxy_plateau`` puts the proxy's best weights back when it
+    ``limits`` bound how hard D2 pulls. ``proxy_plateau`` puts the proxy's best weights back when it
     stops to improve; ``trials`` is whether a lower price of D2 is tried before a run ends
     (:mod:`sbi_jeffreys.patience`). ``muon`` trains the flow's matrices by :class:`Muon`; maximum
     likelihood, which has no proxy to follow, overfits sooner with it and stays with Adam, whose
@@ -79,7 +77,7 @@ class Settings:
     weight_decay: float = 0.0
     proxy_learning_rate: float = 5e-3
     proxy_weight_decay: float = 0.1
-    proxy_limit: float = PROXY_LIMIT
+    limits: Limits = LIMITS
     proxy_plateau: bool = True
     trials: bool = True
     muon: bool = True
@@ -204,7 +202,7 @@ class Training:
             base_draws=self._negatives(theta),
             queue=self._queue,
             forward_loss=None if hook is None else lambda t, y: hook(t, y, masks),
-            proxy_limit=self.settings.proxy_limit,
+            limits=self.settings.limits,
         )
         weights = self.dual.multipliers.tolist()
         loss = weights[0] * terms.forward

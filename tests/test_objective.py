@@ -13,7 +13,7 @@ from sbi_jeffreys import objective
 from sbi_jeffreys.divergences import log_partition, log_variance, ranking_nce
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.objective import BatchTerms, Draws, ReverseQueue, batch_terms
+from sbi_jeffreys.objective import BatchTerms, Draws, Limits, ReverseQueue, batch_terms
 from sbi_jeffreys.proxy import Base, proxy_nn
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -102,7 +102,7 @@ def test_the_proxy_listens_to_small_disagreements_only():
     groups = problem.groups()
 
     def norms(limit):
-        term = problem.terms(proxy_limit=limit).reverse
+        term = problem.terms(limits=Limits(proxy=limit)).reverse
         found = {}
         for name in ("flow", "proxy"):
             gradients = torch.autograd.grad(
