@@ -64,12 +64,15 @@ _NEVER = 2**62
 def density_dual(*, stiffness: float = 100.0, bound: float = 30.0) -> ResilientDual:
     """Return the dual of a density: data terms at a linear price, D2 at a steep Huber price.
 
+    D2 starts as light as the data terms: at a high learning rate, a heavy D2 locks the two models
+    together before either has seen where the data are.
+
     Args:
         stiffness: Curvature of the price of D2.
-        bound: Largest weight of D2, and the one that training starts with.
+        bound: Largest weight of D2.
     """
     data = LinearCost()
-    return ResilientDual((data, HuberCost(stiffness, bound), data), initial=(1.0, bound, 1.0))
+    return ResilientDual((data, HuberCost(stiffness, bound), data))
 
 
 class JeffreysDensity:

@@ -77,7 +77,7 @@ def test_samples_are_those_of_the_flow(fitted):
 @pytest.mark.parametrize("objective", ["dual", "dual_quadratic", "fixed", "ml"])
 def test_any_dimension_and_objective(dim, objective):
     data = draw(60, dim)
-    found = JeffreysDensity(objective=objective, draws=FEW, seed=0).fit(data, max_num_epochs=2)
+    found = JeffreysDensity(objective=objective, draws=FEW, seed=0).fit(data, max_num_epochs=4)
     assert found.log_prob(data).isfinite().all()
     assert found.sample(3).shape == (3, dim)
     assert found.has_proxy == (objective != "ml")
@@ -170,7 +170,7 @@ def test_numpy_and_double_are_taken():
 def test_price_of_d2_is_steep():
     dual = density_dual(stiffness=50.0, bound=7.0)
     assert tuple(dual.costs) == (LinearCost(), HuberCost(50.0, 7.0), LinearCost())
-    assert dual.init().multipliers.tolist() == [1.0, 7.0, 1.0]
+    assert dual.init().multipliers.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_log_z_is_doubled_until_it_stands(monkeypatch, fitted):
