@@ -225,72 +225,135 @@ def batch_terms(
 
     queue = ReverseQueue() if queue is None else queue
     there = queue.next(estimator, theta, context, weights, draws)
-    num, plain, rows = len(there.context), there.plain, len(theta)
+    found = _evaluate(estimator, theta, context, there, draws, base_draws)
+    log_z = log_partition(found.proxy_samples, found.flow_samples.detach())
+    loss = cross_entropy(found.flow_data) if forward_loss is None else forward_loss(theta, x)
+    # In later rounds theta and the negatives come from proposals: the flow's samples are weighed
+    # for the prior, and base draws say nothing of Z.
+    first_round = forward_loss is None
+    return BatchTerms(
+        forward=(weights * loss).mean(),
+        reverse=_reverse_loss(found, there, weights, limits),
+        proxy=_proxy_loss(found, there, weights, draws.fraction if first_round else 0.0),
+        gauge=_gauge_loss(found, there, log_z, with_base=first_round),
+        reverse_estimate=reverse_kl(found.flow_samples, found.proxy_samples, log_z).detach().mean(),
+    )
 
-    # Each model is evaluated once, at the data, at the undisturbed data of D2 and at the samples:
-    # at these sizes what costs is the number of operations, not how many rows they have.
-    network, base = estimator.proxy.network, estimator.proxy.base
-    sizes = (rows, plain, draws.flow * num)
-    points = torch.cat((theta, there.theta[:plain], there.samples.flatten(0, 1)))
+
+class _Evaluated(NamedTuple):
+    """Log densities at the B data, at the P undisturbed data of D2 and at K samples at its N x.
+
+    ``flow_*`` and ``proxy_*`` are (B,), (P,) and (K, N), the proxy's without its normalisation;
+    ``flow_own`` the flow at pairs that the proxy has simulated. ``ratio_data`` (B,) and
+    ``ratio_base`` (M, B + N) are the proxy relative to its base, at the data and at base draws.
+    A proxy that is a likelihood has ``log_likelihood`` (B,), of the data, and ``shift`` (N,),
+    what it adds at the x of D2.
+    """
+
+    flow_data: Tensor
+    flow_plain: Tensor
+    flow_samples: Tensor
+    flow_own: Tensor
+    proxy_plain: Tensor
+    proxy_samples: Tensor
+    ratio_data: Tensor
+    ratio_base: Tensor
+    log_likelihood: Tensor | None
+    shift: Tensor | None
+
+
+def _evaluate(
+    estimator: JeffreysEstimator,
+    theta: Tensor,
+    context: Tensor,
+    there: ReverseSet,
+    draws: Draws,
+    base_draws: Tensor,
+) -> _Evaluated:
+    """Evaluate each model once: what costs is the number of operations, not how many rows."""
+    proxy = estimator.proxy
+    assert proxy is not None
+    network, base = proxy.network, proxy.base
+    num, rows = len(there.context), len(theta)
+    sizes = (rows, there.plain, draws.flow * num)
+    points = torch.cat((theta, there.theta[: there.plain], there.samples.flatten(0, 1)))
     repeated = there.context.repeat(draws.flow, 1)
-    conditions = torch.cat((context, there.context[:plain], repeated))
+    conditions = torch.cat((context, there.context[: there.plain], repeated))
     own = _own_simulations(network, base, round(draws.simulated * rows), points, conditions)
-    log_prob, log_own = estimator.log_prob_embedded(
+    log_prob, flow_own = estimator.log_prob_embedded(
         torch.cat((points, own[0])).unsqueeze(0), torch.cat((conditions, own[1]))
     )[0].split((len(points), len(own[0])))
     # The proxy sees data in steps as if they were continuous.
     seen = network.dequantize(context) if isinstance(network, LikelihoodEnergy) else context
-    conditions = torch.cat((seen, conditions[rows:]))
-    ratio, log_likelihood, shift = _ratio(network, points, conditions)
-    log_unnormalized = ratio + base.log_prob_soft(points)
-    # Base draws at the data's x, for the ranking loss, and at the x of D2, for the gauge.
-    ratio_base = network(base_draws.unsqueeze(1), torch.cat((seen, there.context)))
-
-    log_data, flow_plain, flow_samples = log_prob.split(sizes)
-    _, proxy_plain, proxy_samples = log_unnormalized.split(sizes)
-    log_flow, log_proxy = flow_samples.reshape(-1, num), proxy_samples.reshape(-1, num)
-    log_z = log_partition(log_proxy, log_flow.detach())
-
-    nce = (weights * ranking_nce(torch.cat((ratio[None, :rows], ratio_base[:, :rows])))).mean()
-    if plain and forward_loss is None:
-        # Weights against the flow: its own samples, and the data, relative to its density.
-        # The flow is only the proposal here: its part in the ratio is a number.
-        against = torch.cat((proxy_plain[None], log_proxy[:, :plain]))
-        against = against - torch.cat((flow_plain[None], log_flow[:, :plain])).detach()
-        nce = nce + draws.fraction * (there.weights[:plain] * ranking_nce(against)).mean()
+    ratio, log_likelihood, shift = _ratio(network, points, torch.cat((seen, conditions[rows:])))
     if log_likelihood is not None:
-        likelihood = log_likelihood[:rows]
+        log_likelihood = log_likelihood[:rows]
         if context.requires_grad:
             # An embedding that learns from it would make the data easy to explain: constant.
             assert isinstance(network, LikelihoodEnergy)
-            likelihood = network.log_likelihood(theta, seen.detach())
-        nce = nce - _LIKELIHOOD * (weights * likelihood).mean()
-
-    loss = cross_entropy(log_data) if forward_loss is None else forward_loss(theta, x)
-    follows = log_variance(log_flow, log_proxy.detach(), limit=limits.flow)
-    listens = log_variance(log_flow.detach(), log_proxy, limit=limits.proxy)
-    reverse = (there.weights * (follows + listens)).mean()
-    if len(log_own):
-        # A calibration kernel weighs x, which embedded data are not: its mean must do.
-        reverse = reverse + weights.mean() * cross_entropy(log_own).mean()
-    # In later rounds the negatives are no draws of the base: they say nothing of Z.
-    base_there = None if forward_loss else ratio_base[:, rows:]
-    if shift is None:
-        gauge = _PULL * there.weights * _gauge(log_z, base_there)
-    else:
-        # What moves Z alone leaves the likelihood undisturbed. Jittered x may lie where log Z is
-        # anything, and there is no need to know it.
-        few = slice(0, plain or num)
-        alone = shift[rows + plain : rows + plain + num][few]
-        base_there = None if base_there is None else _moved_by(alone, base_there[:, few])
-        gauge = there.weights[few] * _gauge(_moved_by(alone, log_z[few]), base_there)
-    return BatchTerms(
-        forward=(weights * loss).mean(),
-        reverse=reverse,
-        proxy=nce,
-        gauge=gauge.mean(),
-        reverse_estimate=reverse_kl(log_flow, log_proxy, log_z).detach().mean(),
+            log_likelihood = network.log_likelihood(theta, seen.detach())
+    flow_data, flow_plain, flow_samples = log_prob.split(sizes)
+    _, proxy_plain, proxy_samples = (ratio + base.log_prob_soft(points)).split(sizes)
+    return _Evaluated(
+        flow_data,
+        flow_plain,
+        flow_samples.reshape(-1, num),
+        flow_own,
+        proxy_plain,
+        proxy_samples.reshape(-1, num),
+        ratio_data=ratio[:rows],
+        # At the data's x, for the ranking loss, and at the x of D2, for the gauge.
+        ratio_base=network(base_draws.unsqueeze(1), torch.cat((seen, there.context))),
+        log_likelihood=log_likelihood,
+        shift=None if shift is None else shift[rows + there.plain :][:num],
     )
+
+
+def _reverse_loss(found: _Evaluated, there: ReverseSet, weights: Tensor, limits: Limits) -> Tensor:
+    """Return D2: log-variances at the flow's samples, and the flow at the proxy's own pairs."""
+    flow, proxy = found.flow_samples, found.proxy_samples
+    follows = log_variance(flow, proxy.detach(), limit=limits.flow)
+    listens = log_variance(flow.detach(), proxy, limit=limits.proxy)
+    loss = (there.weights * (follows + listens)).mean()
+    if len(found.flow_own):
+        # A calibration kernel weighs x, which embedded data are not: its mean must do.
+        loss = loss + weights.mean() * cross_entropy(found.flow_own).mean()
+    return loss
+
+
+def _proxy_loss(
+    found: _Evaluated, there: ReverseSet, weights: Tensor, against_flow: float
+) -> Tensor:
+    """Return D3: the data ranked among base draws and among flow samples, and their likelihood.
+
+    ``against_flow`` is the weight of the ranking among flow samples.
+    """
+    plain = there.plain
+    among_base = torch.cat((found.ratio_data[None], found.ratio_base[:, : len(weights)]))
+    loss = (weights * ranking_nce(among_base)).mean()
+    if plain and against_flow:
+        # Weights against the flow: its own samples, and the data, relative to its density.
+        # The flow is only the proposal here: its part in the ratio is a number.
+        among_flow = torch.cat((found.proxy_plain[None], found.proxy_samples[:, :plain]))
+        proposal = torch.cat((found.flow_plain[None], found.flow_samples[:, :plain]))
+        ranking = ranking_nce(among_flow - proposal.detach())
+        loss = loss + against_flow * (there.weights[:plain] * ranking).mean()
+    if found.log_likelihood is not None:
+        loss = loss - _LIKELIHOOD * (weights * found.log_likelihood).mean()
+    return loss
+
+
+def _gauge_loss(found: _Evaluated, there: ReverseSet, log_z: Tensor, *, with_base: bool) -> Tensor:
+    """Return the pull on log Z, estimated at flow samples and, if told so, at base draws."""
+    base = found.ratio_base[:, -len(log_z) :] if with_base else None
+    if found.shift is None:
+        return (_PULL * there.weights * _gauge(log_z, base)).mean()
+    # What moves Z alone leaves the likelihood undisturbed. Jittered x may lie where log Z is
+    # anything, and there is no need to know it.
+    few = slice(0, there.plain or len(log_z))
+    alone = found.shift[few]
+    base = None if base is None else _moved_by(alone, base[:, few])
+    return (there.weights[few] * _gauge(_moved_by(alone, log_z[few]), base)).mean()
 
 
 def _ratio(

@@ -113,7 +113,6 @@ class Training:
     forward_loss: LossHook | None = None
     from_prior: bool = True
     epoch: int = 0
-    best_loss: float = float("inf")
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     entropy: float = float("inf")
     steps: int = 0
@@ -135,7 +134,7 @@ class Training:
         self._averages = [p.detach().clone() for p in self._parameters]
         s = self.settings
         proxy = self.estimator.proxy
-        self.patience = Patience(s.stop_after_epochs, trials=self._trials, best=self.best_loss)
+        self.patience = Patience(s.stop_after_epochs, trials=self._trials)
         self.optimizers = [self._flow_optimizer()]
         if proxy is not None:
             self.optimizers.append(
@@ -329,11 +328,20 @@ class Training:
             zip(("divergence_forward", "divergence_proxy"), self._held_out.tolist(), strict=True)
         )
 
-    def keep_if_best(self, loss: float) -> None:
-        """Remember the weights if their held-out loss is the lowest so far."""
-        if loss < self.best_loss:
-            self.best_loss = loss
+    @property
+    def best_loss(self) -> float:
+        """Lowest held-out loss so far, nats: that of ``best_weights``."""
+        return self.patience.best
+
+    def judge(self, loss: float) -> bool:
+        """Remember the weights if their held-out loss is the lowest so far; lose patience if not.
+
+        Returns:
+            Whether a trial has failed, and the best weights should come back.
+        """
+        if loss < self.patience.best:
             self.best_weights = copy_of_weights(self.estimator)
+        return self.patience.look(loss, self.steps)
 
     def _return_proxy(self) -> None:
         """Put the proxy's best weights back, and let it learn more slowly from there."""
@@ -389,8 +397,7 @@ class Training:
         if not self.best_weights:
             measured = self.validate(held_out)
             self.observe(measured)
-            self.keep_if_best(measured["validation_loss"])
-            self.patience.look(measured["validation_loss"], self.steps)
+            self.judge(measured["validation_loss"])
 
     def advance(self, data: Data | LoaderData, held_out: Data | LoaderData) -> dict[str, float]:
         """Run one epoch and look at the held-out data; return the epoch's record.
@@ -406,8 +413,8 @@ class Training:
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"the held-out loss became {loss}.")
             self.epoch += 1
-            self.keep_if_best(loss)
-        if self.patience.look(loss, self.steps):
+            failed = self.judge(loss)
+        if failed:
             self._go_back()
         elif self._plateau.reached():
             self._return_proxy()

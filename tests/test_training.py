@@ -209,16 +209,16 @@ def test_data_multipliers_survive_overfitting():
     assert not equal(before, snapshot(training.estimator.flow))
 
 
-def test_keep_if_best_and_restore_best():
+def test_judge_keeps_the_best_and_restore_best():
     training, data, _ = make()
     estimator = training.estimator
-    training.keep_if_best(2.0)
+    training.judge(2.0)
     training.run_epoch(data)
-    training.keep_if_best(1.0)
+    training.judge(1.0)
     best = snapshot(estimator)
     for loss in (1.0, 3.0, math.nan, math.inf):
         training.run_epoch(data)
-        training.keep_if_best(loss)
+        training.judge(loss)
     assert training.best_loss == 1.0
     assert not equal(best, snapshot(estimator))
     training.restore_best()
@@ -270,7 +270,7 @@ def test_start_makes_the_first_weights_the_best_and_does_so_once():
     training.start(held_out)
     assert equal(before, training.best_weights)
     assert math.isfinite(training.best_loss)
-    training.best_loss = -100.0
+    training.patience.best = -100.0
     training.start(held_out)
     assert training.best_loss == -100.0
 
@@ -420,7 +420,7 @@ def test_a_failed_trial_puts_the_best_weights_back_and_learns_more_slowly():
     training.advance(data, held_out)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in training.optimizers]
     best = training.best_weights = snapshot(training.estimator)
-    training.best_loss = training.patience.best = training.patience.mark = -100.0
+    training.patience.best = training.patience.mark = -100.0
     while training.patience.failures == 0:
         stiffness = training.patience.stiffness
         training.advance(data, held_out)
