@@ -14,6 +14,7 @@ Held-out data decide both:
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["Patience", "ProxyPlateau", "copy_of_weights"]
@@ -32,6 +33,9 @@ _STEPS = 4
 _FIRST_STEPS = 200
 # Steps, and looks, without progress of the proxy until its best weights are put back.
 _PLATEAU, _LOOKS = 96, 4
+# Nats by which one held-out row can speak for or against a proxy. Far from all other x a likelihood
+# may lose thousands while it gains everywhere else: a mean would listen to that x alone.
+_SAY = 3.0
 
 
 def copy_of_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -113,17 +117,25 @@ class Patience:
 class ProxyPlateau:
     """The best weights of a proxy, put back at a lower learning rate when it stops to improve."""
 
-    best: float = float("inf")
+    best: Tensor | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
     looks: int = 0
     since: int = 0
     steps: int = 0
 
-    def look(self, loss: float, proxy: nn.Module, steps: int) -> None:
-        """Compare the held-out loss of the proxy, after so many steps, with the best so far."""
+    def look(self, losses: Tensor, proxy: nn.Module, steps: int) -> None:
+        """Compare the proxy, after so many steps, with the best so far.
+
+        Args:
+            losses: Its losses on held-out rows, always the same ones, shape (n,).
+            proxy: The proxy.
+            steps: Training steps so far.
+        """
         self.steps = steps
-        if loss < self.best:
-            self.best, self.weights = loss, copy_of_weights(proxy)
+        # A loss that is no number is as bad as one can be.
+        losses = losses.nan_to_num(nan=torch.finfo(losses.dtype).max)
+        if self.best is None or (losses - self.best).clamp(-_SAY, _SAY).mean() < 0:
+            self.best, self.weights = losses, copy_of_weights(proxy)
             self.begin_anew(steps)
         else:
             self.looks += 1

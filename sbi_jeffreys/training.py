@@ -286,7 +286,7 @@ class Training:
         exact = isinstance(proxy.network, LikelihoodEnergy) and not self.estimator.learns_embedding
         if plateau and exact and self.steps >= self._likelihood_looked + _LIKELIHOOD_STEPS:
             self._likelihood_looked = self.steps
-            self._plateau.look(self._likelihood_loss(data), proxy, self.steps)
+            self._plateau.look(self._likelihood_losses(data), proxy, self.steps)
         if self._proxy_seen and self.steps < self._proxy_looked + _PROXY_STEPS:
             return
         theta, x = data.head(_PROXY_ROWS, self.settings.device)
@@ -300,10 +300,10 @@ class Training:
             "effective_sample_size": found.effective_sample_size.mean().item(),
         }
         if plateau and not exact:
-            self._plateau.look(self._proxy_seen["validation_loss_proxy"], proxy, self.steps)
+            self._plateau.look(found.nll, proxy, self.steps)
 
-    def _likelihood_loss(self, data: Data | LoaderData) -> float:
-        """Return what tells a better proxy from a worse one without any draws."""
+    def _likelihood_losses(self, data: Data | LoaderData) -> Tensor:
+        """Return what tells a better proxy from a worse one, on held-out rows, without draws."""
         assert self.estimator.proxy is not None
         network = self.estimator.proxy.network
         assert isinstance(network, LikelihoodEnergy)
@@ -312,7 +312,7 @@ class Training:
         if network.is_discrete:
             theta = theta.repeat(_LIKELIHOOD_COPIES, 1)
             context = network.dequantize(context.repeat(_LIKELIHOOD_COPIES, 1))
-        return -network.log_likelihood(theta, context).mean().item()
+        return -network.log_likelihood(theta, context)
 
     def observe(self, held_out: dict[str, float]) -> dict[str, float]:
         """Update the entropy estimate and D1 and D3 from held-out losses; return them."""

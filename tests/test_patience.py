@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from torch import nn
 
 from sbi_jeffreys.patience import Patience, ProxyPlateau
@@ -120,18 +121,45 @@ def test_a_run_that_was_interrupted_counts_on():
 
 def test_plateau_keeps_the_best_and_is_reached_after_looks_without_progress():
     proxy, plateau = nn.Linear(1, 1), ProxyPlateau()
-    plateau.look(1.0, proxy, 100)
+    plateau.look(torch.ones(1), proxy, 100)
     best = proxy.weight.clone()
     nn.init.zeros_(proxy.weight)
     # Four looks, but not 96 steps yet; then both.
     for steps in (110, 120, 130, 140, 195):
-        plateau.look(1.0, proxy, steps)
+        plateau.look(torch.ones(1), proxy, steps)
         assert not plateau.reached()
-    plateau.look(1.0, proxy, 196)
+    plateau.look(torch.ones(1), proxy, 196)
     assert plateau.weights["weight"].equal(best)
     assert plateau.reached()
     # Counting begins anew.
     assert not plateau.reached()
     for steps in (300, 400, 500):
-        plateau.look(1.0, proxy, steps)
+        plateau.look(torch.ones(1), proxy, steps)
         assert not plateau.reached()
+
+
+def test_one_row_does_not_overrule_all_others():
+    proxy, plateau = nn.Linear(1, 1), ProxyPlateau()
+    plateau.look(torch.tensor([2.0, 2.0, 2.0, 600.0]), proxy, 8)
+    better = torch.tensor([-1.0, -1.0, 0.0, 96_000.0])
+    plateau.look(better, proxy, 16)
+    assert plateau.best.equal(better)
+    # Small losses of all rows weigh as in a mean.
+    plateau.look(better + torch.tensor([0.1, 0.1, 0.1, -0.2]), proxy, 24)
+    assert plateau.best.equal(better)
+    plateau.look(better + torch.tensor([0.1, 0.1, -0.1, -0.2]), proxy, 32)
+    assert not plateau.best.equal(better)
+
+
+@pytest.mark.parametrize("worst", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_the_worst(worst):
+    proxy, plateau = nn.Linear(1, 1), ProxyPlateau()
+    plateau.look(torch.tensor([worst, 1.0]), proxy, 8)
+    plateau.look(torch.tensor([worst, 1.0]), proxy, 16)
+    assert plateau.looks == 1
+    plateau.look(torch.tensor([worst, 0.5]), proxy, 24)
+    assert plateau.looks == 0
+    plateau.look(torch.tensor([5.0, 3.0]), proxy, 32)
+    assert plateau.best.tolist() == [5.0, 3.0]
+    plateau.look(torch.tensor([worst, 2.5]), proxy, 40)
+    assert plateau.best.tolist() == [5.0, 3.0]
