@@ -253,13 +253,14 @@ class JeffreysDensity:
             )
         if keep_last:
             training.estimator.load_state_dict(last)
+            loss = training.best_loss
         else:
-            training.restore_best()
+            loss = training.settle(held_out)
         self._log_partition = None
         training.estimator.eval()
         training.estimator.zero_grad(set_to_none=True)
         self._summary["epochs_trained"].append(training.epoch)
-        self._summary["best_validation_loss"].append(training.best_loss)
+        self._summary["best_validation_loss"].append(loss)
 
     @torch.no_grad()
     def _look(self, held_out: Tensor, test: Tensor | None, epoch: dict[str, float]) -> None:

@@ -6,7 +6,6 @@ The objective lives in :mod:`sbi_jeffreys.objective`, the multipliers move in
 
 import contextlib
 import copy
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -150,6 +149,7 @@ class JeffreysNPE(NPE_C):
         self._generator_state: Tensor | None = None
         self._validation_data: tuple[Tensor, Tensor] | None = None
         self._training: Training | None = None
+        self._from_scratch = True
         self._last_weights: dict[str, Tensor] | None = None
         self._summary = new_record()
 
@@ -355,7 +355,7 @@ class JeffreysNPE(NPE_C):
 
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
         """Build the flow as sbi does, then join it with a proxy."""
-        fresh = self._neural_net is None or retrain_from_scratch
+        fresh = self._from_scratch = self._neural_net is None or retrain_from_scratch
         if fresh and self._default_flow and self._outside_prior(start_idx):
             # Behind walls, held-out parameters beyond the others would have no density at all.
             self._build_neural_net = flow_nn()
@@ -397,7 +397,7 @@ class JeffreysNPE(NPE_C):
         training = self._prepare(train_config, loss_args)
         first = training.epoch
         bar = tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch")
-        diverged = False
+        diverged = completed = False
         try:
             training.start(val_loader)
             if not training.best_weights:
@@ -411,6 +411,7 @@ class JeffreysNPE(NPE_C):
                 self._tracker.log_metrics(epoch, step=len(self._summary["training_loss"]) - 1)
                 bar.set_postfix(_postfix(epoch))
                 bar.update()
+            completed = True
         except (RuntimeError, ValueError, AssertionError) as error:
             diverged = isinstance(error, TrainingDiverged) or not _is_finite(training.estimator)
             if not diverged or not training.best_weights:
@@ -427,7 +428,10 @@ class JeffreysNPE(NPE_C):
             # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
             bar.close()
             self._last_weights = None if diverged else copy_of_weights(training.estimator)
-            self._finish(training, first, train_config.show_train_summary)
+            training.restore_best()
+            # What has failed or was interrupted is not evaluated again.
+            loss = training.settle(val_loader) if completed else training.best_loss
+            self._finish(training, first, loss, train_config.show_train_summary)
         # Its draws are none of the training's, which may be resumed.
         with torch.random.fork_rng(devices=self._generators):
             training.center_partition(train_loader)
@@ -458,6 +462,7 @@ class JeffreysNPE(NPE_C):
             loss_args.calibration_kernel,
             self._atomic_loss if atomic else None,
             from_prior=self._round == 0,
+            from_scratch=self._from_scratch,
         )
         return self._training
 
@@ -467,7 +472,7 @@ class JeffreysNPE(NPE_C):
         training = self._training
         if self._last_weights is None:
             # It diverged: go on from the best weights, with new optimizers and multipliers.
-            training = dataclasses.replace(training, settings=settings)
+            training = training.anew(settings)
         else:
             training.estimator.load_state_dict(self._last_weights)
         kernel = loss_args.calibration_kernel
@@ -499,14 +504,13 @@ class JeffreysNPE(NPE_C):
             state["_training"].kernel, state["_training"].forward_loss = _ones, None
         return state
 
-    def _finish(self, training: Training, first: int, show_summary: bool) -> None:
-        """Put the best weights back and close the books of this call."""
-        training.restore_best()
+    def _finish(self, training: Training, first: int, loss: float, show_summary: bool) -> None:
+        """Close the books of this call, which has ended with weights of this held-out loss."""
         training.estimator.eval()
         training.estimator.zero_grad(set_to_none=True)
-        self.epoch, self._best_val_loss = training.epoch, training.best_loss
+        self.epoch, self._best_val_loss = training.epoch, loss
         self._summary["epochs_trained"].append(training.epoch - first)
-        self._summary["best_validation_loss"].append(training.best_loss)
+        self._summary["best_validation_loss"].append(loss)
         for key in ("epochs_trained", "best_validation_loss"):
             self._tracker.log_metric(key, self._summary[key][-1], step=self._round + 1)
         self._tracker.flush()

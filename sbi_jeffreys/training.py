@@ -103,6 +103,7 @@ class Training:
         forward_loss: Replaces the forward loss, for later rounds.
         from_prior: Whether theta was drawn from the prior; of the rest of the prior a proxy
             knows nothing, and must not simulate there.
+        from_scratch: Whether the estimator has not been trained before.
     """
 
     estimator: JeffreysEstimator
@@ -112,8 +113,10 @@ class Training:
     kernel: Callable[[Tensor], Tensor]
     forward_loss: LossHook | None = None
     from_prior: bool = True
+    from_scratch: bool = True
     epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    first_weights: dict[str, Tensor] = field(default_factory=dict)
     entropy: float = float("inf")
     steps: int = 0
     patience: Patience = field(init=False)
@@ -162,6 +165,12 @@ class Training:
         """Take up a training where it stopped; arguments as those of the class."""
         self.settings, self.kernel, self.forward_loss = settings, kernel, forward_loss
         self.patience.go_on(settings.stop_after_epochs, trials=self._trials)
+
+    def anew(self, settings: Settings) -> "Training":
+        """Return a training from the best weights on, with new optimizers and multipliers."""
+        other = replace(self, settings=settings)
+        other.patience.best = self.best_loss
+        return other
 
     def _flow_optimizer(self) -> torch.optim.Optimizer:
         parameters, lr = self.estimator.flow.parameters(), self.settings.learning_rate
@@ -260,6 +269,15 @@ class Training:
     @torch.no_grad()
     def validate(self, data: Data | LoaderData) -> dict[str, float]:
         """Measure both models on held-out data."""
+        values = {"validation_loss": self._losses(data).mean().item()}
+        if self.estimator.proxy is not None:
+            self._look_at_proxy(data)
+            values |= self._proxy_seen
+        return values
+
+    @torch.no_grad()
+    def _losses(self, data: Data | LoaderData) -> Tensor:
+        """Return the flow's weighted loss at each held-out row, shape (n,)."""
         self.estimator.eval()
         s = self.settings
         losses = []
@@ -271,11 +289,7 @@ class Training:
             else:
                 loss = self.forward_loss(theta, x, masks)
             losses.append(self.kernel(x) * loss)
-        values = {"validation_loss": torch.cat(losses).mean().item()}
-        if self.estimator.proxy is not None:
-            self._look_at_proxy(data)
-            values |= self._proxy_seen
-        return values
+        return torch.cat(losses)
 
     def _look_at_proxy(self, data: Data | LoaderData) -> None:
         """Measure the proxy, and note how good it is, where enough steps were taken since."""
@@ -371,6 +385,28 @@ class Training:
         if self.best_weights:
             self.estimator.load_state_dict(self.best_weights)
 
+    def settle(self, held_out: Data | LoaderData) -> float:
+        """Put the weights back that held-out data speak for; return their loss.
+
+        These are the best, unless they are within one standard error of the first: then a few
+        held-out rows cannot tell what was learnt from what was memorised, and the first are the
+        simpler model (the linear posterior, with the default flow).
+
+        References:
+            Classification and Regression Trees (Breiman et al., 1984), section 3.4.3
+        """
+        self.restore_best()
+        if not self.first_weights:
+            return self.best_loss
+        best = self._losses(held_out)
+        self.estimator.load_state_dict(self.first_weights)
+        first = self._losses(held_out)
+        gain = first - best
+        if len(gain) > 1 and gain.mean() <= gain.std() / len(gain) ** 0.5:
+            return first.mean().item()
+        self.restore_best()
+        return self.best_loss
+
     def center_partition(self, data: Data | LoaderData) -> None:
         """Let the mean of log Z over x be zero: a running mean of proxies is none of its own."""
         self.estimator.eval()
@@ -398,6 +434,9 @@ class Training:
             measured = self.validate(held_out)
             self.observe(measured)
             self.judge(measured["validation_loss"])
+            # The atomic loss scatters: its rows say too little of what was learnt.
+            if self.from_scratch and self.forward_loss is None:
+                self.first_weights = self.best_weights
 
     def advance(self, data: Data | LoaderData, held_out: Data | LoaderData) -> dict[str, float]:
         """Run one epoch and look at the held-out data; return the epoch's record.

@@ -264,6 +264,59 @@ def test_restoring_without_a_best_changes_nothing():
     assert equal(before, snapshot(training.estimator))
 
 
+@pytest.mark.parametrize(
+    ("gains", "best_is_kept"),
+    [
+        # Mean 0.5 of four rows, standard error 0.65 and 0.41.
+        ([2.0, 1.0, -1.0, 0.0], False),
+        ([1.0, 1.0, -0.7, 0.7], True),
+        ([0.0, 0.0, 0.0, 0.0], False),
+        ([0.5], True),
+        ([math.inf, -1.0, 0.0, 0.0], True),
+    ],
+)
+def test_the_first_weights_stay_unless_beaten_by_a_standard_error(gains, best_is_kept, monkeypatch):
+    training, data, held_out = make()
+    training.start(held_out)
+    first = snapshot(training.estimator)
+    training.run_epoch(data)
+    training.judge(-100.0)
+    best = snapshot(training.estimator)
+    training.run_epoch(data)
+    losses = iter((torch.zeros(len(gains)), torch.tensor(gains)))
+    monkeypatch.setattr(training, "_losses", lambda _: next(losses))
+    loss = training.settle(held_out)
+    assert equal(best if best_is_kept else first, snapshot(training.estimator))
+    assert loss == (-100.0 if best_is_kept else pytest.approx(sum(gains) / len(gains)))
+
+
+@pytest.mark.parametrize("reason", ["trained before", "atomic loss"])
+def test_without_a_simplest_model_the_best_is_kept(reason):
+    training, data, held_out = make()
+    if reason == "trained before":
+        training.from_scratch = False
+    else:
+        training.forward_loss = lambda theta, x, masks: theta.sum(dim=1)
+    training.start(held_out)
+    training.run_epoch(data)
+    training.judge(-100.0)
+    best = snapshot(training.estimator)
+    assert training.settle(held_out) == -100.0
+    assert equal(best, snapshot(training.estimator))
+
+
+def test_beginning_anew_remembers_how_good_the_best_was():
+    training, data, held_out = make()
+    training.start(held_out)
+    training.judge(-100.0)
+    best = training.best_weights
+    again = training.anew(training.settings)
+    again.start(held_out)
+    again.advance(data, held_out)
+    assert again.best_loss == -100.0
+    assert equal(best, again.best_weights)
+
+
 def test_start_makes_the_first_weights_the_best_and_does_so_once():
     training, _, held_out = make()
     before = snapshot(training.estimator)
