@@ -33,6 +33,7 @@ from .checks import (
 from .duals import Weighting, is_maximum_likelihood, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn
+from .held_out import center_partition
 from .objective import Draws
 from .patience import copy_of_weights
 from .proxy import Base, ProxyBuilder, proxy_builder
@@ -434,7 +435,7 @@ class JeffreysNPE(NPE_C):
             self._finish(training, first, loss, train_config.show_train_summary)
         # Its draws are none of the training's, which may be resumed.
         with torch.random.fork_rng(devices=self._generators):
-            training.center_partition(train_loader)
+            center_partition(training.estimator, train_loader, self._device)
         return training.estimator
 
     def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:

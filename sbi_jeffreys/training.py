@@ -3,7 +3,8 @@ r"""Joint training of flow and proxy under a weighting, with early stopping on h
 Every step descends :math:`\lambda_1 D_1 + \lambda_2 D_2 + \lambda_3 D_3` in both models and then
 lets the weighting move the multipliers. Early stopping looks at the flow's held-out cross-entropy,
 which is the same quantity from the first epoch to the last; the Lagrangian is not, since it moves
-with its multipliers. What held-out data decide is in :mod:`sbi_jeffreys.patience`.
+with its multipliers. What held-out data decide is in :mod:`sbi_jeffreys.patience`,
+how they are looked at in :mod:`sbi_jeffreys.held_out`.
 
 What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
 averaging), at the start over fewer: at a constant learning rate the weights themselves
@@ -26,26 +27,17 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Data, LoaderData
-from .diagnostics import diagnose_proxy
 from .duals import DualState, FixedWeights, Weighting
 from .estimator import JeffreysEstimator
-from .likelihood import LikelihoodEnergy
+from .held_out import LossHook, ProxyLooks, flow_losses
 from .muon import Muon
 from .objective import LIMITS, Draws, Limits, ReverseQueue, batch_terms
-from .patience import Patience, ProxyPlateau, copy_of_weights
+from .patience import Patience, copy_of_weights
 
 __all__ = ["Settings", "Training", "TrainingDiverged"]
 
 # Margin below the best held-out cross-entropy in the entropy estimate, nats.
 _ENTROPY_MARGIN = 0.1
-# x over which the mean of log Z is taken in the end: its standard deviation over x is 1 to 5 nats.
-_CENTER_ROWS = 512
-# Held-out x on which the proxy is looked at, the draws for each, and the least number of steps
-# between two looks: an epoch of few steps would otherwise spend its time on looking.
-_PROXY_ROWS, _PROXY_DRAWS, _PROXY_STEPS = 64, 32, 32
-# The same for its likelihood, which needs no draws. Data in steps are spread over them at random,
-# so many times.
-_LIKELIHOOD_ROWS, _LIKELIHOOD_STEPS, _LIKELIHOOD_COPIES = 2000, 8, 8
 # Factor on the proxy's learning rate when its best weights are put back, and on both when a trial
 # has failed.
 _DROP, _DROP_BOTH = 0.3, 0.5
@@ -53,8 +45,6 @@ _DROP, _DROP_BOTH = 0.3, 0.5
 # flow has a proxy to follow it moves fast at first, and the mean looks back over a tenth of the
 # steps; without one, which soon overfits, a longer memory is better.
 _AVERAGING, _NEWEST = 0.02, 10
-# Rows evaluated at once on held-out data: enough to be fast, few enough for any memory.
-_CHUNK = 8192
 
 
 class TrainingDiverged(RuntimeError):
@@ -84,10 +74,6 @@ class Settings:
     stop_after_epochs: int = 20
     clip_max_norm: float | None = 5.0
     device: str = "cpu"
-
-
-LossHook = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Forward loss of (theta, x, masks), shape (B,), in place of the flow's cross-entropy."""
 
 
 @dataclass
@@ -129,15 +115,12 @@ class Training:
         self.dual = self.weighting.init()
         self._held_out = torch.zeros(2, dtype=torch.float64)
         self._queue = ReverseQueue()
-        self._proxy_seen: dict[str, float] = {}
-        self._proxy_looked = 0
-        self._likelihood_looked = -_LIKELIHOOD_STEPS
-        self._plateau = ProxyPlateau()
         self._parameters = list(self.estimator.parameters())
         self._averages = [p.detach().clone() for p in self._parameters]
         s = self.settings
         proxy = self.estimator.proxy
         self.patience = Patience(s.stop_after_epochs, trials=self._trials)
+        self._looks = ProxyLooks(watch=s.proxy_plateau and self.forward_loss is None)
         self.optimizers = [self._flow_optimizer()]
         if proxy is not None:
             self.optimizers.append(
@@ -165,6 +148,7 @@ class Training:
         """Take up a training where it stopped; arguments as those of the class."""
         self.settings, self.kernel, self.forward_loss = settings, kernel, forward_loss
         self.patience.go_on(settings.stop_after_epochs, trials=self._trials)
+        self._looks.watch = settings.proxy_plateau and forward_loss is None
 
     def anew(self, settings: Settings) -> "Training":
         """Return a training from the best weights on, with new optimizers and multipliers."""
@@ -266,67 +250,18 @@ class Training:
             with torch.no_grad():
                 torch._foreach_copy_(self._parameters, current)
 
-    @torch.no_grad()
     def validate(self, data: Data | LoaderData) -> dict[str, float]:
         """Measure both models on held-out data."""
         values = {"validation_loss": self._losses(data).mean().item()}
         if self.estimator.proxy is not None:
-            self._look_at_proxy(data)
-            values |= self._proxy_seen
+            self._looks.look(self.estimator, data, self.steps, self.settings.device)
+            values |= self._looks.seen
         return values
 
-    @torch.no_grad()
     def _losses(self, data: Data | LoaderData) -> Tensor:
-        """Return the flow's weighted loss at each held-out row, shape (n,)."""
-        self.estimator.eval()
-        s = self.settings
-        losses = []
-        size = _CHUNK if self.forward_loss is None else s.training_batch_size
-        for theta, x, masks in data.batches(size, s.device, shuffle=False):
-            if self.forward_loss is None:
-                context = self.estimator.embed(x)
-                loss = -self.estimator.log_prob_embedded(theta.unsqueeze(0), context)[0]
-            else:
-                loss = self.forward_loss(theta, x, masks)
-            losses.append(self.kernel(x) * loss)
-        return torch.cat(losses)
-
-    def _look_at_proxy(self, data: Data | LoaderData) -> None:
-        """Measure the proxy, and note how good it is, where enough steps were taken since."""
-        proxy, plateau = self.estimator.proxy, self.settings.proxy_plateau
-        assert proxy is not None
-        plateau = plateau and self.forward_loss is None
-        # In a space that is still being learnt, likelihoods of two epochs do not compare.
-        exact = isinstance(proxy.network, LikelihoodEnergy) and not self.estimator.learns_embedding
-        if plateau and exact and self.steps >= self._likelihood_looked + _LIKELIHOOD_STEPS:
-            self._likelihood_looked = self.steps
-            self._plateau.look(self._likelihood_losses(data), proxy, self.steps)
-        if self._proxy_seen and self.steps < self._proxy_looked + _PROXY_STEPS:
-            return
-        theta, x = data.head(_PROXY_ROWS, self.settings.device)
-        found = diagnose_proxy(self.estimator, theta, x, num_draws=_PROXY_DRAWS)
-        std, mean = torch.std_mean(found.log_partition, correction=0)
-        self._proxy_looked = self.steps
-        self._proxy_seen = {
-            "validation_loss_proxy": found.nll.mean().item(),
-            "log_partition_mean": mean.item(),
-            "log_partition_std": std.item(),
-            "effective_sample_size": found.effective_sample_size.mean().item(),
-        }
-        if plateau and not exact:
-            self._plateau.look(found.nll, proxy, self.steps)
-
-    def _likelihood_losses(self, data: Data | LoaderData) -> Tensor:
-        """Return what tells a better proxy from a worse one, on held-out rows, without draws."""
-        assert self.estimator.proxy is not None
-        network = self.estimator.proxy.network
-        assert isinstance(network, LikelihoodEnergy)
-        theta, x = data.head(_LIKELIHOOD_ROWS, self.settings.device)
-        context = self.estimator.embed(x)
-        if network.is_discrete:
-            theta = theta.repeat(_LIKELIHOOD_COPIES, 1)
-            context = network.dequantize(context.repeat(_LIKELIHOOD_COPIES, 1))
-        return -network.log_likelihood(theta, context)
+        s, hook = self.settings, self.forward_loss
+        atomic = None if hook is None else (hook, s.training_batch_size)
+        return flow_losses(self.estimator, data, s.device, self.kernel, atomic)
 
     def observe(self, held_out: dict[str, float]) -> dict[str, float]:
         """Update the entropy estimate and D1 and D3 from held-out losses; return them."""
@@ -361,7 +296,7 @@ class Training:
         """Put the proxy's best weights back, and let it learn more slowly from there."""
         proxy = self.estimator.proxy
         assert proxy is not None
-        proxy.load_state_dict(self._plateau.weights)
+        proxy.load_state_dict(self._looks.plateau.weights)
         own = {id(p) for p in proxy.parameters()}
         with torch.no_grad():
             for average, parameter in zip(self._averages, self._parameters, strict=True):
@@ -376,7 +311,7 @@ class Training:
             torch._foreach_copy_(self._averages, self._parameters)
         # What the abandoned flow has drawn, and what its proxy was seen to do, is gone with it.
         self._queue = ReverseQueue()
-        self._plateau.begin_anew(self.steps)
+        self._looks.plateau.begin_anew(self.steps)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] *= _DROP_BOTH
 
@@ -406,22 +341,6 @@ class Training:
             return first.mean().item()
         self.restore_best()
         return self.best_loss
-
-    def center_partition(self, data: Data | LoaderData) -> None:
-        """Let the mean of log Z over x be zero: a running mean of proxies is none of its own."""
-        self.estimator.eval()
-        proxy = self.estimator.proxy
-        if proxy is not None and isinstance(proxy.network, LikelihoodEnergy):
-            theta, x = data.head(_CENTER_ROWS, self.settings.device)
-            # Draws for all of them at once would take more memory than a step of training.
-            mean = torch.cat(
-                [
-                    diagnose_proxy(self.estimator, *few, num_draws=_PROXY_DRAWS).log_partition
-                    for few in zip(theta.split(_PROXY_ROWS), x.split(_PROXY_ROWS), strict=True)
-                ]
-            ).mean()
-            if mean.isfinite():
-                proxy.network.log_ratio -= mean
 
     @property
     def converged(self) -> bool:
@@ -455,7 +374,7 @@ class Training:
             failed = self.judge(loss)
         if failed:
             self._go_back()
-        elif self._plateau.reached():
+        elif self._looks.plateau.reached():
             self._return_proxy()
         record |= measured | self.observe(measured) | _named(self.dual)
         for name, optimizer in zip(("flow", "proxy"), self.optimizers, strict=False):

@@ -14,6 +14,7 @@ from sbi_jeffreys.diagnostics import diagnose_proxy
 from sbi_jeffreys.duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.held_out import center_partition
 from sbi_jeffreys.objective import Draws
 from sbi_jeffreys.proxy import Base, proxy_nn
 from sbi_jeffreys.record import EPOCH_KEYS, append_epoch, new_record
@@ -235,9 +236,9 @@ def test_a_proxy_that_gets_worse_is_put_back_and_learns_more_slowly():
     training.advance(data, held_out)
     rate = training.optimizers[1].param_groups[0]["lr"]
     # From here on every look is worse than the first.
-    training._plateau.best -= 1e6
+    training._looks.plateau.best -= 1e6
     best = snapshot(proxy)
-    training._plateau.weights = best
+    training._looks.plateau.weights = best
     for _ in range(200):
         training.advance(data, held_out)
         if training.optimizers[1].param_groups[0]["lr"] < rate:
@@ -253,7 +254,7 @@ def test_without_a_plateau_the_proxy_goes_on():
     training, data, held_out = make(proxy_plateau=False)
     for _ in range(40):
         training.advance(data, held_out)
-    assert not training._plateau.weights
+    assert not training._looks.plateau.weights
     assert training.optimizers[1].param_groups[0]["lr"] == training.settings.proxy_learning_rate
 
 
@@ -517,7 +518,7 @@ def test_the_mean_of_log_z_is_zero_in_the_end():
     data = as_data(theta, x)
     before = diagnose_proxy(estimator, theta, x, num_draws=64).log_partition.mean()
     estimator.proxy.network.log_ratio += 5.0
-    training.center_partition(data)
+    center_partition(training.estimator, data, "cpu")
     after = diagnose_proxy(estimator, theta, x, num_draws=64).log_partition.mean()
     # The estimate has a standard error of some 0.02 here: 200 x, 2 x 64 draws each.
     assert abs(after) < 0.1

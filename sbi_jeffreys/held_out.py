@@ -1,0 +1,150 @@
+"""What held-out data say of both models, and at what cost it is asked.
+
+The flow's loss is exact and cheap, and looked at after every epoch. The proxy's density needs draws
+for each x, so that it is looked at for few x, and not after every step: an epoch of few steps would
+otherwise spend its time on looking. A proxy that is a likelihood is judged by that, without draws.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .batches import Data, LoaderData
+from .diagnostics import diagnose_proxy
+from .estimator import JeffreysEstimator
+from .likelihood import LikelihoodEnergy
+from .patience import ProxyPlateau
+
+__all__ = ["LossHook", "ProxyLooks", "center_partition", "flow_losses"]
+
+# Rows evaluated at once: enough to be fast, few enough for any memory.
+_CHUNK = 8192
+# Held-out x on which the proxy is looked at, the draws for each, and the least number of steps
+# between two looks.
+_ROWS, _DRAWS, _STEPS = 64, 32, 32
+# The same for its likelihood. Data in steps are spread over them at random, so many times.
+_LIKELIHOOD_ROWS, _LIKELIHOOD_STEPS, _LIKELIHOOD_COPIES = 2000, 8, 8
+# x over which the mean of log Z is taken in the end: its standard deviation over x is 1 to 5 nats.
+_CENTER_ROWS = 512
+
+LossHook = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Forward loss of (theta, x, masks), shape (B,), in place of the flow's cross-entropy."""
+
+
+@torch.no_grad()
+def flow_losses(
+    estimator: JeffreysEstimator,
+    data: Data | LoaderData,
+    device: str,
+    kernel: Callable[[Tensor], Tensor],
+    atomic: tuple[LossHook, int] | None = None,
+) -> Tensor:
+    """Return the flow's loss at each row, nats, shape (n,).
+
+    Args:
+        estimator: Flow and proxy, left in evaluation mode.
+        data: The rows.
+        device: Where to evaluate.
+        kernel: Calibration kernel, a function of x, that weighs the rows.
+        atomic: Loss of later rounds, which takes the place of the negative log density, and the
+            size of the batches whose parameters it contrasts.
+    """
+    estimator.eval()
+    losses = []
+    for theta, x, masks in data.batches(atomic[1] if atomic else _CHUNK, device, shuffle=False):
+        if atomic:
+            loss = atomic[0](theta, x, masks)
+        else:
+            loss = -estimator.log_prob_embedded(theta.unsqueeze(0), estimator.embed(x))[0]
+        losses.append(kernel(x) * loss)
+    return torch.cat(losses)
+
+
+@dataclass
+class ProxyLooks:
+    """What was seen of the proxy, and whether it has stopped to improve.
+
+    Args:
+        watch: Whether its best weights are kept, to be put back.
+
+    Attributes:
+        seen: The last diagnostics, by their names in the record.
+        looked: Steps at which they were made.
+        likelihood_looked: Steps at which the likelihood was last looked at.
+        plateau: The best weights.
+    """
+
+    watch: bool
+    seen: dict[str, float] = field(default_factory=dict)
+    looked: int = 0
+    likelihood_looked: int = -_LIKELIHOOD_STEPS
+    plateau: ProxyPlateau = field(default_factory=ProxyPlateau)
+
+    @torch.no_grad()
+    def look(
+        self, estimator: JeffreysEstimator, data: Data | LoaderData, steps: int, device: str
+    ) -> None:
+        """Measure the proxy after so many steps, if enough were taken since the last time."""
+        proxy = estimator.proxy
+        assert proxy is not None
+        # In a space that is still being learnt, likelihoods of two epochs do not compare.
+        exact = isinstance(proxy.network, LikelihoodEnergy) and not estimator.learns_embedding
+        if self.watch and exact and steps >= self.likelihood_looked + _LIKELIHOOD_STEPS:
+            self.likelihood_looked = steps
+            self.plateau.look(_likelihood_losses(estimator, data, device), proxy, steps)
+        if self.seen and steps < self.looked + _STEPS:
+            return
+        theta, x = data.head(_ROWS, device)
+        found = diagnose_proxy(estimator, theta, x, num_draws=_DRAWS)
+        std, mean = torch.std_mean(found.log_partition, correction=0)
+        self.looked = steps
+        self.seen = {
+            "validation_loss_proxy": found.nll.mean().item(),
+            "log_partition_mean": mean.item(),
+            "log_partition_std": std.item(),
+            "effective_sample_size": found.effective_sample_size.mean().item(),
+        }
+        if self.watch and not exact:
+            self.plateau.look(found.nll, proxy, steps)
+
+
+def _likelihood_losses(
+    estimator: JeffreysEstimator, data: Data | LoaderData, device: str
+) -> Tensor:
+    """Return what tells a better proxy from a worse one, on held-out rows, without draws."""
+    assert estimator.proxy is not None
+    network = estimator.proxy.network
+    assert isinstance(network, LikelihoodEnergy)
+    theta, x = data.head(_LIKELIHOOD_ROWS, device)
+    context = estimator.embed(x)
+    if network.is_discrete:
+        theta = theta.repeat(_LIKELIHOOD_COPIES, 1)
+        context = network.dequantize(context.repeat(_LIKELIHOOD_COPIES, 1))
+    return -network.log_likelihood(theta, context)
+
+
+@torch.no_grad()
+def center_partition(estimator: JeffreysEstimator, data: Data | LoaderData, device: str) -> None:
+    """Let the mean of log Z over x be zero: a running mean of proxies is none of its own.
+
+    Args:
+        estimator: Flow and proxy; a proxy that is no likelihood stays as it is.
+        data: Rows, of which the first few hundred count.
+        device: Where to evaluate.
+    """
+    estimator.eval()
+    proxy = estimator.proxy
+    if proxy is None or not isinstance(proxy.network, LikelihoodEnergy):
+        return
+    theta, x = data.head(_CENTER_ROWS, device)
+    # Draws for all of them at once would take more memory than a step of training.
+    mean = torch.cat(
+        [
+            diagnose_proxy(estimator, *few, num_draws=_DRAWS).log_partition
+            for few in zip(theta.split(_ROWS), x.split(_ROWS), strict=True)
+        ]
+    ).mean()
+    if mean.isfinite():
+        proxy.network.log_ratio -= mean
