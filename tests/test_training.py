@@ -7,14 +7,11 @@ import pytest
 import torch
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
-from torch.utils.data import DataLoader, TensorDataset
 
-from sbi_jeffreys.batches import Data, LoaderData
-from sbi_jeffreys.diagnostics import diagnose_proxy
+from sbi_jeffreys.batches import Data
 from sbi_jeffreys.duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.held_out import center_partition
 from sbi_jeffreys.objective import Draws
 from sbi_jeffreys.proxy import Base, proxy_nn
 from sbi_jeffreys.record import EPOCH_KEYS, append_epoch, new_record
@@ -77,56 +74,6 @@ def snapshot(module):
 
 def equal(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize(
-    ("num", "size"), [(10, 3), (100, 30), (100, 100), (199, 100), (5, 200), (1, 1), (7, 1)]
-)
-def test_batches_cover_all_rows_once(num, size, shuffle):
-    theta = torch.arange(2 * num, dtype=torch.float32)[:, None]
-    rows = torch.arange(0, 2 * num, 2)  # half of what is stored
-    data = Data(theta, 10 * theta, 100 * theta, rows)
-    batches = list(data.batches(size, "cpu", shuffle=shuffle))
-    for batch in batches:
-        assert torch.equal(batch[1], 10 * batch[0])
-        assert torch.equal(batch[2], 100 * batch[0])
-    seen = torch.cat([batch[0][:, 0] for batch in batches]).long()
-    assert torch.equal(seen.sort().values, rows)
-    if not shuffle:
-        assert torch.equal(seen, rows)
-    sizes = [len(batch[0]) for batch in batches]
-    assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) >= min(size, num)
-    assert len(sizes) == max(1, num // size)
-
-
-def test_shuffling_gives_another_order_every_time():
-    theta, x = simulate(100)
-    data = as_data(theta, x)
-    first, second = (next(data.batches(100, "cpu", shuffle=True))[0] for _ in range(2))
-    assert not torch.equal(first, second)
-    assert torch.equal(first.sort(dim=0).values, second.sort(dim=0).values)
-
-
-@pytest.mark.parametrize(("stored", "num"), [(64, 32), (10, 32), (33, 1)])
-def test_head(stored, num):
-    theta = torch.arange(stored, dtype=torch.float32)[:, None]
-    rows, x = as_data(theta, 10 * theta).head(num, "cpu")
-    assert torch.equal(rows, theta[:num])
-    assert torch.equal(x, 10 * rows)
-
-
-def test_loader_data():
-    theta, x = simulate(25)
-    masks = torch.ones(25, 1)
-    data = LoaderData(DataLoader(TensorDataset(theta, x, masks), batch_size=10))
-    batches = list(data.batches(3, "cpu", shuffle=True))
-    assert [len(batch[0]) for batch in batches] == [10, 10, 5]
-    assert torch.equal(torch.cat([batch[1] for batch in batches]), x)
-    some_theta, some_x = data.head(4, "cpu")
-    assert torch.equal(some_theta, theta[:4])
-    assert torch.equal(some_x, x[:4])
 
 
 @pytest.mark.parametrize(
@@ -506,20 +453,3 @@ def test_a_lower_price_moves_the_multiplier_of_reverse():
 def test_weights_that_do_not_move_are_given_no_trial(weights):
     training, _, _ = make(weights=weights)
     assert not training.patience.trials
-
-
-def test_the_mean_of_log_z_is_zero_in_the_end():
-    theta, x = simulate(200)
-    estimator = JeffreysEstimator(
-        flow_nn(PRIOR, hidden_features=24, num_transforms=2)(theta, x),
-        theta, x, base=Base(PRIOR, theta), build_proxy=proxy_nn("likelihood"),
-    )  # fmt: skip
-    training = Training(estimator, weighting("dual"), Draws(), Settings(), ones)
-    data = as_data(theta, x)
-    before = diagnose_proxy(estimator, theta, x, num_draws=64).log_partition.mean()
-    estimator.proxy.network.log_ratio += 5.0
-    center_partition(training.estimator, data, "cpu")
-    after = diagnose_proxy(estimator, theta, x, num_draws=64).log_partition.mean()
-    # The estimate has a standard error of some 0.02 here: 200 x, 2 x 64 draws each.
-    assert abs(after) < 0.1
-    assert abs(before) < 1.0

@@ -1,0 +1,71 @@
+"""Batches: every row once, and the same rows at the head."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from sbi_jeffreys.batches import Data, LoaderData
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def simulate(num):
+    theta = torch.randn(num, 2)
+    return theta, theta + 0.2 * torch.randn(num, 2)
+
+
+def as_data(theta, x):
+    return Data(theta, x, torch.ones(len(theta), 1), torch.arange(len(theta)))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(
+    ("num", "size"), [(10, 3), (100, 30), (100, 100), (199, 100), (5, 200), (1, 1), (7, 1)]
+)
+def test_batches_cover_all_rows_once(num, size, shuffle):
+    theta = torch.arange(2 * num, dtype=torch.float32)[:, None]
+    rows = torch.arange(0, 2 * num, 2)  # half of what is stored
+    data = Data(theta, 10 * theta, 100 * theta, rows)
+    batches = list(data.batches(size, "cpu", shuffle=shuffle))
+    for batch in batches:
+        assert torch.equal(batch[1], 10 * batch[0])
+        assert torch.equal(batch[2], 100 * batch[0])
+    seen = torch.cat([batch[0][:, 0] for batch in batches]).long()
+    assert torch.equal(seen.sort().values, rows)
+    if not shuffle:
+        assert torch.equal(seen, rows)
+    sizes = [len(batch[0]) for batch in batches]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(size, num)
+    assert len(sizes) == max(1, num // size)
+
+
+def test_shuffling_gives_another_order_every_time():
+    theta, x = simulate(100)
+    data = as_data(theta, x)
+    first, second = (next(data.batches(100, "cpu", shuffle=True))[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort(dim=0).values, second.sort(dim=0).values)
+
+
+@pytest.mark.parametrize(("stored", "num"), [(64, 32), (10, 32), (33, 1)])
+def test_head(stored, num):
+    theta = torch.arange(stored, dtype=torch.float32)[:, None]
+    rows, x = as_data(theta, 10 * theta).head(num, "cpu")
+    assert torch.equal(rows, theta[:num])
+    assert torch.equal(x, 10 * rows)
+
+
+def test_loader_data():
+    theta, x = simulate(25)
+    masks = torch.ones(25, 1)
+    data = LoaderData(DataLoader(TensorDataset(theta, x, masks), batch_size=10))
+    batches = list(data.batches(3, "cpu", shuffle=True))
+    assert [len(batch[0]) for batch in batches] == [10, 10, 5]
+    assert torch.equal(torch.cat([batch[1] for batch in batches]), x)
+    some_theta, some_x = data.head(4, "cpu")
+    assert torch.equal(some_theta, theta[:4])
+    assert torch.equal(some_x, x[:4])
