@@ -9,7 +9,9 @@ of :math:`\theta`, and all rows share the one, empty condition. What differs are
   :math:`\log \hat Z_\psi` of a row are unbiased, or nearly so, only with many samples;
 - :math:`D_2` is then known to about 0.01 nats, so that its price can be steep where that of a
   posterior, of which it has a handful of samples for each x, would chase noise;
-- there is no x to disturb.
+- there is no x to disturb;
+- D2 pulls both models in full (no :class:`sbi_jeffreys.objective.Limits`): without a condition no
+  model runs away from the other.
 
 An epoch is at least :data:`STEPS_PER_EPOCH` steps: a pass over a hundred samples is one step, too
 little to look at held-out data after it.
@@ -130,6 +132,7 @@ class JeffreysDensity:
         check_not_negative(proxy_weight_decay=proxy_weight_decay)
         dual = isinstance(objective, str) and objective == "dual"
         self._weighting: Weighting = density_dual() if dual else weighting(objective)
+        self._default_flow = density_estimator == DEFAULT_FLOW
         self._build_flow = flow_builder(density_estimator, None)
         self._build_proxy = proxy_builder(proxy)
         self._draws = DRAWS if draws is None else draws
@@ -164,8 +167,9 @@ class JeffreysDensity:
             validation_fraction: Fraction of the samples that is held out.
             max_num_epochs: Largest number of epochs, each of at least ``STEPS_PER_EPOCH`` steps.
             stop_after_epochs: Epochs without a better held-out cross-entropy of the flow after
-                which training stops, and returns to the best weights. ``None`` trains for
-                ``max_num_epochs`` and keeps the last weights.
+                which training stops, and returns to the best weights; with the default flow, whose
+                start is a Gaussian, only if they beat that by a standard error. ``None`` trains
+                for ``max_num_epochs`` and keeps the last weights.
             callback: Called with the density after every epoch, while it holds that epoch's
                 weights and record. What it draws from torch's generator is none of the training's.
 
@@ -197,13 +201,19 @@ class JeffreysDensity:
             settings = Settings(
                 **{**self._settings, "training_batch_size": batch},
                 stop_after_epochs=stop_after_epochs or _NEVER,
-                # Without a condition no model runs away from the other: they share D2 in full.
                 limits=Limits(math.inf, math.inf),
                 muon=False,
                 proxy_plateau=False,
                 trials=False,
             )
-            training = Training(self._estimator, self._weighting, self._draws, settings, _ones)
+            training = Training(
+                self._estimator,
+                self._weighting,
+                self._draws,
+                settings,
+                _ones,
+                simple_start=self._default_flow,
+            )
             passes = math.ceil(STEPS_PER_EPOCH * batch / len(samples))
             data, aside = _as_data(samples, passes), _as_data(held_out)
             self._run(training, data, aside, test, max_num_epochs, callback)
@@ -232,7 +242,7 @@ class JeffreysDensity:
         """Train, and leave the weights to be kept in the estimator."""
         keep_last = training.settings.stop_after_epochs == _NEVER
         training.start(held_out)
-        last = training.best_weights
+        last, diverged = training.best_weights, False
         try:
             while training.epoch < max_num_epochs and not training.converged:
                 epoch = training.advance(data, held_out)
@@ -243,7 +253,7 @@ class JeffreysDensity:
                         with torch.random.fork_rng(devices=[]):
                             callback(self)
         except TrainingDiverged as error:
-            keep_last = False
+            keep_last, diverged = False, True
             warnings.warn(
                 f"Training diverged in epoch {training.epoch + 1}: {error} The weights of the best "
                 f"epoch (held-out loss {training.best_loss:.3f}) are kept. Lower learning_rate "
@@ -253,9 +263,9 @@ class JeffreysDensity:
             )
         if keep_last:
             training.estimator.load_state_dict(last)
-            loss = training.best_loss
-        else:
-            loss = training.settle(held_out)
+        elif diverged:
+            training.restore_best()
+        loss = training.best_loss if keep_last or diverged else training.settle(held_out)
         self._log_partition = None
         training.estimator.eval()
         training.estimator.zero_grad(set_to_none=True)

@@ -26,8 +26,8 @@ log-variance is a divergence between flow and proxy under any distribution of th
 under the flow of a few steps ago.
 
 In :math:`D_2` the flow follows the proxy across nats, the proxy listens to small disagreements
-only: a flow that is still far behind must not hold a good proxy back, but where the two are near,
-each smooths what the other has overfitted.
+only (:class:`Limits`): a flow that is still far behind must not hold a good proxy back, but where
+the two are near, each smooths what the other has overfitted.
 """
 
 from collections.abc import Callable
@@ -95,8 +95,8 @@ class Limits(NamedTuple):
 
     A flow that starts far away from its proxy (a prior much narrower than its marginals) deviates
     by hundreds of nats, which would drown the data; where the two are near it is a few tenths. A
-    proxy that is pulled with none grows mass, in many dimensions, where no draw of the base looks;
-    with much, a slow flow holds a good proxy back.
+    proxy with a bound near zero grows mass, in many dimensions, where no draw of the base looks;
+    with a wide one, a slow flow holds a good proxy back.
     """
 
     flow: float = 3.0

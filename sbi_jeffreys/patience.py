@@ -127,14 +127,20 @@ class ProxyPlateau:
         """Compare the proxy, after so many steps, with the best so far.
 
         Args:
-            losses: Its losses on held-out rows, always the same ones, shape (n,).
+            losses: Its losses on held-out rows, shape (n,). As long as there are as many they are
+                taken to be the same rows; with others, comparing begins anew.
             proxy: The proxy.
             steps: Training steps so far.
         """
         self.steps = steps
         # A loss that is no number is as bad as one can be.
         losses = losses.nan_to_num(nan=torch.finfo(losses.dtype).max)
-        if self.best is None or (losses - self.best).clamp(-_SAY, _SAY).mean() < 0:
+        best = self.best
+        if (
+            best is None
+            or len(losses) != len(best)
+            or (losses - best).clamp(-_SAY, _SAY).mean() < 0
+        ):
             self.best, self.weights = losses, copy_of_weights(proxy)
             self.begin_anew(steps)
         else:

@@ -150,7 +150,7 @@ class JeffreysNPE(NPE_C):
         self._generator_state: Tensor | None = None
         self._validation_data: tuple[Tensor, Tensor] | None = None
         self._training: Training | None = None
-        self._from_scratch = True
+        self._simple_start = False
         self._last_weights: dict[str, Tensor] | None = None
         self._summary = new_record()
 
@@ -214,6 +214,9 @@ class JeffreysNPE(NPE_C):
             stop_after_epochs: Epochs without progress of the flow's held-out cross-entropy. A lower
                 price of D2 is tried after half of them (:class:`sbi_jeffreys.patience.Patience`);
                 epochs of fewer than four batches count less. Otherwise as in sbi.
+                The best weights are kept; with the default flow, whose start is the linear
+                posterior in closed form, only if they beat that by a standard error on held-out
+                data (:meth:`sbi_jeffreys.training.Training.settle`).
             max_num_epochs: Largest number of epochs.
             clip_max_norm: Norm at which gradients are clipped, of flow and proxy separately.
             calibration_kernel: As in sbi; it weighs all divergences. Pairs that the proxy
@@ -344,7 +347,8 @@ class JeffreysNPE(NPE_C):
                     f"simulations to train on and {len(theta) - num_train} to validate; lower "
                     "batch_size, or pass drop_last=False."
                 )
-            return LoaderData(loaders[0]), LoaderData(loaders[1])
+            # sbi's loader of held-out rows shuffles; losses are compared row by row.
+            return LoaderData(loaders[0]), LoaderData(list(loaders[1]))
         if not resume_training:
             order = torch.randperm(len(theta))
             self.train_indices, self.val_indices = order[:num_train], order[num_train:]
@@ -356,7 +360,8 @@ class JeffreysNPE(NPE_C):
 
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
         """Build the flow as sbi does, then join it with a proxy."""
-        fresh = self._from_scratch = self._neural_net is None or retrain_from_scratch
+        fresh = self._neural_net is None or retrain_from_scratch
+        self._simple_start = fresh and self._default_flow
         if fresh and self._default_flow and self._outside_prior(start_idx):
             # Behind walls, held-out parameters beyond the others would have no density at all.
             self._build_neural_net = flow_nn()
@@ -398,7 +403,9 @@ class JeffreysNPE(NPE_C):
         training = self._prepare(train_config, loss_args)
         first = training.epoch
         bar = tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch")
-        diverged = completed = False
+        if isinstance(val_loader, LoaderData):
+            training.forget_rows()
+        diverged = failed = False
         try:
             training.start(val_loader)
             if not training.best_weights:
@@ -412,10 +419,10 @@ class JeffreysNPE(NPE_C):
                 self._tracker.log_metrics(epoch, step=len(self._summary["training_loss"]) - 1)
                 bar.set_postfix(_postfix(epoch))
                 bar.update()
-            completed = True
         except (RuntimeError, ValueError, AssertionError) as error:
             diverged = isinstance(error, TrainingDiverged) or not _is_finite(training.estimator)
-            if not diverged or not training.best_weights:
+            failed = not diverged or not training.best_weights
+            if failed:
                 raise
             # Some estimators refuse NaN themselves, before the loop sees it.
             warnings.warn(
@@ -430,10 +437,12 @@ class JeffreysNPE(NPE_C):
             bar.close()
             self._last_weights = None if diverged else copy_of_weights(training.estimator)
             training.restore_best()
-            # What has failed or was interrupted is not evaluated again.
-            loss = training.settle(val_loader) if completed else training.best_loss
+            loss = training.best_loss
+            if not (failed or diverged):
+                # Draws are none of the training's, which may be resumed.
+                with torch.random.fork_rng(devices=self._generators):
+                    loss = training.settle(val_loader)
             self._finish(training, first, loss, train_config.show_train_summary)
-        # Its draws are none of the training's, which may be resumed.
         with torch.random.fork_rng(devices=self._generators):
             center_partition(training.estimator, train_loader, self._device)
         return training.estimator
@@ -463,7 +472,7 @@ class JeffreysNPE(NPE_C):
             loss_args.calibration_kernel,
             self._atomic_loss if atomic else None,
             from_prior=self._round == 0,
-            from_scratch=self._from_scratch,
+            simple_start=self._simple_start and not estimator.learns_embedding,
         )
         return self._training
 

@@ -89,7 +89,8 @@ class Training:
         forward_loss: Replaces the forward loss, for later rounds.
         from_prior: Whether theta was drawn from the prior; of the rest of the prior a proxy
             knows nothing, and must not simulate there.
-        from_scratch: Whether the estimator has not been trained before.
+        simple_start: Whether the weights at the start are a model in their own right, the linear
+            posterior in closed form, which what is learnt must beat.
     """
 
     estimator: JeffreysEstimator
@@ -99,7 +100,7 @@ class Training:
     kernel: Callable[[Tensor], Tensor]
     forward_loss: LossHook | None = None
     from_prior: bool = True
-    from_scratch: bool = True
+    simple_start: bool = True
     epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     first_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -323,24 +324,31 @@ class Training:
     def settle(self, held_out: Data | LoaderData) -> float:
         """Put the weights back that held-out data speak for; return their loss.
 
-        These are the best, unless they are within one standard error of the first: then a few
-        held-out rows cannot tell what was learnt from what was memorised, and the first are the
-        simpler model (the linear posterior, with the default flow).
+        These are the best, unless they are within one standard error of those of a simple start:
+        then a few held-out rows cannot tell what was learnt from what was memorised, and the
+        simpler model stays.
 
         References:
             Classification and Regression Trees (Breiman et al., 1984), section 3.4.3
         """
-        self.restore_best()
-        if not self.first_weights:
+        # The atomic loss of later rounds draws its atoms: its rows say too little.
+        if self.forward_loss is not None or not self.first_weights:
+            self.restore_best()
             return self.best_loss
-        best = self._losses(held_out)
         self.estimator.load_state_dict(self.first_weights)
         first = self._losses(held_out)
-        gain = first - best
-        if len(gain) > 1 and gain.mean() <= gain.std() / len(gain) ** 0.5:
-            return first.mean().item()
         self.restore_best()
-        return self.best_loss
+        best = self._losses(held_out)
+        gain = first - best
+        error = gain.std().item() / len(gain) ** 0.5 if len(gain) > 1 else math.inf
+        if gain.mean() <= error:
+            self.estimator.load_state_dict(self.first_weights)
+            return first.mean().item()
+        return best.mean().item()
+
+    def forget_rows(self) -> None:
+        """Compare the proxy with none of before: what is held out from here on are other rows."""
+        self._looks.plateau.best = None
 
     @property
     def converged(self) -> bool:
@@ -353,8 +361,7 @@ class Training:
             measured = self.validate(held_out)
             self.observe(measured)
             self.judge(measured["validation_loss"])
-            # The atomic loss scatters: its rows say too little of what was learnt.
-            if self.from_scratch and self.forward_loss is None:
+            if self.simple_start:
                 self.first_weights = self.best_weights
 
     def advance(self, data: Data | LoaderData, held_out: Data | LoaderData) -> dict[str, float]:

@@ -151,6 +151,16 @@ def test_one_row_does_not_overrule_all_others():
     assert not plateau.best.equal(better)
 
 
+def test_other_rows_are_compared_with_none_of_before():
+    proxy, plateau = nn.Linear(1, 1), ProxyPlateau()
+    plateau.look(torch.zeros(4), proxy, 8)
+    plateau.look(torch.ones(4), proxy, 16)
+    assert plateau.looks == 1
+    plateau.look(torch.ones(3), proxy, 24)
+    assert plateau.best.equal(torch.ones(3))
+    assert plateau.looks == 0
+
+
 @pytest.mark.parametrize("worst", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_the_worst(worst):
     proxy, plateau = nn.Linear(1, 1), ProxyPlateau()
