@@ -24,9 +24,10 @@ from sbi.neural_nets.net_builders.flow import build_zuko_nsf
 from torch.distributions import Distribution
 
 from .benchmark.report.compare import bootstrap_interval
+from .draws import Draws
 from .duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
 from .flows import flow_nn
-from .objective import Draws, Limits
+from .objective import Limits
 from .proxy import proxy_nn
 from .quiet import QuietTracker, quiet
 from .tasks import get_task

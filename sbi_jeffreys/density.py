@@ -30,6 +30,7 @@ from typing_extensions import Self
 from .batches import Data
 from .checks import check_not_negative, check_positive
 from .divergences import cross_entropy
+from .draws import Draws
 from .duals import (
     HuberCost,
     LinearCost,
@@ -40,7 +41,7 @@ from .duals import (
 )
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, flow_builder
-from .objective import Draws, Limits
+from .objective import Limits
 from .partition import log_unnormalized, measure_log_partition, settled_log_partition
 from .patience import copy_of_weights
 from .proxy import Base, EnergyProxy, ProxyBuilder, proxy_builder
@@ -253,7 +254,7 @@ class JeffreysDensity:
                         with torch.random.fork_rng(devices=[]):
                             callback(self)
         except TrainingDiverged as error:
-            keep_last, diverged = False, True
+            diverged = True
             warnings.warn(
                 f"Training diverged in epoch {training.epoch + 1}: {error} The weights of the best "
                 f"epoch (held-out loss {training.best_loss:.3f}) are kept. Lower learning_rate "
@@ -261,11 +262,13 @@ class JeffreysDensity:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        if keep_last:
-            training.estimator.load_state_dict(last)
-        elif diverged:
+        loss = training.best_loss
+        if diverged:
             training.restore_best()
-        loss = training.best_loss if keep_last or diverged else training.settle(held_out)
+        elif keep_last:
+            training.estimator.load_state_dict(last)
+        else:
+            loss = training.settle(held_out)
         self._log_partition = None
         training.estimator.eval()
         training.estimator.zero_grad(set_to_none=True)

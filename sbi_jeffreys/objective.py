@@ -20,29 +20,24 @@ flow for some x. From these numbers, and from the proxy at M draws of its base, 
   :math:`\hat Z_\psi` from the flow's samples misses what the flow misses, from base draws what is
   narrow. The latter errs downwards only, so that it counts where it is positive.
 
-Sampling a flow costs hardly more for a whole batch than for a part of it. So it is sampled once
-for all x of a batch, and the samples are used up over the next steps (:class:`ReverseQueue`). The
-log-variance is a divergence between flow and proxy under any distribution of the samples, also
-under the flow of a few steps ago.
-
 In :math:`D_2` the flow follows the proxy across nats, the proxy listens to small disagreements
 only (:class:`Limits`): a flow that is still far behind must not hold a good proxy back, but where
 the two are near, each smooths what the other has overfitted.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .divergences import cross_entropy, huber, log_partition, log_variance, ranking_nce, reverse_kl
+from .draws import Draws, ReverseQueue, ReverseSet
 from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .proxy import Base
 
-__all__ = ["LIMITS", "BatchTerms", "Draws", "Limits", "ReverseQueue", "ReverseSet", "batch_terms"]
+__all__ = ["LIMITS", "BatchTerms", "Limits", "batch_terms"]
 
 # log Z, in nats, from which on the pull of the gauge no longer grows: at first, and at x far from
 # any other, it may be hundreds of nats.
@@ -54,40 +49,6 @@ _LIKELIHOOD = 0.3
 
 # Weight of the gauge where it pulls the proxy as a whole.
 _PULL = 0.1
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How many samples estimate the divergences, and where.
-
-    Args:
-        flow: Samples K of the flow for each x in D2, at least 2.
-        base: Draws M of the base, shared by the batch, at least 1.
-        fraction: Fraction of a batch's x that enter D2 in one step. Samples for a whole batch last
-            for 1 / fraction steps.
-        simulated: Pairs that the proxy simulates itself, for each row of the batch.
-        jitter: Scale of the noise on x in D2, in standard deviations of the embedded x.
-        gauge: Weight of the gauge.
-    """
-
-    flow: int = 4
-    base: int = 32
-    fraction: float = 0.5
-    simulated: float = 1.5
-    jitter: float = 0.3
-    gauge: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.flow < 2:
-            raise ValueError(f"flow={self.flow}: the log-variance needs at least 2 samples.")
-        if self.base < 1:
-            raise ValueError(f"base={self.base}: the ranking loss needs at least 1 negative.")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction={self.fraction} must lie in (0, 1].")
-        for name in ("simulated", "jitter", "gauge"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name}={value} must be a finite number, not negative.")
 
 
 class Limits(NamedTuple):
@@ -118,71 +79,6 @@ class BatchTerms(NamedTuple):
     proxy: Tensor
     gauge: Tensor
     reverse_estimate: Tensor
-
-
-class ReverseSet(NamedTuple):
-    """Where D2 looks in one step.
-
-    ``theta`` (N, d) and ``context`` (N, c), with their ``weights`` (N,), are data whose first
-    ``plain`` rows have no noise on the context; ``samples`` (K, N, d) are the flow's.
-    """
-
-    theta: Tensor
-    context: Tensor
-    weights: Tensor
-    samples: Tensor
-    plain: int
-
-
-@dataclass
-class ReverseQueue:
-    """Samples of the flow for the steps to come, drawn for a whole batch when they run out."""
-
-    sets: list[ReverseSet] = field(default_factory=list)
-
-    def next(
-        self,
-        estimator: JeffreysEstimator,
-        theta: Tensor,
-        context: Tensor,
-        weights: Tensor,
-        draws: Draws,
-    ) -> ReverseSet:
-        """Return the next set; if none is left, sample the flow at this batch first.
-
-        Args:
-            estimator: The flow to sample.
-            theta: Parameters of the batch, shape (B, d).
-            context: Embedded data, shape (B, c).
-            weights: Their weights, shape (B,).
-            draws: Numbers of samples.
-        """
-        if not self.sets:
-            parts = min(round(1 / draws.fraction), len(theta))
-            self.sets = _sample_sets(estimator, theta, context.detach(), weights, draws, parts)
-        return self.sets.pop()
-
-
-def _sample_sets(
-    estimator: JeffreysEstimator,
-    theta: Tensor,
-    context: Tensor,
-    weights: Tensor,
-    draws: Draws,
-    parts: int,
-) -> list[ReverseSet]:
-    # An empty condition (density estimation) has nothing to disturb.
-    std = context.std(dim=0, correction=0) if context.shape[1] else context.new_zeros(0)
-    sizes, where, plains = [], [], []
-    for part in context.tensor_split(parts):
-        plain = len(part) // 2
-        noise = torch.randn_like(part[plain:]) * (draws.jitter * std)
-        where.append(torch.cat((part[:plain], part[plain:] + noise)))
-        sizes.append(len(part))
-        plains.append(plain)
-    samples = _frozen_sample(estimator, draws.flow, torch.cat(where))
-    columns = (theta.split(sizes), where, weights.split(sizes), samples.split(sizes, dim=1), plains)
-    return [ReverseSet(*row) for row in zip(*columns, strict=True)]
 
 
 def batch_terms(
@@ -391,15 +287,3 @@ def _gauge(log_z: Tensor, ratio_base: Tensor | None) -> Tensor:
         log_z_base = log_partition(ratio_base, torch.zeros_like(ratio_base))
         penalty = penalty + huber(log_z_base.clamp_min(0.0), _GAUGE_LIMIT)
     return penalty
-
-
-def _frozen_sample(estimator: JeffreysEstimator, num: int, context: Tensor) -> Tensor:
-    """Sample the flow as it would be used: without gradient, and without dropout."""
-    training = [module for module in estimator.flow.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        return estimator.sample_embedded(num, context)
-    finally:
-        for module in training:
-            module.training = True

@@ -30,11 +30,11 @@ from .checks import (
     fraction_outside_prior,
     warn_outside_prior,
 )
+from .draws import Draws
 from .duals import Weighting, is_maximum_likelihood, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn
 from .held_out import center_partition
-from .objective import Draws
 from .patience import copy_of_weights
 from .proxy import Base, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
@@ -420,9 +420,9 @@ class JeffreysNPE(NPE_C):
                 bar.set_postfix(_postfix(epoch))
                 bar.update()
         except (RuntimeError, ValueError, AssertionError) as error:
+            failed = True
             diverged = isinstance(error, TrainingDiverged) or not _is_finite(training.estimator)
-            failed = not diverged or not training.best_weights
-            if failed:
+            if not diverged or not training.best_weights:
                 raise
             # Some estimators refuse NaN themselves, before the loop sees it.
             warnings.warn(
@@ -438,7 +438,7 @@ class JeffreysNPE(NPE_C):
             self._last_weights = None if diverged else copy_of_weights(training.estimator)
             training.restore_best()
             loss = training.best_loss
-            if not (failed or diverged):
+            if not failed:
                 # Draws are none of the training's, which may be resumed.
                 with torch.random.fork_rng(devices=self._generators):
                     loss = training.settle(val_loader)

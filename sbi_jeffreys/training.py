@@ -27,11 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Data, LoaderData
+from .draws import Draws, ReverseQueue
 from .duals import DualState, FixedWeights, Weighting
 from .estimator import JeffreysEstimator
 from .held_out import LossHook, ProxyLooks, flow_losses
 from .muon import Muon
-from .objective import LIMITS, Draws, Limits, ReverseQueue, batch_terms
+from .objective import LIMITS, Limits, batch_terms
 from .patience import Patience, copy_of_weights
 
 __all__ = ["Settings", "Training", "TrainingDiverged"]

@@ -12,8 +12,8 @@ import sbi_jeffreys
 from sbi_jeffreys import density as module
 from sbi_jeffreys import partition
 from sbi_jeffreys.density import STEPS_PER_EPOCH, TEST_KEYS, JeffreysDensity, density_dual
+from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.duals import HuberCost, LinearCost
-from sbi_jeffreys.objective import Draws
 from sbi_jeffreys.record import EPOCH_KEYS
 from sbi_jeffreys.training import TrainingDiverged
 
@@ -93,6 +93,7 @@ def test_record(fitted):
     for key in (*EPOCH_KEYS, *TEST_KEYS):
         assert len(summary[key]) == epochs, key
         assert all(map(math.isfinite, summary[key])), key
+    assert summary["best_validation_loss"][0] <= min(summary["validation_loss"])
 
 
 def test_the_best_weights_are_kept(fitted):

@@ -12,9 +12,10 @@ from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import Independent, Normal
 
+from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.objective import Draws, batch_terms
+from sbi_jeffreys.objective import batch_terms
 from sbi_jeffreys.proxy import Base, proxy_nn
 
 # nflows, on which sbi's "nsf" is built, calls what torch has deprecated.

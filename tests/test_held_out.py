@@ -79,11 +79,13 @@ def test_without_a_watch_no_weights_are_kept():
 
 def test_the_mean_of_log_z_is_zero_in_the_end():
     estimator, data = make(200)
+    before = diagnose_proxy(estimator, data.theta, data.x, num_draws=64).log_partition.mean()
     estimator.proxy.network.log_ratio += 5.0
     center_partition(estimator, data, "cpu")
     after = diagnose_proxy(estimator, data.theta, data.x, num_draws=64).log_partition.mean()
     # The estimate has a standard error of some 0.02 here: 200 x, 2 x 64 draws each.
     assert abs(after) < 0.1
+    assert abs(before) < 1.0
 
 
 def test_a_proxy_of_pairs_is_not_centered():

@@ -11,9 +11,10 @@ from torch.distributions import Independent, Normal
 
 from sbi_jeffreys import objective
 from sbi_jeffreys.divergences import log_partition, log_variance, ranking_nce
+from sbi_jeffreys.draws import Draws, ReverseQueue
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.objective import BatchTerms, Draws, Limits, ReverseQueue, batch_terms
+from sbi_jeffreys.objective import BatchTerms, Limits, batch_terms
 from sbi_jeffreys.proxy import Base, proxy_nn
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))

@@ -193,8 +193,11 @@ def test_max_num_epochs_is_exact(num, simulations):
     assert {len(trainer.summary[key]) for key in EPOCH_KEYS} == {num}
     assert trainer.summary["epochs_trained"] == [num]
     best = trainer.summary["best_validation_loss"]
-    # That of the weights that are returned, which may be the first.
+    # The initial weights compete too.
     assert len(best) == 1
+    assert trainer._training.best_loss <= min(trainer.summary["validation_loss"])
+    # Here the best are returned, and not the first.
+    assert best[0] <= min(trainer.summary["validation_loss"])
 
 
 def test_stop_after_epochs(simulations):

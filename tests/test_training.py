@@ -9,10 +9,10 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
 from sbi_jeffreys.batches import Data
+from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.objective import Draws
 from sbi_jeffreys.proxy import Base, proxy_nn
 from sbi_jeffreys.record import EPOCH_KEYS, append_epoch, new_record
 from sbi_jeffreys.training import Settings, Training, TrainingDiverged
