@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import zuko
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.core import Flow
-from zuko.transforms import DependentTransform, MonotonicRQSTransform
+from zuko.transforms import MonotonicRQSTransform
 
+from .autoregressive import AutoregressiveSpline, is_layered
 from .linear import is_learnt, to_standard_space
 from .splines import RationalQuadraticSpline
 
@@ -133,18 +133,12 @@ def accelerate(flow: nn.Module) -> None:
         if isinstance(constructor, partial) and constructor.func is MonotonicRQSTransform:
             ours = partial(RationalQuadraticSpline, *constructor.args, **constructor.keywords)
             module.univariate, module.shapes = ours, [(module.total,)]
-            if type(module) is MaskedAutoregressiveTransform:
+            if type(module) is MaskedAutoregressiveTransform and is_layered(module):
                 module.__class__ = _SplineTransform
 
 
 class _SplineTransform(MaskedAutoregressiveTransform):
-    """zuko's transformation with all parameters of the spline in one piece, and no more."""
+    """zuko's transformation, evaluated with rows in the last dimension."""
 
-    def meta(self, c: Tensor | None, x: Tensor) -> Transform:
-        if c is not None:
-            x = torch.cat((x, c.expand(*x.shape[:-1], c.shape[-1])), dim=-1)
-        for layer in self.hyper:
-            # Activations past the modules' call machinery, which costs more than they do.
-            x = F.relu(x) if type(layer) is nn.ReLU else layer(x)
-        parameters = x.unflatten(-1, (-1, self.total))
-        return DependentTransform(self.univariate(parameters), 1)
+    def forward(self, c: Tensor | None = None) -> Transform:
+        return AutoregressiveSpline(self, c)
