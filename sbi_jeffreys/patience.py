@@ -26,9 +26,10 @@ _PROGRESS, _CREEPING = 0.02, 0.01
 _WORSE = 0.1
 # Factor on the stiffness of the price of D2 in a trial.
 _TRIAL = 0.1
-# Steps that count as one epoch of patience at least. From one batch an epoch, running means and
-# multipliers need many epochs to move at all.
-_STEPS = 4
+# Steps that count as one epoch of patience, at least and, where there are trials, at most. From one
+# batch an epoch, running means and multipliers need many epochs to move at all; with many, they
+# have long settled at a price before ten epochs have passed.
+_FEWEST, _MOST = 4, 10
 # Steps before patience begins: with a proxy, a flow hardly moves in fewer.
 _FIRST_STEPS = 200
 # Steps, and looks, without progress of the proxy until its best weights are put back.
@@ -86,7 +87,7 @@ class Patience:
             self.mark, self.stall, self.before = loss, 0.0, None
             return False
         if not self.trials or steps >= _FIRST_STEPS:
-            self.stall += min(1.0, taken / _STEPS)
+            self.stall += max(min(1.0, taken / _FEWEST), taken / _MOST if self.trials else 0.0)
         if not self.trials:
             return False
         if self.before is not None and (self.stall >= self.limit or not loss <= self.best + _WORSE):
@@ -94,6 +95,8 @@ class Patience:
             return True
         if self.before is None and self.stall >= self.limit / 2:
             self.before, self.stiffness = self.stiffness, _TRIAL * self.stiffness
+            # The trial has the other half, whatever was beyond the first.
+            self.stall = self.limit / 2
         return False
 
     def _go_back(self, stiffness: float) -> None:

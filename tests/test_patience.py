@@ -50,6 +50,21 @@ def test_a_trial_that_comes_to_nothing_is_taken_back():
     assert patience.exhausted
 
 
+def test_epochs_of_many_steps_count_for_more_where_there_are_trials():
+    # 45 steps: two epochs are not half of a patience of 20 times ten steps, three are.
+    patience = Patience(20)
+    found = run(patience, [1.0] * 7, epoch=45)
+    assert found == [(1.0, False)] * 3 + [(0.1, False)] * 2 + [(0.1, False), (1.0, True)]
+    # However long an epoch, a trial has one of its own.
+    patience = Patience(20)
+    found = run(patience, [1.0] * 3, epoch=4500)
+    assert found == [(1.0, False), (0.1, False), (1.0, True)]
+    # Maximum likelihood has no price that could settle: its epochs are sbi's.
+    patience = Patience(20, trials=False)
+    run(patience, [1.0] * 7, epoch=45)
+    assert patience.stall == 6
+
+
 @pytest.mark.parametrize("loss", [1.2, math.nan, math.inf])
 def test_a_trial_that_gets_worse_ends_at_once(loss):
     patience = Patience(10)
