@@ -14,7 +14,7 @@ The file records that it is missing, and :func:`load` takes it again.
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,15 +27,21 @@ from sbi.inference.posteriors import DirectPosterior
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
 from sbi.neural_nets.factory import model_builders
-from sbi.utils import BoxUniform, MultipleIndependent
+from sbi.utils import BoxUniform
 from sbi.utils.user_input_checks_utils import move_distribution_to_device
-from torch import Tensor, distributions
-from torch.distributions import Distribution, Independent
+from torch import Tensor
+from torch.distributions import Distribution
 
 from ._version import __version__
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, accelerate, flow_nn
 from .proxy import Base, ProxyBuilder, proxy_nn
+from .stored_distributions import (
+    Tensors,
+    describe_distribution,
+    missing_class,
+    rebuild_distribution,
+)
 from .walls import SoftWalls
 
 __all__ = ["load", "save"]
@@ -47,19 +53,6 @@ _FORMAT_VERSION = (1, 0)
 _DUMMY_ROWS = 64
 _PROBES = 5
 
-# Arguments of a distribution that are its attributes as well.
-_DISTRIBUTIONS: dict[str, tuple[Callable[..., Distribution], tuple[str, ...]]] = {
-    "BoxUniform": (BoxUniform, ("low", "high")),
-    "MultivariateNormal": (distributions.MultivariateNormal, ("loc", "scale_tril")),
-    "Normal": (distributions.Normal, ("loc", "scale")),
-    "LogNormal": (distributions.LogNormal, ("loc", "scale")),
-    "Uniform": (distributions.Uniform, ("low", "high")),
-    "Exponential": (distributions.Exponential, ("rate",)),
-    "Gamma": (distributions.Gamma, ("concentration", "rate")),
-    "Beta": (distributions.Beta, ("concentration1", "concentration0")),
-}
-
-Tensors: TypeAlias = dict[str, Tensor]
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 
 
@@ -97,7 +90,7 @@ def save(
     tensors, structure = _describe_estimator(estimator, density_estimator)
     if isinstance(posterior, DirectPosterior):
         structure["posterior"] = {
-            "prior": _describe_distribution(posterior.prior, "prior", tensors),
+            "prior": describe_distribution(posterior.prior, "prior", tensors),
             "max_sampling_batch_size": posterior.max_sampling_batch_size,
             "enable_transform": posterior.enable_transform,
         }
@@ -156,7 +149,7 @@ def load(
         recorded = structure.get("posterior")
         if recorded is None:
             return estimator
-        prior = _rebuild_distribution(recorded["prior"], "prior", tensors, prior)
+        prior = rebuild_distribution(recorded["prior"], "prior", tensors, prior)
         return _direct_posterior(estimator, prior, recorded, tensors.get("default_x"), device)
 
 
@@ -211,7 +204,7 @@ def _describe_estimator(
             "name": spec.get("proxy"),
             "kwargs": dict(spec.get("proxy_kwargs", {})),
         }
-        structure["base"] = _describe_distribution(proxy.base.distribution, "base", tensors)
+        structure["base"] = describe_distribution(proxy.base.distribution, "base", tensors)
         tensors["base_anchor"] = proxy.base.anchor
     return tensors | _probe(estimator), structure
 
@@ -219,7 +212,7 @@ def _describe_estimator(
 def _nameable(structure: Mapping[str, Any]) -> bool:
     """Return whether the file will hold everything that its models need."""
     proxy, base = structure["proxy"], structure["base"]
-    return proxy is None or (proxy["name"] is not None and _missing(base) is None)
+    return proxy is None or (proxy["name"] is not None and missing_class(base) is None)
 
 
 def _rebuild_estimator(
@@ -291,7 +284,7 @@ def _join(
                 "again, load(path, build_proxy=...)."
             )
         build_proxy = proxy_nn(proxy["name"], **proxy["kwargs"])
-    distribution = _rebuild_distribution(structure["base"], "base", tensors, prior)
+    distribution = rebuild_distribution(structure["base"], "base", tensors, prior)
     # The anchor is all that a base keeps of the training data.
     base = Base(distribution, tensors["base_anchor"])
     return JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
@@ -335,69 +328,6 @@ def _check_probes(estimator: ConditionalDensityEstimator, tensors: Tensors, *, e
                 "log densities differ. The builder or the prior is another than the one it was "
                 "trained with, or keeps state outside of its state_dict()."
             )
-
-
-# Distributions
-
-
-def _describe_distribution(
-    distribution: Distribution, key: str, tensors: Tensors
-) -> dict[str, Any]:
-    """Return the structure of a distribution, and add its parameters to the tensors."""
-    kind = type(distribution)
-    known = _DISTRIBUTIONS.get(kind.__name__)
-    entry: dict[str, Any] = {"name": kind.__name__}
-    if isinstance(distribution, MultipleIndependent):
-        entry["parts"] = [
-            _describe_distribution(part, f"{key}.{i}", tensors)
-            for i, part in enumerate(distribution.dists)
-        ]
-    elif isinstance(distribution, Independent) and kind is Independent:
-        entry["parts"] = [_describe_distribution(distribution.base_dist, f"{key}.0", tensors)]
-        entry["ndims"] = distribution.reinterpreted_batch_ndims
-    elif known is not None and known[0] is kind:
-        for name in known[1]:
-            tensors[f"{key}.{name}"] = torch.as_tensor(getattr(distribution, name))
-    else:
-        return {"name": kind.__name__, "missing": True}
-    # Whether it refuses or answers -inf outside of its support.
-    entry["validate"] = bool(distribution._validate_args)
-    return entry
-
-
-def _missing(entry: Mapping[str, Any]) -> str | None:
-    """Return the name of a class that is not stored, if there is one."""
-    if entry.get("missing"):
-        return entry["name"]
-    return next(filter(None, map(_missing, entry.get("parts", ()))), None)
-
-
-def _rebuild_distribution(
-    entry: Mapping[str, Any], key: str, tensors: Tensors, given: Distribution | None
-) -> Distribution:
-    missing = _missing(entry)
-    if missing is not None:
-        if given is None:
-            raise ValueError(
-                f"The prior is of class {missing}, which a file cannot hold: pass it again, "
-                "load(path, prior=...)."
-            )
-        return given
-    name = entry["name"]
-    parts = [
-        _rebuild_distribution(part, f"{key}.{i}", tensors, None)
-        for i, part in enumerate(entry.get("parts", ()))
-    ]
-    distribution: Distribution
-    if name == "MultipleIndependent":
-        distribution = MultipleIndependent(parts)
-    elif name == "Independent":
-        distribution = Independent(parts[0], entry["ndims"])
-    else:
-        kind, arguments = _DISTRIBUTIONS[name]
-        distribution = kind(**{argument: tensors[f"{key}.{argument}"] for argument in arguments})
-    distribution._validate_args = entry["validate"]
-    return distribution
 
 
 # Files
