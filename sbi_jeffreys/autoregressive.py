@@ -28,7 +28,13 @@ __all__ = ["AutoregressiveSpline", "is_layered"]
 
 def is_layered(layer: MaskedAutoregressiveTransform) -> bool:
     """Whether a layer has an order of features, and a masked linear map in the end."""
-    return layer.order is not None and type(layer.hyper[-1]) is MaskedLinear
+    return layer.order is not None and _is_plain(layer.hyper[-1])
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is a masked linear map and nothing else, like pruned or watched."""
+    hooked = module._forward_pre_hooks or module._forward_hooks
+    return type(module) is MaskedLinear and not hooked
 
 
 class AutoregressiveSpline(Transform):
@@ -71,20 +77,22 @@ class AutoregressiveSpline(Transform):
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image of x (*, d) and the logarithm of the Jacobian's determinant (*)."""
         shape = torch.broadcast_shapes(x.shape[:-1], self._given)
-        rows = x.expand(*shape, -1).reshape(-1, x.shape[-1]).mT
+        rows = x.expand(*shape, -1).reshape(shape.numel(), x.shape[-1]).mT
         phi = self._parameters(rows, self._condition_rows(shape))
         y, log_slope = spline(rows, phi, *self._options)
-        return y.mT.reshape(*shape, -1), log_slope.sum(0).reshape(shape)
+        return y.mT.reshape(*shape, len(y)), log_slope.sum(0).reshape(shape)
 
     def _inverse(self, y: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(y.shape[:-1], self._given)
         y = y.expand(*shape, -1).movedim(-1, 0)
         # Before the first group is known the condition is all there is, once for all that share it.
         x = y.new_zeros(len(y), *[1] * (len(shape) - len(self._given)), *self._given)
-        for group in range(self.layer.passes):
+        for group in self.layer.order.unique():
             features = (self.layer.order == group).nonzero().squeeze(-1)
             where = x.shape[1:]
-            phi = self._parameters(x.reshape(len(x), -1), self._condition_rows(where), features)
+            phi = self._parameters(
+                x.reshape(len(x), where.numel()), self._condition_rows(where), features
+            )
             found = spline_inverse(y[features], phi.view(*phi.shape[:2], *where), *self._options)
             x = x.expand(-1, *shape).index_copy(0, features, found)
         return x.movedim(0, -1)
@@ -103,7 +111,7 @@ class AutoregressiveSpline(Transform):
     def _condition_rows(self, shape: torch.Size) -> Tensor | None:
         """Return the condition for rows of a shape, (c, N)."""
         c = self.condition
-        return None if c is None else c.expand(*shape, -1).reshape(-1, c.shape[-1]).mT
+        return None if c is None else c.expand(*shape, -1).reshape(shape.numel(), c.shape[-1]).mT
 
     def _parameters(
         self, x: Tensor, condition: Tensor | None, features: Tensor | None = None
@@ -121,7 +129,7 @@ class AutoregressiveSpline(Transform):
         rows = x if condition is None else torch.cat((x, condition))
         *layers, last = self.layer.hyper
         for layer in layers:
-            if type(layer) is MaskedLinear:
+            if _is_plain(layer):
                 rows = torch.addmm(layer.bias.unsqueeze(1), layer.mask * layer.weight, rows)
             else:
                 # Activations past the modules' call machinery, which costs more than they do.

@@ -3,14 +3,14 @@ r"""The default flow: zuko's neural spline flow with coupling layers, behind sof
 zuko's own transformations, stacked as its ``NSF`` stacks them. Three things are ours: the soft
 walls that keep the flow inside of the prior's support (:mod:`sbi_jeffreys.walls`), the linear part
 of the posterior, taken out in closed form (:mod:`sbi_jeffreys.linear`), and the way the spline is
-evaluated (:mod:`sbi_jeffreys.splines`): the same parameters, the same values.
+and its layers are evaluated (:mod:`sbi_jeffreys.splines`, :mod:`sbi_jeffreys.autoregressive`): the
+same parameters, the same values.
 """
 
 from functools import partial
 from typing import Any
 
 import torch
-import zuko
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
@@ -18,8 +18,10 @@ from sbi.neural_nets.factory import model_builders
 from sbi.utils.sbiutils import ImproperEmpirical, standardizing_net
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from zuko.distributions import DiagNormal
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.core import Flow
+from zuko.lazy import UnconditionalDistribution
 from zuko.transforms import MonotonicRQSTransform
 
 from .autoregressive import AutoregressiveSpline, is_layered
@@ -30,6 +32,8 @@ __all__ = ["DEFAULT_FLOW", "accelerate", "flow_builder", "flow_nn"]
 
 DEFAULT_FLOW = "coupling_nsf"
 
+# Smallest slope of the splines, as in zuko.
+_SLOPE = 1e-3
 # Scale of the conditioners' last layers at the start, relative to torch's.
 _START = 0.1
 
@@ -65,28 +69,48 @@ def flow_nn(
             learnt = is_learnt(embedding)
             context = embedding(x[:2] if learnt else x)
             linear = to_standard_space(theta, None if learnt else context, context.shape[1], prior)
-        nsf = zuko.flows.NSF(
-            features=theta.shape[-1],
-            context=context.shape[1],
-            bins=num_bins,
-            transforms=num_transforms,
-            hidden_features=[hidden_features] * hidden_layers,
-            # Two passes: coupling layers, whose inverse costs two evaluations for any d.
-            **({"passes": 2} if theta.shape[-1] > 1 else {}),
-        )
-        _start_small(nsf)
-        transforms = (*linear, *nsf.transform.transforms)
-        flow = ZukoFlow(Flow(transforms, nsf.base), embedding, theta[0].shape, x[0].shape)
+        d = theta.shape[-1]
+        layers = [
+            MaskedAutoregressiveTransform(
+                d,
+                context.shape[1],
+                # Two passes: coupling layers, whose inverse costs two evaluations for any d.
+                passes=2,
+                order=_order(i, d),
+                univariate=partial(MonotonicRQSTransform, slope=_SLOPE),
+                shapes=[(num_bins,), (num_bins,), (num_bins - 1,)],
+                hidden_features=[hidden_features] * hidden_layers,
+            )
+            for i in range(num_transforms)
+        ]
+        _start_small(layers)
+        normal = (torch.zeros(d), torch.ones(d))
+        base = UnconditionalDistribution(DiagNormal, *normal, buffer=True)
+        flow = ZukoFlow(Flow([*linear, *layers], base), embedding, theta[0].shape, x[0].shape)
         accelerate(flow)
         return flow
 
     return build
 
 
-def _start_small(flow: Flow) -> None:
+def _order(layer: int, features: int) -> Tensor:
+    """Return the rank of every feature in a layer, shape (d,): the first half transforms the rest.
+
+    Features in one half of a layer do not see each other there. So layers divide them by halves, by
+    turns and by pairs: two features that are never apart could only be correlated through others.
+    """
+    k = torch.arange(features)
+    sizes = [size for size in ((features + 1) // 2, 1, 2) if size < features] or [1]
+    rank = (k // sizes[layer % len(sizes)] % 2).argsort(stable=True).argsort()
+    # Every other layer goes the other way.
+    return features - 1 - rank if layer % 2 else rank
+
+
+def _start_small(layers: list[nn.Module]) -> None:
     """Let the splines begin near to the identity: the linear part is a start worth keeping."""
-    for transform in flow.transform.transforms:
-        for parameter in transform.hyper[-1].parameters() if hasattr(transform, "hyper") else ():
+    for layer in layers:
+        network = getattr(layer, "hyper", None)
+        for parameter in network[-1].parameters() if isinstance(network, nn.Sequential) else ():
             parameter.data.mul_(_START)
 
 
@@ -119,7 +143,7 @@ def flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
 
 
 def accelerate(flow: nn.Module) -> None:
-    """Let every spline of a zuko flow be evaluated by :class:`RationalQuadraticSpline`.
+    """Let the splines of a zuko flow, and their autoregressive layers, be evaluated by ours.
 
     The parameters, their names and the function stay what they are. Other modules are left alone.
 
@@ -141,4 +165,5 @@ class _SplineTransform(MaskedAutoregressiveTransform):
     """zuko's transformation, evaluated with rows in the last dimension."""
 
     def forward(self, c: Tensor | None = None) -> Transform:
-        return AutoregressiveSpline(self, c)
+        # What a user has changed since is left to zuko.
+        return AutoregressiveSpline(self, c) if is_layered(self) else super().forward(c)

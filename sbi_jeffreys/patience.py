@@ -57,7 +57,7 @@ class Patience:
         stiffness: Factor on the stiffness of the price of D2, 1 at first.
         best: Lowest loss so far.
         mark: Loss from which progress is counted.
-        stall: Epochs without progress.
+        stall: Epochs without progress, counted by their steps.
         failures: Trials that came to nothing.
         steps: Training steps at the last look.
         before: Stiffness before the trial that is under way, ``None`` without one.
@@ -87,7 +87,9 @@ class Patience:
             self.mark, self.stall, self.before = loss, 0.0, None
             return False
         if not self.trials or steps >= _FIRST_STEPS:
-            self.stall += max(min(1.0, taken / _FEWEST), taken / _MOST if self.trials else 0.0)
+            # Of an epoch in which patience begins, only the steps from there on.
+            many = min(taken, steps - _FIRST_STEPS) / _MOST if self.trials else 0.0
+            self.stall += max(min(1.0, taken / _FEWEST), many)
         if not self.trials:
             return False
         if self.before is not None and (self.stall >= self.limit or not loss <= self.best + _WORSE):
@@ -95,8 +97,8 @@ class Patience:
             return True
         if self.before is None and self.stall >= self.limit / 2:
             self.before, self.stiffness = self.stiffness, _TRIAL * self.stiffness
-            # The trial has the other half, whatever was beyond the first.
-            self.stall = self.limit / 2
+            # The trial has the other half, however far a long epoch went beyond the first.
+            self.stall = min(self.stall, self.limit / 2 + 1)
         return False
 
     def _go_back(self, stiffness: float) -> None:

@@ -86,8 +86,9 @@ class RationalQuadraticSpline(Transform):
 
     def _rows(self, x: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Return entries (1, N) and their parameters (1, 3 K - 1, N)."""
-        phi = self.parameters.expand(*shape, -1).flatten(0, -2)
-        return x.expand(shape).reshape(1, -1), phi.reshape(-1, phi.shape[-1]).mT.unsqueeze(0)
+        num, sizes = self.parameters.shape[-1], (shape.numel(),)
+        phi = self.parameters.expand(*shape, -1).reshape(*sizes, num)
+        return x.expand(shape).reshape(1, *sizes), phi.mT.unsqueeze(0)
 
 
 def spline(
@@ -123,10 +124,11 @@ def spline_inverse(y: Tensor, phi: Tensor, bound: float = 5.0, slope: float = 1e
         x = _inverse(y, phi, bound, slope)
     if torch.is_grad_enabled() and (y.requires_grad or phi.requires_grad):
         # One Newton step from the solution: it adds nothing but the derivatives of the inverse.
-        flat = phi.expand(*phi.shape[:2], *y.shape[1:]).reshape(*phi.shape[:2], -1)
-        image, log_slope = spline(x.reshape(len(x), -1), flat, bound, slope)
+        rows = y.shape[1:].numel()
+        flat = phi.expand(*phi.shape[:2], *y.shape[1:]).reshape(*phi.shape[:2], rows)
+        image, log_slope = spline(x.reshape(len(x), rows), flat, bound, slope)
         correction = (y - image.view_as(y)) / log_slope.detach().exp().view_as(y)
-        x = x + correction - correction.detach()
+        x = torch.where(y.abs() < bound, x + correction - correction.detach(), y)
     return x
 
 
@@ -166,7 +168,10 @@ def _bins(phi: Tensor, slope: float) -> _Bins:
     phi = phi * squash
     # A softmax, whose exponents cannot overflow any more.
     sizes = phi[:, : 2 * K].unflatten(1, (2, K)).exp()
-    ends = (below @ sizes.reshape(*sizes.shape[:3], -1)).view_as(sizes)
+    # Sums by a product, which is faster; not on a GPU, where products may be rounded (TF32).
+    rows = phi[0, 0].numel()
+    flat = sizes.reshape(*sizes.shape[:3], rows)
+    ends = (flat.cumsum(2) if sizes.is_cuda else below @ flat).view_as(sizes)
     # The outermost slopes are one, so that the identity outside joins smoothly.
     outermost = torch.zeros_like(phi[:, :1])
     knots = torch.cat((outermost, phi[:, 2 * K :], outermost), dim=1)
@@ -242,8 +247,13 @@ class _Forward(torch.autograd.Function):
         return torch.where(inside, y, x), torch.where(inside, (sb * sb).mul_(a).log_(), zero)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, gy: Tensor, gl: Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "The spline's gradient is written out and has no derivative of its own: "
+                "create_graph=True, as for second derivatives of log_prob, is not supported. Take "
+                "differences of the gradient, or sbi's NPE with 'zuko_nsf'."
+            )
         inside, squash, sizes, total, k, slopes, z, zc, s, b, q, a, w, h = ctx.saved_tensors
         d0, d1 = slopes.unbind(1)
         K = sizes.shape[2]

@@ -51,10 +51,15 @@ def test_a_trial_that_comes_to_nothing_is_taken_back():
 
 
 def test_epochs_of_many_steps_count_for_more_where_there_are_trials():
-    # 45 steps: two epochs are not half of a patience of 20 times ten steps, three are.
+    # 45 steps: two epochs are not half of a patience of 20 times ten steps, three are. So are two
+    # more for the trial, which may begin one epoch's worth beyond the half.
     patience = Patience(20)
-    found = run(patience, [1.0] * 7, epoch=45)
-    assert found == [(1.0, False)] * 3 + [(0.1, False)] * 2 + [(0.1, False), (1.0, True)]
+    found = run(patience, [1.0] * 6, epoch=45)
+    assert found == [(1.0, False)] * 3 + [(0.1, False)] * 2 + [(1.0, True)]
+    # Of the epoch in which patience begins, what lies after the beginning.
+    patience = Patience(20)
+    patience.look(1.0, 0)
+    assert run(patience, [1.0], steps=0, epoch=201) == [(1.0, False)]
     # However long an epoch, a trial has one of its own.
     patience = Patience(20)
     found = run(patience, [1.0] * 3, epoch=4500)
@@ -63,6 +68,11 @@ def test_epochs_of_many_steps_count_for_more_where_there_are_trials():
     patience = Patience(20, trials=False)
     run(patience, [1.0] * 7, epoch=45)
     assert patience.stall == 6
+
+
+def test_an_odd_patience_has_the_larger_half_first():
+    found = run(Patience(3), [1.0] * 4)
+    assert found == [(1.0, False)] * 2 + [(0.1, False), (1.0, True)]
 
 
 @pytest.mark.parametrize("loss", [1.2, math.nan, math.inf])

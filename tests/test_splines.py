@@ -87,7 +87,15 @@ def test_gradcheck():
 
 @pytest.mark.parametrize(
     ("x_shape", "phi_shape"),
-    [((7, 1), (5,)), ((5,), (7, 5)), ((), (4,)), ((3, 1, 2), (4, 1)), ((4, 2), ())],
+    [
+        ((7, 1), (5,)),
+        ((5,), (7, 5)),
+        ((), (4,)),
+        ((3, 1, 2), (4, 1)),
+        ((4, 2), ()),
+        ((), ()),
+        ((0,), ()),
+    ],
     ids=str,
 )
 def test_broadcasting(x_shape, phi_shape):
@@ -112,6 +120,7 @@ def test_the_identity_outside_of_the_bound():
     assert (y == x).all()
     assert (ladj == 0).all()
     assert (spline.inv(x.detach()) == x).all()
+    assert (spline.inv(x) == x).all()
     by_x, by_phi = torch.autograd.grad((3 * y + ladj).sum(), (x, spline.parameters))
     assert (by_x == 3).all()
     assert (by_phi == 0).all()
@@ -165,3 +174,10 @@ def test_float32_accuracy(scale):
             error = (ours - exact).abs().quantile(quantile)
             assert error <= 2 * (other - exact).abs().quantile(quantile) + 1e-7
     assert (y - exact_y).abs().quantile(0.99) < 1e-4
+
+
+def test_second_derivatives_are_refused():
+    phi = parameters(5)
+    y, ladj = RationalQuadraticSpline(phi).call_and_ladj(torch.randn(5, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="no derivative of its own"):
+        torch.autograd.grad((y + ladj).sum(), phi, create_graph=True)
