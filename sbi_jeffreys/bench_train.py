@@ -16,7 +16,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import zuko
 from sbi.inference import NPE
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from sbi.utils import BoxUniform
@@ -24,8 +23,7 @@ from sbi.utils.sbiutils import standardizing_net
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .flows import DEFAULT_FLOW
-from .linear import to_standard_space
+from .flows import DEFAULT_FLOW, plain_flow
 from .quiet import QuietTracker, quiet
 from .tasks import get_task
 from .trainer import JeffreysNPE
@@ -42,16 +40,15 @@ def _same_flow(prior: Distribution) -> Callable[[Tensor, Tensor], ZukoFlow]:
 
     def build(theta: Tensor, x: Tensor) -> ZukoFlow:
         embedding = nn.Sequential(standardizing_net(x), nn.Flatten())
-        nsf = zuko.flows.NSF(
-            features=theta.shape[-1],
-            context=x.shape[-1],
-            bins=8,
-            transforms=3,
+        flow = plain_flow(
+            theta,
+            embedding(x),
+            x.shape[-1],
+            prior,
             hidden_features=[64, 64],
-            passes=2,
+            num_transforms=3,
+            num_bins=8,
         )
-        start = to_standard_space(theta, embedding(x), x.shape[-1], prior)
-        flow = zuko.flows.Flow((*start, *nsf.transform.transforms), nsf.base)
         return ZukoFlow(flow, embedding, theta[0].shape, x[0].shape)
 
     return build
