@@ -127,11 +127,11 @@ def get_method(name: str) -> Fit:
     )
 
 
-def _train(trainer: Any, theta: Tensor, x: Tensor, quick: bool) -> Any:
+def _train(trainer: Any, theta: Tensor, x: Tensor, quick: bool, **kwargs: Any) -> Any:
     """Train in silence, for two epochs if it is to be quick, and return the estimator."""
     with quiet():
         trainer.append_simulations(theta, x)
-        return trainer.train(**({"max_num_epochs": QUICK_EPOCHS} if quick else {}))
+        return trainer.train(**kwargs, **({"max_num_epochs": QUICK_EPOCHS} if quick else {}))
 
 
 def _epochs(trainer: Any) -> int:
@@ -157,14 +157,20 @@ def _jeffreys(**kwargs: Any) -> _TrainerBuilder:
     )
 
 
-def _direct(build: _TrainerBuilder, members: int = 1) -> Fit:
-    """Return a method that trains density estimators of the posterior, and mixes them."""
+def _direct(build: _TrainerBuilder, members: int = 1, **kwargs: Any) -> Fit:
+    """Return a method that trains density estimators of the posterior, and mixes them.
+
+    Args:
+        build: Function of (prior, seed) that builds a trainer.
+        members: Number of estimators.
+        kwargs: Arguments of the trainer's ``train``.
+    """
 
     def fit(
         prior: Distribution, theta: Tensor, x: Tensor, *, seed: int, quick: bool = False
     ) -> Fitted:
         trainers = [build(prior, seed + k) for k in range(members)]
-        estimators = tuple(_train(trainer, theta, x, quick) for trainer in trainers)
+        estimators = tuple(_train(trainer, theta, x, quick, **kwargs) for trainer in trainers)
         posteriors = [trainer.build_posterior() for trainer in trainers]
         return Fitted(
             posterior=posteriors[0] if members == 1 else EnsemblePosterior(posteriors),
@@ -237,6 +243,10 @@ register("ml", _direct(_jeffreys(objective="ml")))
 register("ml_ensemble", _direct(_jeffreys(objective="ml"), NUM_MEMBERS))
 register("npe", _direct(_npe()))
 register("npe_nsf", _direct(_npe(density_estimator="zuko_nsf")))
+# As the published rows were made: all simulations, up to 10,000, in one batch (the default of
+# training_batch_size in sbibm 1.1's sbibm/algorithms/sbi/snpe.py), flows of nflows.
+register("npe_sbibm", _direct(_npe(density_estimator="nsf"), training_batch_size=10_000))
+register("npe_sbibm_maf", _direct(_npe(density_estimator="maf"), training_batch_size=10_000))
 register("npe_our_flow", _direct(_npe_our_flow))
 register("npe_ensemble", _direct(_npe(), NUM_MEMBERS))
 register("nle", _with_mcmc(NLE))

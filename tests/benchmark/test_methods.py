@@ -20,6 +20,8 @@ WITH_DENSITY = {
     "npe_ensemble": 5,
     "npe_nsf": 1,
     "npe_our_flow": 1,
+    "npe_sbibm": 1,
+    "npe_sbibm_maf": 1,
 }
 WITHOUT_DENSITY = ("fmpe", "npse", *MCMC)
 
@@ -54,6 +56,19 @@ def test_density(name, simulations):
     torch.testing.assert_close(fitted.log_prob(theta, x), expected.detach())
     samples = fitted.posterior.sample((20,), x=x[:1], show_progress_bars=False)
     assert samples.shape == (20, 2)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("name", "steps"), [("npe_sbibm", 1), ("npe_sbibm_maf", 1), ("npe", 2)])
+def test_as_sbibm_an_epoch_is_one_step(name, steps, monkeypatch):
+    taken = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda *args, **kwargs: taken.append(step(*args, **kwargs))
+    )
+    # 450 of 500 to train on, of which sbi's loader drops what fills no batch of 200.
+    fitted = fit(name, TASK.simulate(500, generator=torch.Generator().manual_seed(0)))
+    assert len(taken) == steps * fitted.epochs
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -35,6 +35,8 @@ NPE_NAMES = {"c2st": "NPE", "c2st_rf": "NPE[PFN25]"}
 COUNTERPARTS = {
     "npe": {"c2st": ["NPE", "NPE-MAF"], "c2st_rf": ["NPE[PFN25]"]},
     "npe_nsf": {"c2st": ["NPE"]},
+    "npe_sbibm": {"c2st": ["NPE"]},
+    "npe_sbibm_maf": {"c2st": ["NPE-MAF"]},
     "npe_ensemble": {"c2st_rf": ["NPE-ens5"]},
     "nle": {"c2st": ["NLE"], "c2st_rf": ["NLE-maf[PFN25]"]},
     "nre": {"c2st": ["NRE"]},
