@@ -1,10 +1,11 @@
 r"""The default flow: zuko's neural spline flow with coupling layers, behind soft walls.
 
-zuko's own transformations, stacked as its ``NSF`` stacks them. Three things are ours: the soft
+zuko's own transformations, stacked as its ``NSF`` stacks them. Four things are ours: the soft
 walls that keep the flow inside of the prior's support (:mod:`sbi_jeffreys.walls`), the linear part
-of the posterior, taken out in closed form (:mod:`sbi_jeffreys.linear`), and the way the spline is
-and its layers are evaluated (:mod:`sbi_jeffreys.splines`, :mod:`sbi_jeffreys.autoregressive`): the
-same parameters, the same values.
+of the posterior, taken out in closed form (:mod:`sbi_jeffreys.linear`), a layer that is a Gaussian
+given x (:mod:`sbi_jeffreys.conditional_gaussian`), and the way the spline and its layers are
+evaluated (:mod:`sbi_jeffreys.splines`, :mod:`sbi_jeffreys.autoregressive`): the same parameters,
+the same values.
 """
 
 from functools import partial
@@ -25,10 +26,11 @@ from zuko.lazy import UnconditionalDistribution
 from zuko.transforms import MonotonicRQSTransform
 
 from .autoregressive import AutoregressiveSpline, is_layered
-from .linear import is_learnt, to_standard_space
+from .conditional_gaussian import ConditionalGaussian
+from .linear import column_scales, is_learnt, to_standard_space
 from .splines import RationalQuadraticSpline
 
-__all__ = ["DEFAULT_FLOW", "accelerate", "flow_builder", "flow_nn"]
+__all__ = ["DEFAULT_FLOW", "accelerate", "flow_builder", "flow_nn", "plain_flow"]
 
 DEFAULT_FLOW = "coupling_nsf"
 
@@ -68,36 +70,77 @@ def flow_nn(
         with torch.no_grad():
             learnt = is_learnt(embedding)
             context = embedding(x[:2] if learnt else x)
-            linear = to_standard_space(theta, None if learnt else context, context.shape[1], prior)
-        d = theta.shape[-1]
-        layers = [
-            MaskedAutoregressiveTransform(
-                d,
+            net = plain_flow(
+                theta,
+                None if learnt else context,
                 context.shape[1],
-                # Two passes: coupling layers, whose inverse costs two evaluations for any d.
-                passes=2,
-                order=_order(i, d),
-                univariate=partial(MonotonicRQSTransform, slope=_SLOPE),
-                shapes=[(num_bins,), (num_bins,), (num_bins - 1,)],
+                prior,
                 hidden_features=[hidden_features] * hidden_layers,
+                num_transforms=num_transforms,
+                num_bins=num_bins,
             )
-            for i in range(num_transforms)
-        ]
-        _start_small(layers)
-        normal = (torch.zeros(d), torch.ones(d))
-        base = UnconditionalDistribution(DiagNormal, *normal, buffer=True)
-        flow = ZukoFlow(Flow([*linear, *layers], base), embedding, theta[0].shape, x[0].shape)
+        flow = ZukoFlow(net, embedding, theta[0].shape, x[0].shape)
         accelerate(flow)
         return flow
 
     return build
 
 
+def plain_flow(
+    theta: Tensor,
+    context: Tensor | None,
+    num_context: int,
+    prior: Distribution | None,
+    *,
+    hidden_features: list[int],
+    num_transforms: int,
+    num_bins: int,
+) -> Flow:
+    """Return the default flow of theta given embedded data, evaluated by zuko.
+
+    From theta on: soft walls, the linear part, a Gaussian given x, coupling layers. Where the
+    embedding is still to be learnt, linear part and Gaussian leave x to the coupling layers.
+
+    Args:
+        theta: Parameters, shape (n, d).
+        context: Embedded data, shape (n, c), or None where the embedding is still to be learnt.
+        num_context: Number c of embedded features.
+        prior: Prior whose bounds the flow respects; ``None`` for no bounds.
+        hidden_features: Widths of the networks' hidden layers.
+        num_transforms: Number of coupling layers.
+        num_bins: Bins of the splines.
+    """
+    features = theta.shape[-1]
+    gaussian = []
+    if context is not None and num_context:
+        scales = column_scales(context, num_context, theta)
+        gaussian.append(ConditionalGaussian(features, *scales, hidden_features))
+    coupling = [
+        MaskedAutoregressiveTransform(
+            features,
+            num_context,
+            # Two passes: coupling layers, whose inverse costs two evaluations for any d.
+            passes=2,
+            order=_order(i, features),
+            univariate=partial(MonotonicRQSTransform, slope=_SLOPE),
+            shapes=[(num_bins,), (num_bins,), (num_bins - 1,)],
+            hidden_features=hidden_features,
+        )
+        for i in range(num_transforms)
+    ]
+    _start_small([*gaussian, *coupling])
+    linear = to_standard_space(theta, context, num_context, prior)
+    normal = (torch.zeros(features), torch.ones(features))
+    base = UnconditionalDistribution(DiagNormal, *normal, buffer=True)
+    return Flow([*linear, *gaussian, *coupling], base)
+
+
 def _order(layer: int, features: int) -> Tensor:
     """Return the rank of every feature in a layer, shape (d,): the first half transforms the rest.
 
     Features in one half of a layer do not see each other there. So layers divide them by halves, by
-    turns and by pairs: two features that are never apart could only be correlated through others.
+    turns and by pairs: two features that are never apart can only be correlated through others. Of
+    six features that is one pair, of ten it is two, of up to five none.
     """
     k = torch.arange(features)
     sizes = [size for size in ((features + 1) // 2, 1, 2) if size < features] or [1]
@@ -107,7 +150,7 @@ def _order(layer: int, features: int) -> Tensor:
 
 
 def _start_small(layers: list[nn.Module]) -> None:
-    """Let the splines begin near to the identity: the linear part is a start worth keeping."""
+    """Let layers begin near to the identity: the linear part is a start worth keeping."""
     for layer in layers:
         network = getattr(layer, "hyper", None)
         for parameter in network[-1].parameters() if isinstance(network, nn.Sequential) else ():

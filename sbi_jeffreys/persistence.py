@@ -47,8 +47,9 @@ from .walls import SoftWalls
 __all__ = ["load", "save"]
 
 _FORMAT = "sbi_jeffreys.posterior"
-# A new major version is one that older programs cannot read.
-_FORMAT_VERSION = (1, 0)
+# A new major version is one that older programs cannot read, nor this one theirs: since 2 the
+# default flow has a Gaussian given x.
+_FORMAT_VERSION = (2, 0)
 # Rows of the dummy data: enough for every builder's z-scoring.
 _DUMMY_ROWS = 64
 _PROBES = 5
@@ -367,5 +368,11 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise ValueError(
             f"{str(path)!r} has format {version}, newer than {_FORMAT_VERSION[0]}.x, which this "
             f"sbi_jeffreys {__version__} reads: update it. Written with {metadata.get('versions')}."
+        )
+    if int(major) < _FORMAT_VERSION[0]:
+        raise ValueError(
+            f"{str(path)!r} has format {version}, older than {_FORMAT_VERSION[0]}.x, which this "
+            f"sbi_jeffreys {__version__} reads: its default flow is another one. Train and save "
+            f"again, or load it with what it was written with: {metadata.get('versions')}."
         )
     return tensors, json.loads(metadata["structure"])

@@ -33,6 +33,7 @@ from .checks import (
 from .draws import Draws
 from .duals import Weighting, is_maximum_likelihood, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
+from .first_steps import lower_rates
 from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn
 from .held_out import center_partition
 from .patience import copy_of_weights
@@ -209,7 +210,9 @@ class JeffreysNPE(NPE_C):
             training_batch_size: As in sbi; the last rows join the other batches.
             learning_rate: Learning rate of the flow: Muon for its matrices, whose updates have a
                 root mean square of 0.6 times this rate whatever the gradient, Adam for the rest
-                (:class:`sbi_jeffreys.muon.Muon`); Adam for all with ``objective="ml"``.
+                (:class:`sbi_jeffreys.muon.Muon`); Adam for all with ``objective="ml"``. If first
+                steps lose much of what the linear posterior explains, this rate and the proxy's
+                are lowered to a tenth (:mod:`sbi_jeffreys.first_steps`).
             validation_fraction: As in sbi.
             stop_after_epochs: Epochs without progress of the flow's held-out cross-entropy. A lower
                 price of D2 is tried after half of them (:class:`sbi_jeffreys.patience.Patience`);
@@ -414,6 +417,8 @@ class JeffreysNPE(NPE_C):
                     "The held-out loss is not finite before the first epoch; look for NaN and inf "
                     "in x (exclude_invalid_x=True removes them), and for theta outside the prior."
                 )
+            if training.steps == 0:
+                lower_rates(training, train_loader, val_loader)
             while training.epoch - first < train_config.max_num_epochs and not training.converged:
                 epoch = training.advance(train_loader, val_loader)
                 append_epoch(self._summary, epoch)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Data, LoaderData
+from .conditional_gaussian import ConditionalGaussian
 from .draws import Draws, ReverseQueue
 from .duals import DualState, FixedWeights, Weighting
 from .estimator import JeffreysEstimator
@@ -163,8 +164,13 @@ class Training:
         if self.estimator.proxy is None or not self.settings.muon:
             decay = self.settings.weight_decay
             return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+        # Updates of a fixed size throw a layer about whose outputs a sharp posterior multiplies.
+        kept: list[nn.Module] = [
+            m for m in self.estimator.flow.modules() if isinstance(m, ConditionalGaussian)
+        ]
         embedding = self.estimator.embedding_net
-        return Muon(parameters, lr, keep=() if embedding is None else embedding.parameters())
+        kept += [] if embedding is None else [embedding]
+        return Muon(parameters, lr, keep=[p for module in kept for p in module.parameters()])
 
     def run_epoch(self, data: Data | LoaderData) -> dict[str, float]:
         """Take one pass over the data; return means over its batches.
@@ -177,14 +183,18 @@ class Training:
         total = torch.zeros(2, dtype=torch.float64)
         seen = 0
         for theta, x, masks in data.batches(s.training_batch_size, s.device, shuffle=True):
-            terms = self._step(theta, x, masks)
+            terms = self.step(theta, x, masks)
             total += len(theta) * terms
             seen += len(theta)
         forward, reverse = (total / seen).tolist()
         return {"training_loss": forward, "divergence_reverse": reverse}
 
-    def _step(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
-        """Descend in the models, ascend in the multipliers; return (forward, reverse)."""
+    def step(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
+        """Descend in the models, ascend in the multipliers; return (forward, reverse).
+
+        Raises:
+            TrainingDiverged: If the objective or its gradient was not finite.
+        """
         estimator, proxy = self.estimator, self.estimator.proxy
         hook = self.forward_loss
         terms = batch_terms(
@@ -254,13 +264,14 @@ class Training:
 
     def validate(self, data: Data | LoaderData) -> dict[str, float]:
         """Measure both models on held-out data."""
-        values = {"validation_loss": self._losses(data).mean().item()}
+        values = {"validation_loss": self.losses(data).mean().item()}
         if self.estimator.proxy is not None:
             self._looks.look(self.estimator, data, self.steps, self.settings.device)
             values |= self._looks.seen
         return values
 
-    def _losses(self, data: Data | LoaderData) -> Tensor:
+    def losses(self, data: Data | LoaderData) -> Tensor:
+        """Return the flow's loss at each row, shape (n,)."""
         s, hook = self.settings, self.forward_loss
         atomic = None if hook is None else (hook, s.training_batch_size)
         return flow_losses(self.estimator, data, s.device, self.kernel, atomic)
@@ -337,9 +348,9 @@ class Training:
             self.restore_best()
             return self.best_loss
         self.estimator.load_state_dict(self.first_weights)
-        first = self._losses(held_out)
+        first = self.losses(held_out)
         self.restore_best()
-        best = self._losses(held_out)
+        best = self.losses(held_out)
         gain = first - best
         error = gain.std().item() / len(gain) ** 0.5 if len(gain) > 1 else math.inf
         if gain.mean() <= error:

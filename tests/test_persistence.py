@@ -232,7 +232,8 @@ def cut(size):
 
 
 BAD_FILES = {
-    "newer major version": (with_version("2.0"), ValueError, "newer than 1"),
+    "newer major version": (with_version("3.0"), ValueError, "newer than 2"),
+    "older major version": (with_version("1.0"), ValueError, "older than 2.*Train and save again"),
     "version that is none": (with_version("new"), ValueError, "has format new"),
     "truncated tensors": (cut(-10), ValueError, "truncated"),
     "truncated header": (cut(100), ValueError, "truncated"),

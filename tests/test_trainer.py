@@ -236,8 +236,8 @@ def test_best_weights_are_returned(simulations):
 
 def test_ten_rows_do_not_outweigh_the_linear_posterior():
     """The best of many epochs on ten held-out rows is no better than what is exact."""
-    # Draws on which it is better by 0.04 nats, the last epoch worse by a nat.
-    torch.manual_seed(4)
+    # Draws on which it is better by 0.04 nats, the last epoch worse by half a nat.
+    torch.manual_seed(9)
     prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
     theta = prior.sample((60,))
     x = theta + 0.5 * torch.randn(60, 2)
@@ -253,7 +253,7 @@ def test_ten_rows_do_not_outweigh_the_linear_posterior():
 
     first = train(new(), 1, 1e-30)
     trainer = new()
-    found = train(trainer, 30, 1e-3)
+    found = train(trainer, 60, 1e-3)
     losses = trainer.summary["validation_loss"]
     # Something was learnt, by the record, but not enough to say so.
     assert min(losses) < trainer.summary["best_validation_loss"][0]

@@ -9,10 +9,12 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
 from sbi_jeffreys.batches import Data
+from sbi_jeffreys.conditional_gaussian import ConditionalGaussian
 from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.muon import Muon
 from sbi_jeffreys.proxy import Base, proxy_nn
 from sbi_jeffreys.record import EPOCH_KEYS, append_epoch, new_record
 from sbi_jeffreys.training import Settings, Training, TrainingDiverged
@@ -233,7 +235,7 @@ def test_the_first_weights_stay_unless_beaten_by_a_standard_error(gains, best_is
     training.run_epoch(data)
     # The first weights are looked at first.
     losses = iter((torch.tensor(gains), torch.zeros(len(gains))))
-    monkeypatch.setattr(training, "_losses", lambda _: next(losses))
+    monkeypatch.setattr(training, "losses", lambda _: next(losses))
     loss = training.settle(held_out)
     assert equal(best if best_is_kept else first, snapshot(training.estimator))
     assert loss == (0.0 if best_is_kept else pytest.approx(sum(gains) / len(gains)))
@@ -436,7 +438,8 @@ def test_a_price_that_is_given_is_the_one_that_is_used():
 
 
 def test_a_failed_trial_puts_the_best_weights_back_and_learns_more_slowly():
-    training, data, held_out = make(stop_after_epochs=2)
+    # Without the watch over the proxy, which lowers the proxy's rate for reasons of its own.
+    training, data, held_out = make(stop_after_epochs=2, proxy_plateau=False)
     training.start(held_out)
     training.advance(data, held_out)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in training.optimizers]
@@ -473,3 +476,15 @@ def test_a_lower_price_moves_the_multiplier_of_reverse():
 def test_weights_that_do_not_move_are_given_no_trial(weights):
     training, _, _ = make(weights=weights)
     assert not training.patience.trials
+
+
+def test_adam_trains_the_gaussian_given_x_and_muon_the_coupling_layers():
+    training = make()[0]
+    muon = training.optimizers[0]
+    assert isinstance(muon, Muon)
+    stacked = {id(p) for stack in muon._stacks for p in stack}
+    names = {name for name, p in training.estimator.named_parameters() if id(p) in stacked}
+    layers = training.estimator.flow.net.transform.transforms
+    (place,) = (i for i, layer in enumerate(layers) if isinstance(layer, ConditionalGaussian))
+    assert names
+    assert all(f"transforms.{place}." not in name for name in names)
