@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from joblib import Parallel, delayed
 from sbi.inference import NPE
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.net_builders.flow import build_zuko_nsf
+from torch import nn
 from torch.distributions import Distribution
 
 from .benchmark.report.compare import bootstrap_interval
+from .conditional_gaussian import ConditionalGaussian
+from .diagnostics import diagnose_proxy
 from .draws import Draws
 from .duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
 from .flows import flow_nn
@@ -36,6 +40,8 @@ from .trainer import JeffreysNPE
 __all__ = ["VARIANTS", "differences", "main"]
 
 _DATA = LinearCost()
+# Fresh x at which log Z is estimated, and the draws for each.
+_ROWS, _DRAWS = 200, 1000
 
 
 def _jeffreys(train: dict[str, Any] | None = None, **kwargs: Any) -> Callable:
@@ -43,7 +49,7 @@ def _jeffreys(train: dict[str, Any] | None = None, **kwargs: Any) -> Callable:
 
 
 def _zuko_nsf(z_score: str) -> Callable[[Distribution], tuple]:
-    """Return the default flow's layers behind sbi's own treatment of the prior's bounds."""
+    """Return zuko's coupling layers, of our sizes, behind sbi's treatment of the prior's bounds."""
 
     def variant(prior: Distribution) -> tuple:
         def build(theta: torch.Tensor, x: torch.Tensor) -> Any:
@@ -60,6 +66,19 @@ def _zuko_nsf(z_score: str) -> Callable[[Distribution], tuple]:
         return JeffreysNPE, {"objective": "ml", "density_estimator": build}, {}
 
     return variant
+
+
+def _no_gaussian(prior: Distribution) -> tuple:
+    """Return the default without the layer that is a Gaussian given x."""
+
+    def build(theta: torch.Tensor, x: torch.Tensor) -> Any:
+        flow = flow_nn(prior)(theta, x)
+        layers = flow.net.transform.transforms
+        kept = [layer for layer in layers if not isinstance(layer, ConditionalGaussian)]
+        flow.net.transform.transforms = nn.ModuleList(kept)
+        return flow
+
+    return JeffreysNPE, {"density_estimator": build}, {}
 
 
 def _dual(stiffness: float, bound: float) -> ResilientDual:
@@ -102,13 +121,15 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "jeffreys, D2 does not train the proxy": _jeffreys(settings={"limits": Limits(proxy=1e-6)}),
     "jeffreys, the proxy is never put back": _jeffreys(settings={"proxy_plateau": False}),
     "jeffreys, no lower price is tried": _jeffreys(settings={"trials": False}),
-    "jeffreys, rate 4e-2": _jeffreys({"learning_rate": 4e-2}),
-    "jeffreys, rate 4e-4": _jeffreys({"learning_rate": 4e-4}),
+    "jeffreys, rates times ten": _jeffreys({"learning_rate": 4e-2}, proxy_learning_rate=5e-2),
+    "jeffreys, rates by ten": _jeffreys({"learning_rate": 4e-4}, proxy_learning_rate=5e-4),
     "jeffreys, price of D2 bounded by 1": _jeffreys(objective=_dual(30.0, 1.0)),
     "jeffreys, price of D2 bounded by 10": _jeffreys(objective=_dual(30.0, 10.0)),
     "jeffreys, no jitter": _jeffreys(draws=Draws(jitter=0.0)),
     "jeffreys, 6 base draws": _jeffreys(draws=Draws(base=6)),
     "jeffreys, no gauge": _jeffreys(draws=Draws(gauge=0.0)),
+    "jeffreys, no Gaussian given x": _no_gaussian,
+    "jeffreys, three times too long": _jeffreys(times=3),
 }
 
 
@@ -127,10 +148,23 @@ def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> di
         members = [net.log_prob(theta_test.unsqueeze(0), x_test)[0] for net in nets]
     nll = math.log(len(members)) - torch.stack(members).logsumexp(dim=0)
     summary = trainers[0].summary
-    row = {"task": task_name, "seed": seed, "variant": variant, "nll": nll.mean().item()}
-    row |= {"seconds": seconds, "epochs": summary["epochs_trained"][-1]}
-    for key in ("multiplier_reverse", "divergence_reverse", "log_partition_mean"):
-        row[key] = summary[key][-1] if summary.get(key) else float("nan")
+    losses = summary["validation_loss"]
+    row = {
+        "task": task_name,
+        "seed": seed,
+        "variant": variant,
+        "nll": nll.mean().item(),
+        "seconds": seconds,
+        "epochs": summary["epochs_trained"][-1],
+        "last_above_best": losses[-1] - min(losses),
+        "price": (summary.get("multiplier_reverse") or [math.nan])[-1],
+        "log_z_mean": math.nan,
+        "log_z_std": math.nan,
+    }
+    if getattr(nets[0], "proxy", None) is not None:
+        found = diagnose_proxy(nets[0], theta_test[:_ROWS], x_test[:_ROWS], num_draws=_DRAWS)
+        row["log_z_mean"] = found.log_partition.mean().item()
+        row["log_z_std"] = found.log_partition.std().item()
     return row
 
 
@@ -142,19 +176,26 @@ def _trained(
     arguments = dict(arguments)
     # Not arguments of the trainer: nobody but this comparison should want to change them.
     settings, members = arguments.pop("settings", {}), arguments.pop("members", 1)
+    times = arguments.pop("times", 1)
     for member in range(members):
         # Members of two seeds must not be the same.
         own = seed + 1000 * member
         if trainer_class is JeffreysNPE:
             arguments["seed"] = own
+        new = partial(
+            trainer_class, prior, tracker=QuietTracker(), show_progress_bars=False, **arguments
+        )
         torch.manual_seed(own)
         with quiet():
-            trainer = trainer_class(
-                prior, tracker=QuietTracker(), show_progress_bars=False, **arguments
-            )
+            trainer = new()
             if settings:
                 trainer._proxy_settings |= settings
             trainer.append_simulations(theta, x).train(**train)
+            if times > 1:
+                # As long again and again, whatever held-out data say.
+                num = times * trainer.summary["epochs_trained"][-1]
+                trainer = new().append_simulations(theta, x)
+                trainer.train(**train | {"max_num_epochs": num, "stop_after_epochs": num})
         yield trainer
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sbi.utils import BoxUniform
 
+from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.bench_method import VARIANTS, differences, main
 
 
@@ -14,7 +15,7 @@ from sbi_jeffreys.bench_method import VARIANTS, differences, main
 def test_variants_are_trainers_with_arguments(name):
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
     trainer_class, arguments, _ = VARIANTS[name](prior)
-    own = {"settings", "members"}
+    own = {"settings", "members", "times"}
     arguments = {key: value for key, value in arguments.items() if key not in own}
     trainer_class(prior, show_progress_bars=False, **arguments)
 
@@ -52,3 +53,17 @@ def test_differences_are_paired_by_task_and_seed():
     assert row.high > 1.0
     assert (row.worst, row["where"]) == (pytest.approx(1.0), "a")
     assert row["seconds, ratio"] == pytest.approx(0.5)
+
+
+def test_what_a_run_says_of_its_stability(tmp_path, monkeypatch):
+    path = tmp_path / "out.csv"
+    common = ["--tasks", "two_moons", "--seeds", "0", "--num-simulations", "60", "--num-test", "50"]
+    short = {"max_num_epochs": 2}
+    monkeypatch.setitem(VARIANTS, "long", lambda prior: (JeffreysNPE, {"times": 3}, short))
+    monkeypatch.setitem(VARIANTS, "ml", lambda prior: (JeffreysNPE, {"objective": "ml"}, short))
+    main([*common, "--jobs", "1", "--out", str(path), "--variants", "long", "ml"])
+    rows = pd.read_csv(path).set_index("variant").loc[["long", "ml"]]
+    assert rows.epochs.tolist() == [6, 2]
+    assert (rows.last_above_best >= 0).all()
+    # Without a proxy there is no partition function.
+    assert rows[["log_z_mean", "log_z_std"]].isna().all(axis=1).tolist() == [False, True]
