@@ -247,7 +247,7 @@ class JeffreysDensity:
         try:
             while training.epoch < max_num_epochs and not training.converged:
                 epoch = training.advance(data, held_out)
-                with training.averaged():
+                with training.average.in_place():
                     last = copy_of_weights(training.estimator) if keep_last else {}
                     self._look(held_out.theta, test, epoch)
                     if callback is not None:

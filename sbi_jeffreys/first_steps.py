@@ -68,5 +68,5 @@ def _after_first_steps(
             trial.step(*batch)
     except TrainingDiverged:
         return torch.full((), torch.inf)
-    with trial.averaged():
+    with trial.average.in_place():
         return trial.losses(held_out)

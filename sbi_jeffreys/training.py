@@ -16,16 +16,16 @@ cross-entropy that either model has reached, less a margin, and :math:`D_1` and 
 held-out ones: they stay above the margin, so that the data terms never die.
 """
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .averaging import RunningMean
 from .batches import Data, LoaderData
 from .conditional_gaussian import ConditionalGaussian
 from .draws import Draws, ReverseQueue
@@ -43,10 +43,10 @@ _ENTROPY_MARGIN = 0.1
 # Factor on the proxy's learning rate when its best weights are put back, and on both when a trial
 # has failed.
 _DROP, _DROP_BOTH = 0.3, 0.5
-# Running mean of the weights: share of the newest, at first as in a plain mean of all. Where a
-# flow has a proxy to follow it moves fast at first, and the mean looks back over a tenth of the
-# steps; without one, which soon overfits, a longer memory is better.
-_AVERAGING, _NEWEST = 0.02, 10
+# How much the newest weights count in the running mean at first. Where a flow has a proxy to
+# follow it moves fast, and the mean looks back over a tenth of the steps; without one, which soon
+# overfits, a longer memory is better.
+_NEWEST = 10
 
 
 class TrainingDiverged(RuntimeError):
@@ -118,10 +118,9 @@ class Training:
         self.dual = self.weighting.init()
         self._held_out = torch.zeros(2, dtype=torch.float64)
         self._queue = ReverseQueue()
-        self._parameters = list(self.estimator.parameters())
-        self._averages = [p.detach().clone() for p in self._parameters]
         s = self.settings
         proxy = self.estimator.proxy
+        self.average = RunningMean(self.estimator.parameters(), 1 if proxy is None else _NEWEST)
         self.patience = Patience(s.stop_after_epochs, trials=self._trials)
         self._looks = ProxyLooks(watch=s.proxy_plateau and self.forward_loss is None)
         self.optimizers = [self._flow_optimizer()]
@@ -195,10 +194,9 @@ class Training:
         Raises:
             TrainingDiverged: If the objective or its gradient was not finite.
         """
-        estimator, proxy = self.estimator, self.estimator.proxy
-        hook = self.forward_loss
+        proxy, hook = self.estimator.proxy, self.forward_loss
         terms = batch_terms(
-            estimator,
+            self.estimator,
             theta,
             x,
             self.kernel(x),
@@ -213,6 +211,20 @@ class Training:
         if proxy is not None:
             loss = loss + weights[1] * terms.reverse + weights[2] * terms.proxy
             loss = loss + self.draws.gauge * terms.gauge
+        self._descend(loss)
+        self.steps += 1
+        self.average.update(self.steps)
+        seen = torch.stack((terms.forward.detach(), terms.reverse_estimate))
+        seen = seen.to("cpu", torch.float64)
+        if proxy is not None:
+            # A price with its curvature times s moves as the price itself does on s D2.
+            reverse = self.patience.stiffness * seen[1]
+            divergences = torch.stack((self._held_out[0], reverse, self._held_out[1]))
+            self.dual = self.weighting.step(self.dual, divergences)
+        return seen
+
+    def _descend(self, loss: Tensor) -> None:
+        """Take a step of every optimizer down this loss, if it and its gradient are finite."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(loss.item()):
@@ -227,19 +239,6 @@ class Training:
                 raise TrainingDiverged(f"the norm of the gradient became {norm.item()}.")
         for optimizer in self.optimizers:
             optimizer.step()
-        self.steps += 1
-        with torch.no_grad():
-            newest = 1 if proxy is None else _NEWEST
-            share = max(_AVERAGING, min(1.0, newest / self.steps))
-            torch._foreach_lerp_(self._averages, self._parameters, share)
-        seen = torch.stack((terms.forward.detach(), terms.reverse_estimate))
-        seen = seen.to("cpu", torch.float64)
-        if proxy is not None:
-            # A price with its curvature times s moves as the price itself does on s D2.
-            reverse = self.patience.stiffness * seen[1]
-            divergences = torch.stack((self._held_out[0], reverse, self._held_out[1]))
-            self.dual = self.weighting.step(self.dual, divergences)
-        return seen
 
     def _negatives(self, theta: Tensor) -> Tensor:
         """Return draws of the marginal of theta that the ranking loss contrasts data with."""
@@ -249,18 +248,6 @@ class Training:
             return self.estimator.proxy.base.sample(self.draws.base).to(theta)
         # Later rounds: theta comes from a mixture of proposals, of which the batch is a sample.
         return theta[torch.randperm(len(theta), device=theta.device)[: self.draws.base]]
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Run with the running means in place of the weights."""
-        current = [p.detach().clone() for p in self._parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(self._parameters, self._averages)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self._parameters, current)
 
     def validate(self, data: Data | LoaderData) -> dict[str, float]:
         """Measure both models on held-out data."""
@@ -310,18 +297,13 @@ class Training:
         proxy = self.estimator.proxy
         assert proxy is not None
         proxy.load_state_dict(self._looks.plateau.weights)
-        own = {id(p) for p in proxy.parameters()}
-        with torch.no_grad():
-            for average, parameter in zip(self._averages, self._parameters, strict=True):
-                if id(parameter) in own:
-                    average.copy_(parameter)
+        self.average.begin_anew(proxy.parameters())
         self.optimizers[1].param_groups[0]["lr"] *= _DROP
 
     def _go_back(self) -> None:
         """Put the best weights back, and learn more slowly from there."""
         self.restore_best()
-        with torch.no_grad():
-            torch._foreach_copy_(self._averages, self._parameters)
+        self.average.begin_anew()
         # What the abandoned flow has drawn, and what its proxy was seen to do, is gone with it.
         self._queue = ReverseQueue()
         self._looks.plateau.begin_anew(self.steps)
@@ -384,7 +366,7 @@ class Training:
         """
         start = time.perf_counter()
         record = self.run_epoch(data)
-        with self.averaged():
+        with self.average.in_place():
             measured = self.validate(held_out)
             loss = measured["validation_loss"]
             if not math.isfinite(loss):

@@ -195,7 +195,7 @@ def test_a_proxy_that_gets_worse_is_put_back_and_learns_more_slowly():
     assert training.optimizers[1].param_groups[0]["lr"] == pytest.approx(0.3 * rate)
     assert equal(best, snapshot(proxy))
     # What is validated and kept begins there too.
-    with training.averaged():
+    with training.average.in_place():
         assert equal(best, snapshot(proxy))
 
 
@@ -451,7 +451,7 @@ def test_a_failed_trial_puts_the_best_weights_back_and_learns_more_slowly():
     assert stiffness == pytest.approx(0.1)
     assert training.patience.stiffness == 1.0
     assert equal(best, snapshot(training.estimator))
-    with training.averaged():
+    with training.average.in_place():
         assert equal(best, snapshot(training.estimator))
     for optimizer, rate in zip(training.optimizers, rates, strict=True):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * rate)
