@@ -17,10 +17,13 @@ from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .patience import ProxyPlateau
 
-__all__ = ["LossHook", "ProxyLooks", "center_partition", "flow_losses"]
+__all__ = ["LossHook", "ProxyLooks", "bounded", "center_partition", "flow_losses"]
 
 # Rows evaluated at once: enough to be fast, few enough for any memory.
 _CHUNK = 8192
+# Interquartile ranges above the median beyond which a row's loss counts no further: five standard
+# deviations of a Gaussian.
+_SPREADS = 4.0
 # Held-out x on which the proxy is looked at, the draws for each, and the least number of steps
 # between two looks.
 _ROWS, _DRAWS, _STEPS = 64, 32, 32
@@ -40,8 +43,8 @@ def flow_losses(
     device: str,
     kernel: Callable[[Tensor], Tensor],
     atomic: tuple[LossHook, int] | None = None,
-) -> Tensor:
-    """Return the flow's loss at each row, nats, shape (n,).
+) -> tuple[Tensor, Tensor]:
+    """Return the flow's loss at each row, and the same with outliers bounded, nats, shapes (n,).
 
     Args:
         estimator: Flow and proxy, left in evaluation mode.
@@ -52,14 +55,27 @@ def flow_losses(
             size of the batches whose parameters it contrasts.
     """
     estimator.eval()
-    losses = []
+    losses, weights = [], []
     for theta, x, masks in data.batches(atomic[1] if atomic else _CHUNK, device, shuffle=False):
         if atomic:
             loss = atomic[0](theta, x, masks)
         else:
             loss = -estimator.log_prob_embedded(theta.unsqueeze(0), estimator.embed(x))[0]
-        losses.append(kernel(x) * loss)
-    return torch.cat(losses)
+        losses.append(loss)
+        weights.append(kernel(x))
+    loss, weight = torch.cat(losses), torch.cat(weights)
+    return weight * loss, weight * bounded(loss)
+
+
+def bounded(losses: Tensor) -> Tensor:
+    """Return losses (n,), none of which is above the median by more than four interquartile ranges.
+
+    The loss at one x far from all others may move by tens of nats from epoch to epoch, and the mean
+    of a hundred rows would tell of nothing else.
+    """
+    ordered, last = losses.sort().values, len(losses) - 1
+    low, median, high = (ordered[round(share * last)] for share in (0.25, 0.5, 0.75))
+    return torch.minimum(losses, median + _SPREADS * (high - low))
 
 
 @dataclass

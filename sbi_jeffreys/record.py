@@ -13,6 +13,7 @@ __all__ = ["EPOCH_KEYS", "RUN_KEYS", "append_epoch", "new_record"]
 EPOCH_KEYS = (
     "training_loss",  # flow's cross-entropy on the training simulations, nats
     "validation_loss",  # flow's cross-entropy on the held-out simulations, nats
+    "validation_loss_bounded",  # the same, outliers bounded: what early stopping goes by
     "validation_loss_proxy",  # proxy's; see the note on looks, nats
     "divergence_forward",  # D1: held-out cross-entropy of the flow less the entropy estimate
     "divergence_reverse",  # D2: KL(flow || proxy), mean over the epoch's batches

@@ -105,6 +105,7 @@ class Training:
     simple_start: bool = True
     epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    best_loss: float = float("inf")
     first_weights: dict[str, Tensor] = field(default_factory=dict)
     entropy: float = float("inf")
     steps: int = 0
@@ -155,7 +156,7 @@ class Training:
     def anew(self, settings: Settings) -> "Training":
         """Return a training from the best weights on, with new optimizers and multipliers."""
         other = replace(self, settings=settings)
-        other.patience.best = self.best_loss
+        other.patience.best = self.patience.best
         return other
 
     def _flow_optimizer(self) -> torch.optim.Optimizer:
@@ -251,7 +252,11 @@ class Training:
 
     def validate(self, data: Data | LoaderData) -> dict[str, float]:
         """Measure both models on held-out data."""
-        values = {"validation_loss": self.losses(data).mean().item()}
+        losses, outliers_bounded = self._losses(data)
+        values = {
+            "validation_loss": losses.mean().item(),
+            "validation_loss_bounded": outliers_bounded.mean().item(),
+        }
         if self.estimator.proxy is not None:
             self._looks.look(self.estimator, data, self.steps, self.settings.device)
             values |= self._looks.seen
@@ -259,6 +264,10 @@ class Training:
 
     def losses(self, data: Data | LoaderData) -> Tensor:
         """Return the flow's loss at each row, shape (n,)."""
+        return self._losses(data)[0]
+
+    def _losses(self, data: Data | LoaderData) -> tuple[Tensor, Tensor]:
+        """Return the flow's loss at each row, and the same with outliers bounded, shapes (n,)."""
         s, hook = self.settings, self.forward_loss
         atomic = None if hook is None else (hook, s.training_batch_size)
         return flow_losses(self.estimator, data, s.device, self.kernel, atomic)
@@ -277,20 +286,19 @@ class Training:
             zip(("divergence_forward", "divergence_proxy"), self._held_out.tolist(), strict=True)
         )
 
-    @property
-    def best_loss(self) -> float:
-        """Lowest held-out loss so far, nats: that of ``best_weights``."""
-        return self.patience.best
+    def judge(self, loss: float, outliers_bounded: float) -> bool:
+        """Remember the weights if they are the best so far; lose patience if not.
 
-    def judge(self, loss: float) -> bool:
-        """Remember the weights if their held-out loss is the lowest so far; lose patience if not.
+        Args:
+            loss: Their held-out loss.
+            outliers_bounded: The same with outliers bounded, which decides.
 
         Returns:
             Whether a trial has failed, and the best weights should come back.
         """
-        if loss < self.patience.best:
-            self.best_weights = copy_of_weights(self.estimator)
-        return self.patience.look(loss, self.steps)
+        if outliers_bounded < self.patience.best:
+            self.best_weights, self.best_loss = copy_of_weights(self.estimator), loss
+        return self.patience.look(outliers_bounded, self.steps)
 
     def _return_proxy(self) -> None:
         """Put the proxy's best weights back, and let it learn more slowly from there."""
@@ -354,7 +362,10 @@ class Training:
         if not self.best_weights:
             measured = self.validate(held_out)
             self.observe(measured)
-            self.judge(measured["validation_loss"])
+            loss = measured["validation_loss"]
+            # A start that is nowhere near some row is none to go back to.
+            if math.isfinite(loss):
+                self.judge(loss, measured["validation_loss_bounded"])
             if self.simple_start:
                 self.first_weights = self.best_weights
 
@@ -372,7 +383,7 @@ class Training:
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"the held-out loss became {loss}.")
             self.epoch += 1
-            failed = self.judge(loss)
+            failed = self.judge(loss, measured["validation_loss_bounded"])
         if failed:
             self._go_back()
         elif self._looks.plateau.reached():

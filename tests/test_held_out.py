@@ -31,7 +31,7 @@ def make(num=100, proxy="likelihood"):
 
 def test_flow_losses_are_weighted_negative_log_densities():
     estimator, data = make(30)
-    found = flow_losses(estimator, data, "cpu", kernel=lambda x: x[:, 0].exp())
+    found, _ = flow_losses(estimator, data, "cpu", kernel=lambda x: x[:, 0].exp())
     expected = -estimator.log_prob(data.theta[None], data.x)[0] * data.x[:, 0].exp()
     assert torch.allclose(found, expected.detach())
     assert not found.requires_grad
@@ -46,7 +46,7 @@ def test_atomic_losses_are_of_batches_of_their_size():
         sizes.append(len(theta))
         return theta[:, 0] + masks[:, 0]
 
-    found = flow_losses(estimator, data, "cpu", lambda x: x.new_ones(len(x)), (loss, 10))
+    found, _ = flow_losses(estimator, data, "cpu", lambda x: x.new_ones(len(x)), (loss, 10))
     assert sizes == [10, 10, 10]
     assert torch.equal(found, data.theta[:, 0] + 1)
 

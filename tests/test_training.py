@@ -162,13 +162,13 @@ def test_data_multipliers_survive_overfitting():
 def test_judge_keeps_the_best_and_restore_best():
     training, data, _ = make()
     estimator = training.estimator
-    training.judge(2.0)
+    training.judge(2.0, 2.0)
     training.run_epoch(data)
-    training.judge(1.0)
+    training.judge(1.0, 1.0)
     best = snapshot(estimator)
     for loss in (1.0, 3.0, math.nan, math.inf):
         training.run_epoch(data)
-        training.judge(loss)
+        training.judge(loss, loss)
     assert training.best_loss == 1.0
     assert not equal(best, snapshot(estimator))
     training.restore_best()
@@ -230,7 +230,7 @@ def test_the_first_weights_stay_unless_beaten_by_a_standard_error(gains, best_is
     training.start(held_out)
     first = snapshot(training.estimator)
     training.run_epoch(data)
-    training.judge(-100.0)
+    training.judge(-100.0, -100.0)
     best = snapshot(training.estimator)
     training.run_epoch(data)
     # The first weights are looked at first.
@@ -246,7 +246,7 @@ def test_without_a_simple_start_the_best_is_kept():
     training.simple_start = False
     training.start(held_out)
     training.run_epoch(data)
-    training.judge(-100.0)
+    training.judge(-100.0, -100.0)
     best = snapshot(training.estimator)
     assert training.settle(held_out) == -100.0
     assert equal(best, snapshot(training.estimator))
@@ -268,7 +268,7 @@ def test_later_rounds_keep_the_best():
     training, data, held_out = make()
     training.start(held_out)
     training.run_epoch(data)
-    training.judge(-100.0)
+    training.judge(-100.0, -100.0)
     best = snapshot(training.estimator)
     training.go_on(training.settings, ones, lambda theta, x, masks: theta.sum(dim=1))
     assert training.settle(held_out) == -100.0
@@ -278,7 +278,7 @@ def test_later_rounds_keep_the_best():
 def test_beginning_anew_remembers_how_good_the_best_was():
     training, data, held_out = make()
     training.start(held_out)
-    training.judge(-100.0)
+    training.judge(-100.0, -100.0)
     best = training.best_weights
     again = training.anew(training.settings)
     again.start(held_out)
@@ -293,7 +293,7 @@ def test_start_makes_the_first_weights_the_best_and_does_so_once():
     training.start(held_out)
     assert equal(before, training.best_weights)
     assert math.isfinite(training.best_loss)
-    training.patience.best = -100.0
+    training.best_loss = -100.0
     training.start(held_out)
     assert training.best_loss == -100.0
 
