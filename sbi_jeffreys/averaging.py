@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["RunningMean"]
 
@@ -22,7 +22,7 @@ class RunningMean:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], newest: float) -> None:
-        self._parameters = list(parameters)
+        self._parameters: list[Tensor] = list(parameters)
         self._means = [p.detach().clone() for p in self._parameters]
         self._newest = newest
 

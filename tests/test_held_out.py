@@ -8,7 +8,7 @@ from sbi_jeffreys.batches import Data
 from sbi_jeffreys.diagnostics import diagnose_proxy
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.held_out import ProxyLooks, center_partition, flow_losses
+from sbi_jeffreys.held_out import ProxyLooks, bounded, center_partition, flow_losses
 from sbi_jeffreys.proxy import Base, proxy_nn
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -36,6 +36,36 @@ def test_flow_losses_are_weighted_negative_log_densities():
     assert torch.allclose(found, expected.detach())
     assert not found.requires_grad
     assert not estimator.training
+
+
+def test_outliers_are_bounded_and_nothing_else():
+    losses = torch.linspace(-1.0, 1.0, 101)
+    assert torch.equal(bounded(losses), losses)
+    far = losses.clone()
+    far[[3, 50]] = torch.tensor([1e4, torch.inf])
+    found = bounded(far)
+    # The median moves by two rows of 0.02, the range between the quartiles, 1, by as many.
+    assert found[3] == found[50] == pytest.approx(4.0, abs=0.2)
+    others = torch.ones(101, dtype=torch.bool)
+    others[[3, 50]] = False
+    assert torch.equal(found[others], losses[others])
+    # What is better than all others is no outlier, and what is no number is not hidden.
+    assert torch.equal(bounded(-(losses.exp() ** 9)), -(losses.exp() ** 9))
+    assert bounded(torch.tensor([0.0, 1.0, 2.0, torch.nan])).isnan().any()
+    assert torch.equal(bounded(torch.tensor([7.0])), torch.tensor([7.0]))
+
+
+def test_a_kernel_that_weighs_few_rows_hides_none_of_them():
+    estimator, data = make(40)
+    inside = (data.x[:, 0] > data.x[:, 0].quantile(0.8)).float()
+    chosen = dict(zip(map(tuple, data.x.tolist()), inside, strict=True))
+
+    def kernel(x):
+        return torch.stack([chosen[tuple(row)] for row in x.tolist()])
+
+    rows, outliers_bounded = flow_losses(estimator, data, "cpu", kernel)
+    assert torch.equal(rows, outliers_bounded)
+    assert (outliers_bounded != 0).sum() == inside.sum() == 8
 
 
 def test_atomic_losses_are_of_batches_of_their_size():

@@ -179,6 +179,20 @@ def test_judge_keeps_the_best_and_restore_best():
     assert equal(best, snapshot(estimator))
 
 
+def test_outliers_do_not_decide_what_is_best():
+    training, data, held_out = make()
+    training.start(held_out)
+    first = training.patience.best
+    training.run_epoch(data)
+    best = snapshot(training.estimator)
+    # One row is worse by a hundred nats, the others are better.
+    training.judge(training.best_loss + 1.0, first - 0.5)
+    assert equal(best, training.best_weights)
+    assert training.patience.best == first - 0.5
+    epoch = training.advance(data, held_out)
+    assert epoch["validation_loss_bounded"] <= epoch["validation_loss"]
+
+
 def test_a_proxy_that_gets_worse_is_put_back_and_learns_more_slowly():
     training, data, held_out = make(proxy_learning_rate=1e-3, stop_after_epochs=1000)
     proxy = training.estimator.proxy
