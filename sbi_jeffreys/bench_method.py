@@ -30,7 +30,7 @@ from .conditional_gaussian import ConditionalGaussian
 from .diagnostics import diagnose_proxy
 from .draws import Draws
 from .duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
-from .flows import flow_nn
+from .flows import NUM_BINS, flow_nn
 from .objective import Limits
 from .proxy import proxy_nn
 from .quiet import QuietTracker, quiet
@@ -59,6 +59,7 @@ def _zuko_nsf(z_score: str) -> Callable[[Distribution], tuple]:
                 z_score_x=z_score,
                 hidden_features=[64, 64],
                 num_transforms=3,
+                num_bins=NUM_BINS,
                 x_dist=prior,
                 passes=2,
             )
@@ -129,6 +130,11 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "jeffreys, 6 base draws": _jeffreys(draws=Draws(base=6)),
     "jeffreys, no gauge": _jeffreys(draws=Draws(gauge=0.0)),
     "jeffreys, no Gaussian given x": _no_gaussian,
+    "jeffreys, eight bins": lambda prior: (
+        JeffreysNPE,
+        {"density_estimator": flow_nn(prior, num_bins=8)},
+        {},
+    ),
     "jeffreys, three times too long": _jeffreys(times=3),
 }
 

@@ -23,7 +23,7 @@ from sbi.utils.sbiutils import standardizing_net
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .flows import DEFAULT_FLOW, plain_flow
+from .flows import DEFAULT_FLOW, NUM_BINS, plain_flow
 from .quiet import QuietTracker, quiet
 from .tasks import get_task
 from .trainer import JeffreysNPE
@@ -47,7 +47,7 @@ def _same_flow(prior: Distribution) -> Callable[[Tensor, Tensor], ZukoFlow]:
             prior,
             hidden_features=[64, 64],
             num_transforms=3,
-            num_bins=8,
+            num_bins=NUM_BINS,
         )
         return ZukoFlow(flow, embedding, theta[0].shape, x[0].shape)
 

@@ -258,7 +258,7 @@ class JeffreysDensity:
             warnings.warn(
                 f"Training diverged in epoch {training.epoch + 1}: {error} The weights of the best "
                 f"epoch (held-out loss {training.best_loss:.3f}) are kept. Lower learning_rate "
-                f"(now {training.settings.learning_rate:g}), or look for outliers in the samples.",
+                f"(now {training.rates[0]:g}), or look for outliers in the samples.",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -15,6 +15,7 @@ from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from torch import Tensor, nn
 from zuko.flows.core import Flow
 
+from .flows import evaluating
 from .likelihood import LikelihoodEnergy
 from .linear import LinearPosterior, is_learnt
 from .proxy import Base, EnergyProxy, FromLinear, ProxyBuilder
@@ -62,7 +63,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         self, theta: Tensor, x: Tensor, base: Base, build_proxy: ProxyBuilder
     ) -> nn.Module:
         """Build the energy network, with the linear posterior under it or a start of its own."""
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.flow):
             context = self.embed(x[:ROWS_FOR_SCALE])
         theta = theta[: len(context)]
         learnt = self.learns_embedding

@@ -47,8 +47,8 @@ from .walls import SoftWalls
 __all__ = ["load", "save"]
 
 _FORMAT = "sbi_jeffreys.posterior"
-# A new major version is one that older programs cannot read, nor this one theirs: since 2 the
-# default flow has a Gaussian given x.
+# A new major version is one that older programs cannot read. Since 2 the default flow has a
+# Gaussian given x and other splines.
 _FORMAT_VERSION = (2, 0)
 # Rows of the dummy data: enough for every builder's z-scoring.
 _DUMMY_ROWS = 64
@@ -369,10 +369,10 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
             f"{str(path)!r} has format {version}, newer than {_FORMAT_VERSION[0]}.x, which this "
             f"sbi_jeffreys {__version__} reads: update it. Written with {metadata.get('versions')}."
         )
-    if int(major) < _FORMAT_VERSION[0]:
+    structure = json.loads(metadata["structure"])
+    if int(major) < _FORMAT_VERSION[0] and structure["density_estimator"] == DEFAULT_FLOW:
         raise ValueError(
-            f"{str(path)!r} has format {version}, older than {_FORMAT_VERSION[0]}.x, which this "
-            f"sbi_jeffreys {__version__} reads: its default flow is another one. Train and save "
-            f"again, or load it with what it was written with: {metadata.get('versions')}."
+            f"{str(path)!r} has format {version}: the default flow, {DEFAULT_FLOW!r}, was another "
+            f"one before format {_FORMAT_VERSION[0]}. Train and save again."
         )
-    return tensors, json.loads(metadata["structure"])
+    return tensors, structure

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from operator import le
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ from .checks import (
 from .draws import Draws
 from .duals import Weighting, is_maximum_likelihood, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
-from .first_steps import lower_rates
-from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn
+from .first_steps import check_rates, default_rates
+from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn, starts_in_closed_form
 from .held_out import center_partition
 from .patience import copy_of_weights
 from .proxy import Base, ProxyBuilder, proxy_builder
@@ -152,6 +153,7 @@ class JeffreysNPE(NPE_C):
         self._validation_data: tuple[Tensor, Tensor] | None = None
         self._training: Training | None = None
         self._simple_start = False
+        self._too_high = (float("inf"), float("inf"))
         self._last_weights: dict[str, Tensor] | None = None
         self._summary = new_record()
 
@@ -210,9 +212,9 @@ class JeffreysNPE(NPE_C):
             training_batch_size: As in sbi; the last rows join the other batches.
             learning_rate: Learning rate of the flow: Muon for its matrices, whose updates have a
                 root mean square of 0.6 times this rate whatever the gradient, Adam for the rest
-                (:class:`sbi_jeffreys.muon.Muon`); Adam for all with ``objective="ml"``. If first
-                steps lose much of what the linear posterior explains, this rate and the proxy's
-                are lowered to a tenth (:mod:`sbi_jeffreys.first_steps`).
+                (:class:`sbi_jeffreys.muon.Muon`); Adam for all with ``objective="ml"``. With a rate
+                above the default at which first steps lose what the default flow's start
+                explains, training warns and takes the default (:mod:`sbi_jeffreys.first_steps`).
             validation_fraction: As in sbi.
             stop_after_epochs: Epochs without progress of the flow's held-out cross-entropy. A lower
                 price of D2 is tried after half of them (:class:`sbi_jeffreys.patience.Patience`);
@@ -365,11 +367,11 @@ class JeffreysNPE(NPE_C):
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
         """Build the flow as sbi does, then join it with a proxy."""
         fresh = self._neural_net is None or retrain_from_scratch
-        self._simple_start = fresh and self._default_flow
         if fresh and self._default_flow and self._outside_prior(start_idx):
             # Behind walls, held-out parameters beyond the others would have no density at all.
             self._build_neural_net = flow_nn()
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
+        self._simple_start = fresh and starts_in_closed_form(self._neural_net)
         if not fresh:
             return
         theta, x, _ = self.get_simulations(start_idx)
@@ -417,8 +419,9 @@ class JeffreysNPE(NPE_C):
                     "The held-out loss is not finite before the first epoch; look for NaN and inf "
                     "in x (exclude_invalid_x=True removes them), and for theta outside the prior."
                 )
-            if training.steps == 0:
-                lower_rates(training, train_loader, val_loader)
+            asked = training.settings
+            if training.steps == 0 and check_rates(training, train_loader, val_loader):
+                self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
             while training.epoch - first < train_config.max_num_epochs and not training.converged:
                 epoch = training.advance(train_loader, val_loader)
                 append_epoch(self._summary, epoch)
@@ -434,7 +437,7 @@ class JeffreysNPE(NPE_C):
             warnings.warn(
                 f"Training diverged in epoch {training.epoch + 1}: {error} The weights of the best "
                 f"epoch (held-out loss {training.best_loss:.3f}) are kept. Lower learning_rate "
-                f"(now {train_config.learning_rate:g}), or look for outliers in x.",
+                f"(now {training.rates[0]:g}), or look for outliers in x.",
                 RuntimeWarning,
                 stacklevel=5,
             )
@@ -465,6 +468,8 @@ class JeffreysNPE(NPE_C):
             device=self._device,
             **self._proxy_settings,
         )
+        if all(map(le, self._too_high, (settings.learning_rate, settings.proxy_learning_rate))):
+            settings = default_rates(settings)
         atomic = self._round > 0 and not loss_args.force_first_round_loss
         if atomic:
             self._check_atomic(config.training_batch_size)

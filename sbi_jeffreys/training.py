@@ -172,6 +172,11 @@ class Training:
         kept += [] if embedding is None else [embedding]
         return Muon(parameters, lr, keep=[p for module in kept for p in module.parameters()])
 
+    @property
+    def rates(self) -> list[float]:
+        """Present learning rates, of the flow and, where there is one, of the proxy."""
+        return [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+
     def run_epoch(self, data: Data | LoaderData) -> dict[str, float]:
         """Take one pass over the data; return means over its batches.
 
@@ -389,8 +394,8 @@ class Training:
         elif self._looks.plateau.reached():
             self._return_proxy()
         record |= measured | self.observe(measured) | _named(self.dual)
-        for name, optimizer in zip(("flow", "proxy"), self.optimizers, strict=False):
-            record[f"learning_rate_{name}"] = optimizer.param_groups[0]["lr"]
+        for name, rate in zip(("flow", "proxy"), self.rates, strict=False):
+            record[f"learning_rate_{name}"] = rate
         return record | {"epoch_durations_sec": time.perf_counter() - start}
 
 

@@ -10,7 +10,9 @@ from torch import nn
 from torch.distributions import Independent, LogNormal
 from zuko.transforms import MonotonicRQSTransform
 
+from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import accelerate, flow_nn
+from sbi_jeffreys.proxy import Base, proxy_nn
 from sbi_jeffreys.splines import RationalQuadraticSpline
 
 SMALL = {"hidden_features": 16, "num_transforms": 2}
@@ -223,6 +225,42 @@ def test_accelerate_leaves_other_estimators_alone(model):
     assert repr(flow) == description
     assert univariates(flow) == functions
     assert (flow.log_prob(theta[None], x) == before).all()
+
+
+class Fixed(nn.Module):
+    """An embedding that nobody trains, with outputs of any scale, and a mode that matters."""
+
+    def __init__(self, scale, shift):
+        super().__init__()
+        self.scale, self.shift = scale, shift
+        self.norm, self.drop = nn.BatchNorm1d(2, affine=False), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.scale * self.drop(self.norm(x)) + self.shift
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0.0), (1.0, 0.0), (1e3, 0.0), (1e-2, 100.0)])
+def test_the_scale_of_a_given_embedding_does_not_matter(scale, shift):
+    theta = torch.randn(500, 2)
+    x = theta + 0.1 * torch.randn(500, 2)
+    flow = flow_nn(embedding_net=Fixed(scale, shift), **SMALL)(theta, x).eval()
+    # The start is the linear posterior: -2.7 nats is that of theta given x, 2.8 that of theta.
+    assert flow.loss(theta, x).mean() < -1.4
+    context = flow.embedding_net(x)
+    torch.testing.assert_close(context.mean(dim=0), torch.zeros(2), rtol=0, atol=2e-2)
+    torch.testing.assert_close(context.std(dim=0), torch.ones(2), rtol=1e-2, atol=0)
+
+
+def test_building_asks_an_embedding_in_evaluation_mode_and_leaves_it_as_it_was():
+    theta, x = torch.randn(100, 2), torch.randn(100, 2)
+    net = Fixed(1.0, 0.0)
+    net.drop.eval()
+    flow = flow_nn(embedding_net=net, **SMALL)(theta, x)
+    JeffreysEstimator(flow, theta, x, base=Base(None, theta), build_proxy=proxy_nn())
+    assert net.norm.num_batches_tracked == 0
+    assert net.training
+    assert net.norm.training
+    assert not net.drop.training
 
 
 @pytest.mark.parametrize("dim", range(2, 9))

@@ -236,8 +236,8 @@ def test_best_weights_are_returned(simulations):
 
 def test_ten_rows_do_not_outweigh_the_linear_posterior():
     """The best of many epochs on ten held-out rows is no better than what is exact."""
-    # Draws on which it is better by 0.04 nats, the last epoch worse by half a nat.
-    torch.manual_seed(9)
+    # Draws on which it is better by 0.13 nats, the last epoch worse by one nat.
+    torch.manual_seed(2)
     prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
     theta = prior.sample((60,))
     x = theta + 0.5 * torch.randn(60, 2)
