@@ -52,6 +52,8 @@ class Patience:
         limit: Epochs without progress after which plain early stopping ends. A trial begins after
             half of them, and has the other half.
         trials: Whether there is a price to lower.
+        pace: How far a step goes, 1 at the default learning rate; where there are trials, patience
+            lasts for as many more steps as these are shorter.
 
     Attributes:
         stiffness: Factor on the stiffness of the price of D2, 1 at first.
@@ -65,6 +67,7 @@ class Patience:
 
     limit: int
     trials: bool = True
+    pace: float = 1.0
     stiffness: float = 1.0
     best: float = float("inf")
     mark: float = float("inf")
@@ -86,12 +89,14 @@ class Patience:
             # A trial that has come to something is none any more.
             self.mark, self.stall, self.before = loss, 0.0, None
             return False
-        if not self.trials or steps >= _FIRST_STEPS:
-            # Of an epoch in which patience begins, only the steps from there on.
-            many = min(taken, steps - _FIRST_STEPS) / _MOST if self.trials else 0.0
-            self.stall += max(min(1.0, taken / _FEWEST), many)
         if not self.trials:
+            self.stall += min(1.0, taken / _FEWEST)
             return False
+        beyond = self.pace * steps - _FIRST_STEPS
+        if beyond >= 0:
+            # Of an epoch in which patience begins, only the steps from there on.
+            many = min(self.pace * taken, beyond) / _MOST
+            self.stall += max(self.pace * min(1.0, taken / _FEWEST), many)
         if self.before is not None and (self.stall >= self.limit or not loss <= self.best + _WORSE):
             self._go_back(self.before)
             return True
@@ -120,8 +125,12 @@ class Patience:
 
 @dataclass
 class ProxyPlateau:
-    """The best weights of a proxy, put back at a lower learning rate when it stops to improve."""
+    """The best weights of a proxy, put back at a lower learning rate when it stops to improve.
 
+    ``pace`` is how far a step goes, 1 at the default learning rate.
+    """
+
+    pace: float = 1.0
     best: Tensor | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
     looks: int = 0
@@ -153,7 +162,8 @@ class ProxyPlateau:
 
     def reached(self) -> bool:
         """Whether the proxy has stopped to improve; if so, counting begins anew."""
-        enough = self.looks >= _LOOKS and self.steps - self.since >= _PLATEAU
+        looks, steps = self.pace * self.looks, self.pace * (self.steps - self.since)
+        enough = looks >= _LOOKS and steps >= _PLATEAU
         if enough and self.weights:
             self.begin_anew(self.steps)
             return True

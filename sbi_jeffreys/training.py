@@ -34,7 +34,7 @@ from .estimator import JeffreysEstimator
 from .held_out import LossHook, ProxyLooks, flow_losses
 from .muon import Muon
 from .objective import LIMITS, Limits, batch_terms
-from .patience import Patience, copy_of_weights
+from .patience import Patience, ProxyPlateau, copy_of_weights
 
 __all__ = ["Settings", "Training", "TrainingDiverged"]
 
@@ -47,6 +47,8 @@ _DROP, _DROP_BOTH = 0.3, 0.5
 # follow it moves fast, and the mean looks back over a tenth of the steps; without one, which soon
 # overfits, a longer memory is better.
 _NEWEST = 10
+# Least pace: however low a rate, patience lasts ten times as long as at the default at most.
+_SLOWEST = 0.1
 
 
 class TrainingDiverged(RuntimeError):
@@ -122,8 +124,11 @@ class Training:
         s = self.settings
         proxy = self.estimator.proxy
         self.average = RunningMean(self.estimator.parameters(), 1 if proxy is None else _NEWEST)
-        self.patience = Patience(s.stop_after_epochs, trials=self._trials)
-        self._looks = ProxyLooks(watch=s.proxy_plateau and self.forward_loss is None)
+        pace = _pace(s.learning_rate, Settings.learning_rate)
+        self.patience = Patience(s.stop_after_epochs, trials=self._trials, pace=pace)
+        watch = s.proxy_plateau and self.forward_loss is None
+        pace = _pace(s.proxy_learning_rate, Settings.proxy_learning_rate)
+        self._looks = ProxyLooks(watch, plateau=ProxyPlateau(pace))
         self.optimizers = [self._flow_optimizer()]
         if proxy is not None:
             self.optimizers.append(
@@ -397,6 +402,11 @@ class Training:
         for name, rate in zip(("flow", "proxy"), self.rates, strict=False):
             record[f"learning_rate_{name}"] = rate
         return record | {"epoch_durations_sec": time.perf_counter() - start}
+
+
+def _pace(rate: float, default: float) -> float:
+    """Return how far a step at a learning rate goes, 1 at the default and above."""
+    return max(_SLOWEST, min(1.0, rate / default))
 
 
 def _named(dual: DualState) -> dict[str, Any]:

@@ -33,6 +33,38 @@ def test_without_trials_patience_ends_after_its_epochs():
     assert patience.stiffness == 1.0
 
 
+def test_at_an_eighth_of_the_rate_patience_lasts_for_eight_times_as_many_steps():
+    fast, slow = Patience(4), Patience(4, pace=0.125)
+    found = run(fast, [1.0] * 5)
+    slowly = run(slow, [1.0] * 33, steps=8 * FIRST)
+    # The first look is progress; from there on eight for one.
+    assert slowly[0] == found[0]
+    assert slowly[8::8] == found[1:]
+    # Nor does it begin before as many steps have been taken: 200 at the default rate.
+    young = Patience(4, pace=0.125)
+    run(young, [1.0] * 159, steps=0)
+    assert young.stall == 0
+    run(young, [1.0] * 2, steps=young.steps)
+    assert young.stall > 0
+
+
+def test_at_a_lower_rate_a_proxy_has_more_time_before_it_is_put_back():
+    steps = []
+    for pace in (1.0, 0.125):
+        proxy, plateau = nn.Linear(1, 1), ProxyPlateau(pace)
+        plateau.look(torch.zeros(1), proxy, 0)
+        while not plateau.reached():
+            plateau.look(torch.ones(1), proxy, plateau.steps + 8)
+        steps.append(plateau.steps)
+    assert steps == [96, 768]
+
+
+def test_without_trials_the_pace_does_not_matter():
+    patience = Patience(3, trials=False, pace=0.1)
+    run(patience, [1.0] * 4)
+    assert patience.exhausted
+
+
 def test_progress_begins_patience_anew():
     patience = Patience(3, trials=False)
     run(patience, [1.0, 1.0, 1.0, 0.98])

@@ -179,6 +179,16 @@ def test_judge_keeps_the_best_and_restore_best():
     assert equal(best, snapshot(estimator))
 
 
+@pytest.mark.parametrize(("factor", "pace"), [(3.0, 1.0), (1.0, 1.0), (0.2, 0.2), (1e-9, 0.1)])
+def test_lower_rates_have_more_patience(factor, pace):
+    training, _, _ = make(learning_rate=4e-3 * factor)
+    assert training.patience.pace == pytest.approx(pace)
+    assert training._looks.plateau.pace == 1.0
+    training, _, _ = make(proxy_learning_rate=5e-3 * factor)
+    assert training.patience.pace == 1.0
+    assert training._looks.plateau.pace == pytest.approx(pace)
+
+
 def test_outliers_do_not_decide_what_is_best():
     training, data, held_out = make()
     training.start(held_out)
