@@ -101,10 +101,15 @@ class Patience:
             self._go_back(self.before)
             return True
         if self.before is None and self.stall >= self.limit / 2:
-            self.before, self.stiffness = self.stiffness, _TRIAL * self.stiffness
+            self.before = self.stiffness
+            self.lower()
             # The trial has the other half, however far a long epoch went beyond the first.
             self.stall = min(self.stall, self.limit / 2 + 1)
         return False
+
+    def lower(self) -> None:
+        """Lower the price to a tenth."""
+        self.stiffness *= _TRIAL
 
     def _go_back(self, stiffness: float) -> None:
         self.stiffness, self.before = stiffness, None

@@ -43,6 +43,9 @@ _ENTROPY_MARGIN = 0.1
 # Factor on the proxy's learning rate when its best weights are put back, and on both when a trial
 # has failed.
 _DROP, _DROP_BOTH = 0.3, 0.5
+# A price that leaves the multiplier of D2 above this share is lowered further, to a tenth, so often
+# at most; steps after which a multiplier stands still.
+_UNMOVED, _MORE_TENTHS, _SETTLING = 0.9, 2, 200
 # How much the newest weights count in the running mean at first. Where a flow has a proxy to
 # follow it moves fast, and the mean looks back over a tenth of the steps; without one, which soon
 # overfits, a longer memory is better.
@@ -310,6 +313,30 @@ class Training:
             self.best_weights, self.best_loss = copy_of_weights(self.estimator), loss
         return self.patience.look(outliers_bounded, self.steps)
 
+    def _lower_enough(self, reverse: float) -> None:
+        """Lower the price of a trial that has just begun until it moves the multiplier of D2.
+
+        Where D2 is large, a tenth of the price's curvature may leave it at the same bound.
+
+        Args:
+            reverse: D2, nats.
+        """
+        before = self.patience.before
+        assert before is not None
+        unmoved = _UNMOVED * self._settled(before * reverse)
+        for _ in range(_MORE_TENTHS):
+            if self._settled(self.patience.stiffness * reverse) <= unmoved:
+                return
+            self.patience.lower()
+
+    def _settled(self, reverse: float) -> float:
+        """Return the multiplier at which D2 ends that stays at this value."""
+        state, divergences = self.dual, self._held_out.new_tensor((0.0, reverse, 0.0))
+        divergences[::2] = self._held_out
+        for _ in range(_SETTLING):
+            state = self.weighting.step(state, divergences)
+        return state.multipliers[1].item()
+
     def _return_proxy(self) -> None:
         """Put the proxy's best weights back, and let it learn more slowly from there."""
         proxy = self.estimator.proxy
@@ -393,7 +420,10 @@ class Training:
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"the held-out loss became {loss}.")
             self.epoch += 1
+            untried = self.patience.before is None
             failed = self.judge(loss, measured["validation_loss_bounded"])
+        if untried and self.patience.before is not None:
+            self._lower_enough(record["divergence_reverse"])
         if failed:
             self._go_back()
         elif self._looks.plateau.reached():

@@ -484,6 +484,21 @@ def test_a_failed_trial_puts_the_best_weights_back_and_learns_more_slowly():
     assert training.patience.failures == 2
 
 
+@pytest.mark.parametrize(
+    ("reverse", "stiffness"), [(0.05, 0.1), (1.0, 0.1), (2.0, 0.01), (100.0, 0.001), (1e5, 0.001)]
+)
+def test_a_trial_lowers_the_price_until_the_multiplier_moves(reverse, stiffness):
+    # At its bound, 4, the slope of this price is that of a tenth of it from D2 = 1.33 on.
+    training, _, _ = make(weights=ResilientDual((LinearCost(), HuberCost(30.0, 4.0), LinearCost())))
+    training.patience.before = 1.0
+    training.patience.lower()
+    before = training.dual
+    training._lower_enough(reverse)
+    assert training.patience.stiffness == pytest.approx(stiffness)
+    assert training.patience.before == 1.0
+    assert training.dual is before
+
+
 def test_a_lower_price_moves_the_multiplier_of_reverse():
     settings = {"weights": ResilientDual((LinearCost(), HuberCost(30.0, 4.0), LinearCost()))}
     tight, data, _ = make(**settings)
