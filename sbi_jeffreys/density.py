@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from .batches import Data
+from .batches import Data, ones
 from .checks import check_not_negative, check_positive
 from .divergences import cross_entropy
 from .draws import Draws
@@ -212,7 +212,7 @@ class JeffreysDensity:
                 self._weighting,
                 self._draws,
                 settings,
-                _ones,
+                ones,
                 simple_start=self._default_flow,
             )
             passes = math.ceil(STEPS_PER_EPOCH * batch / len(samples))
@@ -365,11 +365,6 @@ class JeffreysDensity:
         """Return samples of the flow, shape (num, d), from torch's global generator."""
         check_positive(num=num)
         return self._fitted.sample_embedded(num, torch.empty(1, 0)).squeeze(1)
-
-
-def _ones(x: Tensor) -> Tensor:
-    """Weigh all samples alike."""
-    return x.new_ones(len(x))
 
 
 def _as_data(samples: Tensor, passes: int = 1) -> Data:

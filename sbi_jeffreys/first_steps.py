@@ -15,7 +15,7 @@ from itertools import chain, islice, repeat
 import torch
 from torch import Tensor
 
-from .batches import Data, LoaderData
+from .batches import Data, LoaderData, ones
 from .held_out import flow_losses
 from .training import Settings, Training, TrainingDiverged
 
@@ -103,8 +103,4 @@ def _most_lost(training: Training, data: Data | LoaderData, held_out: Data | Loa
 
 def _losses(training: Training, held_out: Data | LoaderData) -> Tensor:
     """Return the flow's held-out losses in nats, shape (n,), whatever a kernel makes of them."""
-    return flow_losses(training.estimator, held_out, training.settings.device, _ones)[0]
-
-
-def _ones(x: Tensor) -> Tensor:
-    return x.new_ones(len(x))
+    return flow_losses(training.estimator, held_out, training.settings.device, ones)[0]

@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from .batches import Data, LoaderData
+from .batches import Data, LoaderData, ones
 from .checks import (
     check_held_out,
     check_not_negative,
@@ -43,11 +43,6 @@ from .record import append_epoch, new_record
 from .training import Settings, Training, TrainingDiverged
 
 __all__ = ["JeffreysNPE"]
-
-
-def _ones(x: Tensor) -> Tensor:
-    """Calibration kernel that weighs all simulations alike."""
-    return x.new_ones(len(x))
 
 
 class JeffreysNPE(NPE_C):
@@ -283,7 +278,7 @@ class JeffreysNPE(NPE_C):
                 stop_after_epochs=stop_after_epochs,
                 max_num_epochs=max_num_epochs,
                 clip_max_norm=clip_max_norm,
-                calibration_kernel=_ones if calibration_kernel is None else calibration_kernel,
+                calibration_kernel=ones if calibration_kernel is None else calibration_kernel,
                 resume_training=resume_training,
                 force_first_round_loss=force_first_round_loss,
                 discard_prior_samples=discard_prior_samples,
@@ -523,7 +518,7 @@ class JeffreysNPE(NPE_C):
         if self._training is not None:
             # Functions need not be picklable; resuming sets these two anew.
             state["_training"] = copy.copy(self._training)
-            state["_training"].kernel, state["_training"].forward_loss = _ones, None
+            state["_training"].kernel, state["_training"].forward_loss = ones, None
         return state
 
     def _finish(self, training: Training, first: int, loss: float, show_summary: bool) -> None:

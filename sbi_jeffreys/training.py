@@ -233,9 +233,12 @@ class Training:
         if proxy is not None:
             # A price with its curvature times s moves as the price itself does on s D2.
             reverse = self.patience.stiffness * seen[1]
-            divergences = torch.stack((self._held_out[0], reverse, self._held_out[1]))
-            self.dual = self.weighting.step(self.dual, divergences)
+            self.dual = self.weighting.step(self.dual, self._divergences(reverse))
         return seen
+
+    def _divergences(self, reverse: Tensor) -> Tensor:
+        """Return (D1, D2, D3) with this D2 between those of the last look at held-out data."""
+        return torch.stack((self._held_out[0], reverse, self._held_out[1]))
 
     def _descend(self, loss: Tensor) -> None:
         """Take a step of every optimizer down this loss, if it and its gradient are finite."""
@@ -331,8 +334,8 @@ class Training:
 
     def _settled(self, reverse: float) -> float:
         """Return the multiplier at which D2 ends that stays at this value."""
-        state, divergences = self.dual, self._held_out.new_tensor((0.0, reverse, 0.0))
-        divergences[::2] = self._held_out
+        state = self.dual
+        divergences = self._divergences(self._held_out.new_tensor(reverse))
         for _ in range(_SETTLING):
             state = self.weighting.step(state, divergences)
         return state.multipliers[1].item()
