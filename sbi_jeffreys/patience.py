@@ -9,8 +9,7 @@ Held-out data decide both:
 - Where held-out data see no more progress, the price of :math:`D_2` is lowered, for a trial: some
   flows do better with less of a proxy that is a little wrong, others memorise the data within a few
   epochs. If nothing comes of it, the run goes back to its best weights and the old price, and on at
-  a lower learning rate. The second trial in which nothing comes is the end, or the first one once
-  the price has come down (:class:`Patience`).
+  a lower learning rate. The second trial in which nothing comes is the end (:class:`Patience`).
 """
 
 from dataclasses import dataclass, field
@@ -62,7 +61,6 @@ class Patience:
         mark: Loss from which progress is counted.
         stall: Epochs without progress, counted by their steps.
         failures: Trials that came to nothing.
-        ended: Whether the last of them was the end.
         steps: Training steps at the last look.
         before: Stiffness before the trial that is under way, ``None`` without one.
     """
@@ -75,7 +73,6 @@ class Patience:
     mark: float = float("inf")
     stall: float = 0.0
     failures: int = 0
-    ended: bool = False
     steps: int = 0
     before: float | None = None
 
@@ -117,20 +114,18 @@ class Patience:
     def _go_back(self, stiffness: float) -> None:
         self.stiffness, self.before = stiffness, None
         self.mark, self.stall = self.best, 0.0
-        # A run at the first price may have stalled too early; one that has gone down has not.
-        self.ended = self.failures > 0 or stiffness < 1.0
         self.failures += 1
 
     def go_on(self, limit: int, *, trials: bool) -> None:
         """Take up a run where it stopped; one that had come to its end begins to count anew."""
         if self.exhausted:
-            self.stall, self.failures, self.ended = 0.0, 0, False
+            self.stall, self.failures = 0.0, 0
         self.limit, self.trials = limit, trials
 
     @property
     def exhausted(self) -> bool:
         """Whether it is time to stop."""
-        return self.ended if self.trials else self.stall >= self.limit
+        return self.failures >= 2 if self.trials else self.stall >= self.limit
 
 
 @dataclass

@@ -54,7 +54,7 @@ _UNMOVED, _MORE_TENTHS, _SETTLING = 0.9, 2, 200
 # overfits, a longer memory is better.
 _NEWEST = 10
 # Steps at first that all evaluate all terms: the proxy has to learn before the flow can follow.
-_WHOLE = 100
+_WHOLE = 200
 # Least pace: however low a rate, patience lasts ten times as long as at the default at most.
 _SLOWEST = 0.1
 

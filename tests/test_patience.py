@@ -121,21 +121,6 @@ def test_a_trial_that_comes_to_something_is_kept_and_the_next_goes_on_from_there
     stiffness = [value for value, _ in found]
     assert stiffness == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01, 0.1])
     assert patience.failures == 1
-    # The price has come down before: there is no second chance.
-    assert patience.exhausted
-
-
-def test_a_run_at_its_first_price_has_a_second_trial():
-    patience = Patience(4)
-    found = run(patience, [1.0] * 6)
-    assert [failed for _, failed in found].count(True) == 1
-    assert not patience.exhausted
-    run(patience, [1.0] * 4, patience.steps)
-    assert patience.failures == 2
-    assert patience.exhausted
-    patience.go_on(4, trials=True)
-    assert not patience.exhausted
-    assert patience.failures == 0
 
 
 def test_creeping_postpones_a_trial_only_after_one_has_failed():
