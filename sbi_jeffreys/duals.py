@@ -48,8 +48,12 @@ __all__ = [
     "ResilientDual",
     "Weighting",
     "is_maximum_likelihood",
+    "settled",
     "weighting",
 ]
+
+# Steps after which a multiplier stands still.
+_SETTLING = 200
 
 
 class DualState(NamedTuple):
@@ -255,6 +259,13 @@ def _stationary(costs: Sequence[Cost], multipliers: Tensor, divergences: Tensor)
     projected = [cost.project(m) for cost, m in zip(costs, multipliers, strict=True)]
     slacks = [cost.slack(m, d) for cost, m, d in zip(costs, projected, divergences, strict=True)]
     return DualState(torch.stack(projected), torch.stack(slacks))
+
+
+def settled(weighting: "Weighting", state: DualState, divergences: Tensor) -> DualState:
+    """Return where multipliers end if the divergences, shape (3,), stay as they are."""
+    for _ in range(_SETTLING):
+        state = weighting.step(state, divergences)
+    return state
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .averaging import RunningMean
 from .batches import Data, LoaderData
-from .conditional_gaussian import ConditionalGaussian
+from .descent import TrainingDiverged, descend, flow_optimizer, proxy_optimizer
 from .draws import Draws, ReverseQueue
-from .duals import DualState, FixedWeights, Weighting
+from .duals import DualState, FixedWeights, Weighting, settled
 from .estimator import JeffreysEstimator
 from .held_out import LossHook, ProxyLooks, flow_losses
 from .likelihood import LikelihoodEnergy
-from .muon import Muon
 from .objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms
 from .patience import Patience, ProxyPlateau, copy_of_weights
 
@@ -47,8 +46,8 @@ _ENTROPY_MARGIN = 0.1
 # has failed.
 _DROP, _DROP_BOTH = 0.3, 0.5
 # A price that leaves the multiplier of D2 above this share is lowered further, to a tenth, so often
-# at most; steps after which a multiplier stands still.
-_UNMOVED, _MORE_TENTHS, _SETTLING = 0.9, 2, 200
+# at most.
+_UNMOVED, _MORE_TENTHS = 0.9, 2
 # How much the newest weights count in the running mean at first. Where a flow has a proxy to
 # follow it moves fast, and the mean looks back over a tenth of the steps; without one, which soon
 # overfits, a longer memory is better.
@@ -57,10 +56,6 @@ _NEWEST = 10
 _WHOLE = 200
 # Least pace: however low a rate, patience lasts ten times as long as at the default at most.
 _SLOWEST = 0.1
-
-
-class TrainingDiverged(RuntimeError):
-    """The objective or the weights are no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -141,15 +136,12 @@ class Training:
         watch = s.proxy_plateau and self.forward_loss is None
         pace = _pace(s.proxy_learning_rate, Settings.proxy_learning_rate)
         self._looks = ProxyLooks(watch, plateau=ProxyPlateau(pace))
-        self.optimizers = [self._flow_optimizer()]
+        muon = s.muon and proxy is not None
+        flow = flow_optimizer(self.estimator, s.learning_rate, s.weight_decay, muon=muon)
+        self.optimizers = [flow]
         if proxy is not None:
             self.optimizers.append(
-                torch.optim.AdamW(
-                    proxy.network.parameters(),
-                    lr=s.proxy_learning_rate,
-                    weight_decay=s.proxy_weight_decay,
-                    fused=True,
-                )
+                proxy_optimizer(proxy.network, s.proxy_learning_rate, s.proxy_weight_decay)
             )
 
     @property
@@ -175,19 +167,6 @@ class Training:
         other = replace(self, settings=settings)
         other.patience.best = self.patience.best
         return other
-
-    def _flow_optimizer(self) -> torch.optim.Optimizer:
-        parameters, lr = self.estimator.flow.parameters(), self.settings.learning_rate
-        if self.estimator.proxy is None or not self.settings.muon:
-            decay = self.settings.weight_decay
-            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
-        # Updates of a fixed size throw a layer about whose outputs a sharp posterior multiplies.
-        kept: list[nn.Module] = [
-            m for m in self.estimator.flow.modules() if isinstance(m, ConditionalGaussian)
-        ]
-        embedding = self.estimator.embedding_net
-        kept += [] if embedding is None else [embedding]
-        return Muon(parameters, lr, keep=[p for module in kept for p in module.parameters()])
 
     @property
     def rates(self) -> list[float]:
@@ -223,7 +202,7 @@ class Training:
         if self.estimator.proxy is not None:
             loss = loss + weights[1] * terms.reverse + weights[2] * terms.proxy
             loss = loss + self.draws.gauge * terms.gauge
-        self._descend(loss)
+        descend(loss, self.optimizers, self.settings.clip_max_norm)
         if self._whole:
             self._reverse = terms.reverse_estimate.to("cpu", torch.float64)
         self.steps += 1
@@ -265,23 +244,6 @@ class Training:
     def _divergences(self, reverse: Tensor) -> Tensor:
         """Return (D1, D2, D3) with this D2 between those of the last look at held-out data."""
         return torch.stack((self._held_out[0], reverse, self._held_out[1]))
-
-    def _descend(self, loss: Tensor) -> None:
-        """Take a step of every optimizer down this loss, if it and its gradient are finite."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        if not math.isfinite(loss.item()):
-            raise TrainingDiverged(f"the objective became {loss.item()}.")
-        loss.backward()
-        limit = self.settings.clip_max_norm
-        for optimizer in self.optimizers:
-            # Each model has its own norm: a proxy in trouble must not slow the flow down.
-            parameters = optimizer.param_groups[0]["params"]
-            norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
-            if not math.isfinite(norm.item()):
-                raise TrainingDiverged(f"the norm of the gradient became {norm.item()}.")
-        for optimizer in self.optimizers:
-            optimizer.step()
 
     def _negatives(self, theta: Tensor) -> Tensor:
         """Return draws of the marginal of theta that the ranking loss contrasts data with."""
@@ -362,11 +324,8 @@ class Training:
 
     def _settled(self, reverse: float) -> DualState:
         """Return the multipliers at which D2 ends that stays at this value."""
-        state = self.dual
         divergences = self._divergences(self._held_out.new_tensor(reverse))
-        for _ in range(_SETTLING):
-            state = self.weighting.step(state, divergences)
-        return state
+        return settled(self.weighting, self.dual, divergences)
 
     def _return_proxy(self) -> None:
         """Put the proxy's best weights back, and let it learn more slowly from there."""

@@ -14,6 +14,7 @@ from sbi_jeffreys.duals import (
     LinearCost,
     QuadraticCost,
     ResilientDual,
+    settled,
     weighting,
 )
 
@@ -298,3 +299,13 @@ class OnlyInit:
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_multipliers_settle_at_the_slope_of_the_price(cost):
+    dual = ResilientDual((cost, cost, cost), rate=0.05)
+    divergences = torch.tensor([0.01, 0.4, 30.0], dtype=torch.float64)
+    state = settled(dual, dual.init(), divergences)
+    torch.testing.assert_close(state.multipliers, cost.slope(divergences), rtol=1e-3, atol=1e-3)
+    fixed = FixedWeights((1.0, 2.0, 3.0))
+    assert settled(fixed, fixed.init(), divergences).multipliers.tolist() == [1.0, 2.0, 3.0]
