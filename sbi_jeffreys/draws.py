@@ -29,8 +29,6 @@ class Draws:
         simulated: Pairs that the proxy simulates itself, for each row of the batch.
         jitter: Scale of the noise on x in D2, in standard deviations of the embedded x.
         gauge: Weight of the gauge.
-        every: Steps from one evaluation of all terms to the next, where the proxy simulates pairs;
-            between them the flow learns alone, from data and these pairs.
     """
 
     flow: int = 4
@@ -39,15 +37,12 @@ class Draws:
     simulated: float = 1.5
     jitter: float = 0.3
     gauge: float = 1.0
-    every: int = 2
 
     def __post_init__(self) -> None:
         if self.flow < 2:
             raise ValueError(f"flow={self.flow}: the log-variance needs at least 2 samples.")
         if self.base < 1:
             raise ValueError(f"base={self.base}: the ranking loss needs at least 1 negative.")
-        if self.every < 1:
-            raise ValueError(f"every={self.every} must be at least 1, which is every step.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction={self.fraction} must lie in (0, 1].")
         for name in ("simulated", "jitter", "gauge"):

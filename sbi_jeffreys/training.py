@@ -1,9 +1,7 @@
 r"""Joint training of flow and proxy under a weighting, with early stopping on held-out data.
 
 Every step descends :math:`\lambda_1 D_1 + \lambda_2 D_2 + \lambda_3 D_3` in both models and then
-lets the weighting move the multipliers. After the first steps, every other one does so in the flow
-alone, as far as that can be had cheaply: what costs is to sample the flow and to train the proxy,
-which learns faster than the flow. Early stopping looks at the flow's held-out cross-entropy,
+lets the weighting move the multipliers. Early stopping looks at the flow's held-out cross-entropy,
 which is the same quantity from the first epoch to the last; the Lagrangian is not, since it moves
 with its multipliers. What held-out data decide is in :mod:`sbi_jeffreys.patience`,
 how they are looked at in :mod:`sbi_jeffreys.held_out`.
@@ -34,8 +32,7 @@ from .draws import Draws, ReverseQueue
 from .duals import DualState, FixedWeights, Weighting, settled
 from .estimator import JeffreysEstimator
 from .held_out import LossHook, ProxyLooks, flow_losses
-from .likelihood import LikelihoodEnergy
-from .objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms
+from .objective import LIMITS, Limits, batch_terms
 from .patience import Patience, ProxyPlateau, copy_of_weights
 
 __all__ = ["Settings", "Training", "TrainingDiverged"]
@@ -52,8 +49,6 @@ _UNMOVED, _MORE_TENTHS = 0.9, 2
 # follow it moves fast, and the mean looks back over a tenth of the steps; without one, which soon
 # overfits, a longer memory is better.
 _NEWEST = 10
-# Steps at first that all evaluate all terms: the proxy has to learn before the flow can follow.
-_WHOLE = 200
 # Least pace: however low a rate, patience lasts ten times as long as at the default at most.
 _SLOWEST = 0.1
 
@@ -123,10 +118,6 @@ class Training:
             self.draws = replace(self.draws, simulated=0.0)
         self.dual = self.weighting.init()
         self._held_out = torch.zeros(2, dtype=torch.float64)
-        # The multipliers before a trial.
-        self._dual_before = self.dual
-        # D2 as last estimated, nats.
-        self._reverse = torch.zeros((), dtype=torch.float64)
         self._queue = ReverseQueue()
         s = self.settings
         proxy = self.estimator.proxy
@@ -196,50 +187,33 @@ class Training:
         Raises:
             TrainingDiverged: If the objective or its gradient was not finite.
         """
-        terms = self._terms(theta, x, masks)
-        weights = self.dual.multipliers.tolist()
-        loss = weights[0] * terms.forward
-        if self.estimator.proxy is not None:
-            loss = loss + weights[1] * terms.reverse + weights[2] * terms.proxy
-            loss = loss + self.draws.gauge * terms.gauge
-        descend(loss, self.optimizers, self.settings.clip_max_norm)
-        if self._whole:
-            self._reverse = terms.reverse_estimate.to("cpu", torch.float64)
-        self.steps += 1
-        self.average.update(self.steps)
-        if self.estimator.proxy is not None:
-            # A price with its curvature times s moves as the price itself does on s D2.
-            reverse = self.patience.stiffness * self._reverse
-            self.dual = self.weighting.step(self.dual, self._divergences(reverse))
-        return torch.stack((terms.forward.detach().to("cpu", torch.float64), self._reverse))
-
-    @property
-    def _whole(self) -> bool:
-        """Whether the next step evaluates all terms, or those of the flow alone."""
-        proxy = self.estimator.proxy
-        if proxy is None:
-            return False
-        # Without pairs of the proxy's own, the data alone would have every other step.
-        pairs = self.draws.simulated > 0 and isinstance(proxy.network, LikelihoodEnergy)
-        first = self.steps < _WHOLE or self.forward_loss is not None
-        return first or not pairs or self.steps % self.draws.every == 0
-
-    def _terms(self, theta: Tensor, x: Tensor, masks: Tensor) -> BatchTerms:
-        hook, weights = self.forward_loss, self.kernel(x)
-        loss = None if hook is None else lambda t, y: hook(t, y, masks)
-        if not self._whole:
-            return flow_terms(self.estimator, theta, x, weights, self.draws, forward_loss=loss)
-        return batch_terms(
+        proxy, hook = self.estimator.proxy, self.forward_loss
+        terms = batch_terms(
             self.estimator,
             theta,
             x,
-            weights,
+            self.kernel(x),
             self.draws,
             base_draws=self._negatives(theta),
             queue=self._queue,
-            forward_loss=loss,
+            forward_loss=None if hook is None else lambda t, y: hook(t, y, masks),
             limits=self.settings.limits,
         )
+        weights = self.dual.multipliers.tolist()
+        loss = weights[0] * terms.forward
+        if proxy is not None:
+            loss = loss + weights[1] * terms.reverse + weights[2] * terms.proxy
+            loss = loss + self.draws.gauge * terms.gauge
+        descend(loss, self.optimizers, self.settings.clip_max_norm)
+        self.steps += 1
+        self.average.update(self.steps)
+        seen = torch.stack((terms.forward.detach(), terms.reverse_estimate))
+        seen = seen.to("cpu", torch.float64)
+        if proxy is not None:
+            # A price with its curvature times s moves as the price itself does on s D2.
+            reverse = self.patience.stiffness * seen[1]
+            self.dual = self.weighting.step(self.dual, self._divergences(reverse))
+        return seen
 
     def _divergences(self, reverse: Tensor) -> Tensor:
         """Return (D1, D2, D3) with this D2 between those of the last look at held-out data."""
@@ -247,7 +221,8 @@ class Training:
 
     def _negatives(self, theta: Tensor) -> Tensor:
         """Return draws of the marginal of theta that the ranking loss contrasts data with."""
-        assert self.estimator.proxy is not None
+        if self.estimator.proxy is None:
+            return theta
         if self.forward_loss is None:
             return self.estimator.proxy.base.sample(self.draws.base).to(theta)
         # Later rounds: theta comes from a mixture of proposals, of which the batch is a sample.
@@ -303,29 +278,26 @@ class Training:
             self.best_weights, self.best_loss = copy_of_weights(self.estimator), loss
         return self.patience.look(outliers_bounded, self.steps)
 
-    def _begin_trial(self, reverse: float) -> None:
+    def _lower_enough(self, reverse: float) -> None:
         """Lower the price of a trial that has just begun until it moves the multiplier of D2.
 
-        Where D2 is large, a tenth of the price's curvature may leave it at the same bound. The
-        multiplier starts where it would end, since a trial is short.
+        Where D2 is large, a tenth of the price's curvature may leave it at the same bound.
 
         Args:
             reverse: D2, nats.
         """
         before = self.patience.before
         assert before is not None
-        self._dual_before = self.dual
-        unmoved = _UNMOVED * self._settled(before * reverse).multipliers[1]
+        unmoved = _UNMOVED * self._settled(before * reverse)
         for _ in range(_MORE_TENTHS):
-            if self._settled(self.patience.stiffness * reverse).multipliers[1] <= unmoved:
-                break
+            if self._settled(self.patience.stiffness * reverse) <= unmoved:
+                return
             self.patience.lower()
-        self.dual = self._settled(self.patience.stiffness * reverse)
 
-    def _settled(self, reverse: float) -> DualState:
-        """Return the multipliers at which D2 ends that stays at this value."""
+    def _settled(self, reverse: float) -> float:
+        """Return the multiplier at which D2 ends that stays at this value."""
         divergences = self._divergences(self._held_out.new_tensor(reverse))
-        return settled(self.weighting, self.dual, divergences)
+        return settled(self.weighting, self.dual, divergences).multipliers[1].item()
 
     def _return_proxy(self) -> None:
         """Put the proxy's best weights back, and let it learn more slowly from there."""
@@ -338,7 +310,6 @@ class Training:
     def _go_back(self) -> None:
         """Put the best weights back, and learn more slowly from there."""
         self.restore_best()
-        self.dual = self._dual_before
         self.average.begin_anew()
         # What the abandoned flow has drawn, and what its proxy was seen to do, is gone with it.
         self._queue = ReverseQueue()
@@ -414,7 +385,7 @@ class Training:
             untried = self.patience.before is None
             failed = self.judge(loss, measured["validation_loss_bounded"])
         if untried and self.patience.before is not None:
-            self._begin_trial(record["divergence_reverse"])
+            self._lower_enough(record["divergence_reverse"])
         if failed:
             self._go_back()
         elif self._looks.plateau.reached():
