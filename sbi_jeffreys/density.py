@@ -29,6 +29,7 @@ from typing_extensions import Self
 
 from .batches import Data, ones
 from .checks import check_not_negative, check_positive
+from .descent import TrainingDiverged
 from .divergences import cross_entropy
 from .draws import Draws
 from .duals import (
@@ -47,7 +48,7 @@ from .patience import copy_of_weights
 from .proxy import Base, EnergyProxy, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
 from .samples import check_points, check_trainable, split_samples
-from .training import Settings, Training, TrainingDiverged
+from .training import Settings, Training
 
 __all__ = ["DRAWS", "STEPS_PER_EPOCH", "TEST_KEYS", "JeffreysDensity", "density_dual"]
 

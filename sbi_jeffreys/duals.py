@@ -261,10 +261,10 @@ def _stationary(costs: Sequence[Cost], multipliers: Tensor, divergences: Tensor)
     return DualState(torch.stack(projected), torch.stack(slacks))
 
 
-def settled(weighting: "Weighting", state: DualState, divergences: Tensor) -> DualState:
+def settled(weights: Weighting, state: DualState, divergences: Tensor) -> DualState:
     """Return where multipliers end if the divergences, shape (3,), stay as they are."""
     for _ in range(_SETTLING):
-        state = weighting.step(state, divergences)
+        state = weights.step(state, divergences)
     return state
 
 

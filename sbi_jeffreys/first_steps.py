@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .batches import Data, LoaderData, ones
+from .descent import TrainingDiverged
 from .held_out import flow_losses
-from .training import Settings, Training, TrainingDiverged
+from .training import Settings, Training
 
 __all__ = ["check_rates", "default_rates"]
 

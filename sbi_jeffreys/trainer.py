@@ -31,6 +31,7 @@ from .checks import (
     fraction_outside_prior,
     warn_outside_prior,
 )
+from .descent import TrainingDiverged
 from .draws import Draws
 from .duals import Weighting, is_maximum_likelihood, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
@@ -40,7 +41,7 @@ from .held_out import center_partition
 from .patience import copy_of_weights
 from .proxy import Base, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
-from .training import Settings, Training, TrainingDiverged
+from .training import Settings, Training
 
 __all__ = ["JeffreysNPE"]
 

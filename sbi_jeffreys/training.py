@@ -35,7 +35,7 @@ from .held_out import LossHook, ProxyLooks, flow_losses
 from .objective import LIMITS, Limits, batch_terms
 from .patience import Patience, ProxyPlateau, copy_of_weights
 
-__all__ = ["Settings", "Training", "TrainingDiverged"]
+__all__ = ["Settings", "Training"]
 
 # Margin below the best held-out cross-entropy in the entropy estimate, nats.
 _ENTROPY_MARGIN = 0.1
@@ -59,9 +59,9 @@ class Settings:
 
     ``limits`` bound how hard D2 pulls. ``proxy_plateau`` puts the proxy's best weights back when it
     stops to improve; ``trials`` is whether a lower price of D2 is tried before a run ends
-    (:mod:`sbi_jeffreys.patience`). ``muon`` trains the flow's matrices by :class:`Muon`; maximum
-    likelihood, which has no proxy to follow, overfits sooner with it and stays with Adam, whose
-    decoupled ``weight_decay`` is there to compare with.
+    (:mod:`sbi_jeffreys.patience`). ``muon`` trains the flow's matrices by
+    :class:`~sbi_jeffreys.muon.Muon`; maximum likelihood, which has no proxy to follow, overfits
+    sooner with it and stays with Adam, whose decoupled ``weight_decay`` is there to compare with.
     """
 
     training_batch_size: int = 200

@@ -10,9 +10,9 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 
 from sbi_jeffreys import JeffreysNPE
+from sbi_jeffreys.descent import TrainingDiverged
 from sbi_jeffreys.first_steps import check_rates
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.training import TrainingDiverged
 
 PRIOR = BoxUniform(-2 * torch.ones(3), 2 * torch.ones(3))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sbi.utils import BoxUniform
 
-from sbi_jeffreys.batches import Data
+from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.diagnostics import diagnose_proxy
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
@@ -76,7 +76,7 @@ def test_atomic_losses_are_of_batches_of_their_size():
         sizes.append(len(theta))
         return theta[:, 0] + masks[:, 0]
 
-    found, _ = flow_losses(estimator, data, "cpu", lambda x: x.new_ones(len(x)), (loss, 10))
+    found, _ = flow_losses(estimator, data, "cpu", ones, (loss, 10))
     assert sizes == [10, 10, 10]
     assert torch.equal(found, data.theta[:, 0] + 1)
 
