@@ -117,6 +117,7 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "jeffreys, proxy mlp": _jeffreys(proxy="mlp"),
     "jeffreys, one Gaussian": _jeffreys(proxy=proxy_nn("likelihood", num_components=1)),
     "jeffreys, no pairs of the proxy's own": _jeffreys(draws=Draws(simulated=0.0)),
+    "jeffreys, all terms in every step": _jeffreys(draws=Draws(every=1)),
     "jeffreys, Adam": _jeffreys(settings={"muon": False}),
     "jeffreys, D2 trains the proxy in full": _jeffreys(settings={"limits": Limits(proxy=3.0)}),
     "jeffreys, D2 does not train the proxy": _jeffreys(settings={"limits": Limits(proxy=1e-6)}),

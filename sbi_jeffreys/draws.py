@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .estimator import JeffreysEstimator
 
-__all__ = ["Draws", "ReverseQueue", "ReverseSet"]
+__all__ = ["Draws", "ReverseQueue", "ReverseSet", "negatives"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Draws:
         simulated: Pairs that the proxy simulates itself, for each row of the batch.
         jitter: Scale of the noise on x in D2, in standard deviations of the embedded x.
         gauge: Weight of the gauge.
+        every: Steps from one evaluation of all terms to the next, where the proxy simulates pairs;
+            between them the flow learns alone, from data and these pairs.
     """
 
     flow: int = 4
@@ -37,18 +39,40 @@ class Draws:
     simulated: float = 1.5
     jitter: float = 0.3
     gauge: float = 1.0
+    every: int = 2
 
     def __post_init__(self) -> None:
         if self.flow < 2:
             raise ValueError(f"flow={self.flow}: the log-variance needs at least 2 samples.")
         if self.base < 1:
             raise ValueError(f"base={self.base}: the ranking loss needs at least 1 negative.")
+        if self.every < 1:
+            raise ValueError(f"every={self.every} must be at least 1, which is every step.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction={self.fraction} must lie in (0, 1].")
         for name in ("simulated", "jitter", "gauge"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be a finite number, not negative.")
+
+
+def negatives(estimator: JeffreysEstimator, theta: Tensor, num: int, *, from_base: bool) -> Tensor:
+    """Return draws of the marginal of theta that the ranking loss contrasts data with.
+
+    Args:
+        estimator: The model, with a proxy.
+        theta: Parameters of the batch, shape (B, d).
+        num: Number M of draws.
+        from_base: Whether the base is that marginal. In later rounds theta comes from a mixture of
+            proposals, of which the batch is a sample.
+
+    Returns:
+        The draws, shape (M, d), or (B, d) where the batch is smaller.
+    """
+    if from_base:
+        assert estimator.proxy is not None
+        return estimator.proxy.base.sample(num).to(theta)
+    return theta[torch.randperm(len(theta), device=theta.device)[:num]]
 
 
 class ReverseSet(NamedTuple):

@@ -8,7 +8,8 @@ flow for some x. From these numbers, and from the proxy at M draws of its base, 
   log-variance at the flow's samples. Half of its x are jittered: :math:`D_2` needs no
   :math:`\theta`, so any x will do, and x that carry no data keep the flow from memorising those
   that do. From proxy to flow it is the flow's negative log density at pairs that the proxy has
-  simulated itself (where it is a likelihood, and can);
+  simulated itself (where it is a likelihood, and can). That part costs little, and is also
+  descended in steps that evaluate nothing else of the proxy (:func:`flow_terms`);
 - :math:`D_3`: ranking losses of the data against base draws, and against the flow's samples where
   x was not jittered (they find what base draws miss when the posterior is much narrower), and the
   likelihood of the data, where the proxy has one: the divergence between the joint distributions,
@@ -37,7 +38,7 @@ from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .proxy import Base
 
-__all__ = ["LIMITS", "BatchTerms", "Limits", "batch_terms"]
+__all__ = ["LIMITS", "BatchTerms", "Limits", "batch_terms", "flow_terms"]
 
 # log Z, in nats, from which on the pull of the gauge no longer grows: at first, and at x far from
 # any other, it may be hundreds of nats.
@@ -110,15 +111,9 @@ def batch_terms(
     Returns:
         The terms, scalars.
     """
-    context = estimator.embed(x)
     if estimator.proxy is None:
-        if forward_loss is None:
-            loss = cross_entropy(estimator.log_prob_embedded(theta.unsqueeze(0), context)[0])
-        else:
-            loss = forward_loss(theta, x)
-        zero = loss.new_zeros(())
-        return BatchTerms((weights * loss).mean(), zero, zero, zero, zero)
-
+        return flow_terms(estimator, theta, x, weights, draws, forward_loss=forward_loss)
+    context = estimator.embed(x)
     queue = ReverseQueue() if queue is None else queue
     there = queue.next(estimator, theta, context, weights, draws)
     found = _evaluate(estimator, theta, context, there, draws, base_draws)
@@ -134,6 +129,50 @@ def batch_terms(
         gauge=_gauge_loss(found, there, log_z, with_base=first_round),
         reverse_estimate=reverse_kl(found.flow_samples, found.proxy_samples, log_z).detach().mean(),
     )
+
+
+def flow_terms(
+    estimator: JeffreysEstimator,
+    theta: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    draws: Draws,
+    *,
+    forward_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> BatchTerms:
+    """Evaluate the flow alone: at the data and, for D2, at pairs that the proxy has simulated.
+
+    Args:
+        estimator: Flow and proxy; without a proxy there are no pairs.
+        theta: As in :func:`batch_terms`.
+        x: As there.
+        weights: As there.
+        draws: As there.
+        forward_loss: As there.
+
+    Returns:
+        The terms, scalars; those that were not evaluated are zero.
+    """
+    zero = weights.new_zeros(())
+    if forward_loss is not None:
+        return BatchTerms((weights * forward_loss(theta, x)).mean(), zero, zero, zero, zero)
+    context, proxy, rows = estimator.embed(x), estimator.proxy, len(theta)
+    own = theta[:0], context[:0]
+    if proxy is not None:
+        num = round(draws.simulated * rows)
+        own = _own_simulations(proxy.network, proxy.base, num, theta, context)
+    log_prob, flow_own = estimator.log_prob_embedded(
+        torch.cat((theta, own[0])).unsqueeze(0), torch.cat((context, own[1]))
+    )[0].split((rows, len(own[0])))
+    forward = (weights * cross_entropy(log_prob)).mean()
+    reverse = _own_loss(flow_own, weights) if len(flow_own) else zero
+    return BatchTerms(forward, reverse, zero, zero, zero)
+
+
+def _own_loss(flow_own: Tensor, weights: Tensor) -> Tensor:
+    """Return the flow's loss at the proxy's own pairs."""
+    # A calibration kernel weighs x, which embedded data are not: its mean must do.
+    return weights.mean() * cross_entropy(flow_own).mean()
 
 
 class _Evaluated(NamedTuple):
@@ -211,10 +250,7 @@ def _reverse_loss(found: _Evaluated, there: ReverseSet, weights: Tensor, limits:
     follows = log_variance(flow, proxy.detach(), limit=limits.flow)
     listens = log_variance(flow.detach(), proxy, limit=limits.proxy)
     loss = (there.weights * (follows + listens)).mean()
-    if len(found.flow_own):
-        # A calibration kernel weighs x, which embedded data are not: its mean must do.
-        loss = loss + weights.mean() * cross_entropy(found.flow_own).mean()
-    return loss
+    return loss + _own_loss(found.flow_own, weights) if len(found.flow_own) else loss
 
 
 def _proxy_loss(

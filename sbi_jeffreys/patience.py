@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Patience", "ProxyPlateau", "copy_of_weights"]
+__all__ = ["Patience", "ProxyPlateau", "copy_of_weights", "pace_of"]
 
 # Progress in nats within the patience that postpones a trial, and that still counts after one has
 # failed. Less is kept, but a run that only creeps has arrived.
@@ -32,6 +32,8 @@ _TRIAL = 0.1
 _FEWEST, _MOST = 4, 10
 # Steps before patience begins: with a proxy, a flow hardly moves in fewer.
 _FIRST_STEPS = 200
+# Least pace: however low a rate, patience lasts ten times as long as at the default at most.
+_SLOWEST = 0.1
 # Steps, and looks, without progress of the proxy until its best weights are put back.
 _PLATEAU, _LOOKS = 96, 4
 # Nats by which one held-out row can speak for or against a proxy. Far from all other x a likelihood
@@ -42,6 +44,11 @@ _SAY = 3.0
 def copy_of_weights(module: nn.Module) -> dict[str, Tensor]:
     """Return the module's state, apart from the module."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def pace_of(rate: float, default: float) -> float:
+    """Return how far a step at a learning rate goes, 1 at the default and above."""
+    return max(_SLOWEST, min(1.0, rate / default))
 
 
 @dataclass

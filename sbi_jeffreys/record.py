@@ -8,7 +8,9 @@ taken every few epochs, and the last look stands until the next.
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["EPOCH_KEYS", "RUN_KEYS", "append_epoch", "new_record"]
+from .duals import DualState
+
+__all__ = ["EPOCH_KEYS", "RUN_KEYS", "append_epoch", "dual_entries", "new_record"]
 
 EPOCH_KEYS = (
     "training_loss",  # flow's cross-entropy on the training simulations, nats
@@ -57,3 +59,13 @@ def append_epoch(record: dict[str, list[Any]], values: Mapping[str, float]) -> N
         raise KeyError(f"{sorted(unknown)} are not quantities of the record.")
     for key in EPOCH_KEYS:
         record[key].append(float(values.get(key, float("nan"))))
+
+
+def dual_entries(dual: DualState) -> dict[str, float]:
+    """Return the multipliers and slacks of a dual problem by their keys in the record."""
+    names = ("forward", "reverse", "proxy")
+    return {
+        f"{kind}_{name}": value
+        for kind, values in (("multiplier", dual.multipliers), ("slack", dual.slacks))
+        for name, value in zip(names, values.tolist(), strict=True)
+    }

@@ -1,7 +1,9 @@
 r"""Joint training of flow and proxy under a weighting, with early stopping on held-out data.
 
 Every step descends :math:`\lambda_1 D_1 + \lambda_2 D_2 + \lambda_3 D_3` in both models and then
-lets the weighting move the multipliers. Early stopping looks at the flow's held-out cross-entropy,
+lets the weighting move the multipliers. After the first steps, every other one does so in the flow
+alone, as far as that can be had cheaply: what costs is to sample the flow and to train the proxy,
+which learns faster than the flow. Early stopping looks at the flow's held-out cross-entropy,
 which is the same quantity from the first epoch to the last; the Lagrangian is not, since it moves
 with its multipliers. What held-out data decide is in :mod:`sbi_jeffreys.patience`,
 how they are looked at in :mod:`sbi_jeffreys.held_out`.
@@ -20,7 +22,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +29,14 @@ from torch import Tensor
 from .averaging import RunningMean
 from .batches import Data, LoaderData
 from .descent import TrainingDiverged, descend, flow_optimizer, proxy_optimizer
-from .draws import Draws, ReverseQueue
+from .draws import Draws, ReverseQueue, negatives
 from .duals import DualState, FixedWeights, Weighting, settled
 from .estimator import JeffreysEstimator
 from .held_out import LossHook, ProxyLooks, flow_losses
-from .objective import LIMITS, Limits, batch_terms
-from .patience import Patience, ProxyPlateau, copy_of_weights
+from .likelihood import LikelihoodEnergy
+from .objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms
+from .patience import Patience, ProxyPlateau, copy_of_weights, pace_of
+from .record import dual_entries
 
 __all__ = ["Settings", "Training"]
 
@@ -49,8 +52,9 @@ _UNMOVED, _MORE_TENTHS = 0.9, 2
 # follow it moves fast, and the mean looks back over a tenth of the steps; without one, which soon
 # overfits, a longer memory is better.
 _NEWEST = 10
-# Least pace: however low a rate, patience lasts ten times as long as at the default at most.
-_SLOWEST = 0.1
+# Steps at first that all evaluate all terms. By then a run on few simulations has mostly ended; one
+# on many goes on because the flow learns more slowly than the proxy.
+_WHOLE = 1000
 
 
 @dataclass(frozen=True)
@@ -118,14 +122,16 @@ class Training:
             self.draws = replace(self.draws, simulated=0.0)
         self.dual = self.weighting.init()
         self._held_out = torch.zeros(2, dtype=torch.float64)
+        # D2 as last estimated, nats.
+        self._reverse = torch.zeros((), dtype=torch.float64)
         self._queue = ReverseQueue()
         s = self.settings
         proxy = self.estimator.proxy
         self.average = RunningMean(self.estimator.parameters(), 1 if proxy is None else _NEWEST)
-        pace = _pace(s.learning_rate, Settings.learning_rate)
+        pace = pace_of(s.learning_rate, Settings.learning_rate)
         self.patience = Patience(s.stop_after_epochs, trials=self._trials, pace=pace)
         watch = s.proxy_plateau and self.forward_loss is None
-        pace = _pace(s.proxy_learning_rate, Settings.proxy_learning_rate)
+        pace = pace_of(s.proxy_learning_rate, Settings.proxy_learning_rate)
         self._looks = ProxyLooks(watch, plateau=ProxyPlateau(pace))
         muon = s.muon and proxy is not None
         flow = flow_optimizer(self.estimator, s.learning_rate, s.weight_decay, muon=muon)
@@ -187,46 +193,54 @@ class Training:
         Raises:
             TrainingDiverged: If the objective or its gradient was not finite.
         """
-        proxy, hook = self.estimator.proxy, self.forward_loss
-        terms = batch_terms(
-            self.estimator,
-            theta,
-            x,
-            self.kernel(x),
-            self.draws,
-            base_draws=self._negatives(theta),
-            queue=self._queue,
-            forward_loss=None if hook is None else lambda t, y: hook(t, y, masks),
-            limits=self.settings.limits,
-        )
+        whole = self._evaluates_all()
+        terms = self._terms(theta, x, masks, whole=whole)
         weights = self.dual.multipliers.tolist()
         loss = weights[0] * terms.forward
-        if proxy is not None:
+        if self.estimator.proxy is not None:
             loss = loss + weights[1] * terms.reverse + weights[2] * terms.proxy
             loss = loss + self.draws.gauge * terms.gauge
         descend(loss, self.optimizers, self.settings.clip_max_norm)
         self.steps += 1
         self.average.update(self.steps)
-        seen = torch.stack((terms.forward.detach(), terms.reverse_estimate))
-        seen = seen.to("cpu", torch.float64)
-        if proxy is not None:
+        if whole:
+            self._reverse = terms.reverse_estimate.to("cpu", torch.float64)
+        if self.estimator.proxy is not None:
             # A price with its curvature times s moves as the price itself does on s D2.
-            reverse = self.patience.stiffness * seen[1]
+            reverse = self.patience.stiffness * self._reverse
             self.dual = self.weighting.step(self.dual, self._divergences(reverse))
-        return seen
+        return torch.stack((terms.forward.detach().to("cpu", torch.float64), self._reverse))
+
+    def _evaluates_all(self) -> bool:
+        """Return whether the next step evaluates all terms, or those of the flow alone."""
+        proxy = self.estimator.proxy
+        if proxy is None:
+            return False
+        # Without pairs of the proxy's own, the data alone would have every other step.
+        pairs = self.draws.simulated > 0 and isinstance(proxy.network, LikelihoodEnergy)
+        first = self.steps < _WHOLE or self.forward_loss is not None
+        return first or not pairs or self.steps % self.draws.every == 0
+
+    def _terms(self, theta: Tensor, x: Tensor, masks: Tensor, *, whole: bool) -> BatchTerms:
+        hook, weights = self.forward_loss, self.kernel(x)
+        loss = None if hook is None else lambda t, y: hook(t, y, masks)
+        if not whole:
+            return flow_terms(self.estimator, theta, x, weights, self.draws, forward_loss=loss)
+        return batch_terms(
+            self.estimator,
+            theta,
+            x,
+            weights,
+            self.draws,
+            base_draws=negatives(self.estimator, theta, self.draws.base, from_base=hook is None),
+            queue=self._queue,
+            forward_loss=loss,
+            limits=self.settings.limits,
+        )
 
     def _divergences(self, reverse: Tensor) -> Tensor:
         """Return (D1, D2, D3) with this D2 between those of the last look at held-out data."""
         return torch.stack((self._held_out[0], reverse, self._held_out[1]))
-
-    def _negatives(self, theta: Tensor) -> Tensor:
-        """Return draws of the marginal of theta that the ranking loss contrasts data with."""
-        if self.estimator.proxy is None:
-            return theta
-        if self.forward_loss is None:
-            return self.estimator.proxy.base.sample(self.draws.base).to(theta)
-        # Later rounds: theta comes from a mixture of proposals, of which the batch is a sample.
-        return theta[torch.randperm(len(theta), device=theta.device)[: self.draws.base]]
 
     def validate(self, data: Data | LoaderData) -> dict[str, float]:
         """Measure both models on held-out data."""
@@ -390,21 +404,7 @@ class Training:
             self._go_back()
         elif self._looks.plateau.reached():
             self._return_proxy()
-        record |= measured | self.observe(measured) | _named(self.dual)
+        record |= measured | self.observe(measured) | dual_entries(self.dual)
         for name, rate in zip(("flow", "proxy"), self.rates, strict=False):
             record[f"learning_rate_{name}"] = rate
         return record | {"epoch_durations_sec": time.perf_counter() - start}
-
-
-def _pace(rate: float, default: float) -> float:
-    """Return how far a step at a learning rate goes, 1 at the default and above."""
-    return max(_SLOWEST, min(1.0, rate / default))
-
-
-def _named(dual: DualState) -> dict[str, Any]:
-    names = ("forward", "reverse", "proxy")
-    return {
-        f"{kind}_{name}": value
-        for kind, values in (("multiplier", dual.multipliers), ("slack", dual.slacks))
-        for name, value in zip(names, values.tolist(), strict=True)
-    }

@@ -14,7 +14,7 @@ from sbi_jeffreys.divergences import log_partition, log_variance, ranking_nce
 from sbi_jeffreys.draws import Draws, ReverseQueue
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.objective import LIMITS, BatchTerms, Limits, batch_terms
+from sbi_jeffreys.objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms
 from sbi_jeffreys.proxy import Base, proxy_nn
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -440,18 +440,36 @@ def test_gauge_of_a_normalised_proxy_is_zero(later_round):
 
 
 @pytest.mark.parametrize("hook", [False, True])
-def test_without_a_proxy(hook):
-    problem = Problem(with_proxy=False)
+@pytest.mark.parametrize("with_proxy", [False, True])
+def test_the_flow_alone(hook, with_proxy):
+    # A network of pairs simulates nothing: what remains is maximum likelihood.
+    problem = Problem(with_proxy=with_proxy)
     problem.estimator.eval()
     weights = torch.rand(BATCH)
-    kwargs = {"forward_loss": lambda theta, x: problem.estimator.loss(theta, x)} if hook else {}
-    terms = problem.terms(weights=weights, **kwargs)
-    expected = (weights * problem.estimator.loss(problem.theta, problem.x)).mean()
+    loss = (lambda theta, x: problem.estimator.loss(theta, x)) if hook else None
+    theta, x = problem.theta, problem.x
+    terms = flow_terms(problem.estimator, theta, x, weights, Draws(), forward_loss=loss)
+    expected = (weights * problem.estimator.loss(theta, x)).mean()
     torch.testing.assert_close(terms.forward, expected)
     assert problem.reached(terms.forward) == {"flow", "embedding"}
     assert [float(term) for term in terms[1:]] == [0.0] * 4
     # Zeros that join a sum with gradients.
     assert sum(terms).requires_grad
+
+
+def test_the_flow_alone_learns_from_pairs_that_the_proxy_simulates():
+    problem = LikelihoodProblem()
+    theta, x = problem.theta, problem.x
+    weights = 2.0 * torch.ones(BATCH)
+    # So many pairs tell the cross-entropy of flow and proxy to within a few hundredths.
+    terms = flow_terms(problem.estimator, theta, x, weights, Draws(simulated=2000.0))
+    proxy = problem.estimator.proxy
+    with torch.no_grad():
+        own = PRIOR.sample((24_000,))
+        log_prob = problem.estimator.log_prob_embedded(own[None], proxy.network.simulate(own))[0]
+    assert terms.reverse.item() == pytest.approx(-2.0 * log_prob.mean().item(), abs=0.1)
+    assert problem.reached(terms.reverse) == {"flow"}
+    assert [float(term) for term in terms[2:]] == [0.0] * 3
 
 
 def modes(module):

@@ -494,7 +494,7 @@ def test_the_mean_of_log_z_is_zero_in_the_end(simulations):
 
 def test_resuming_continues_bit_for_bit_within_a_trial(simulations, monkeypatch):
     # At a rate at which nothing moves patience would last for ten times as long.
-    monkeypatch.setattr("sbi_jeffreys.training._SLOWEST", 1.0)
+    monkeypatch.setattr("sbi_jeffreys.patience._SLOWEST", 1.0)
     # 80 simulations are 7 batches of 10: patience begins after 28 epochs.
     arguments = {"training_batch_size": 10, "stop_after_epochs": 8, "learning_rate": 1e-6}
     whole = make().append_simulations(*simulations)

@@ -8,9 +8,9 @@ import torch
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
-from sbi_jeffreys.batches import Data, ones
+import sbi_jeffreys.training as training_module
+from sbi_jeffreys.batches import Data
 from sbi_jeffreys.conditional_gaussian import ConditionalGaussian
-from sbi_jeffreys.descent import TrainingDiverged
 from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
 from sbi_jeffreys.estimator import JeffreysEstimator
@@ -18,12 +18,13 @@ from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.muon import Muon
 from sbi_jeffreys.proxy import Base, proxy_nn
 from sbi_jeffreys.record import EPOCH_KEYS, append_epoch, new_record
-from sbi_jeffreys.training import Settings, Training
+from sbi_jeffreys.training import Settings, Training, TrainingDiverged
 
 # nflows, on which sbi's "nsf" is built, calls what torch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated:UserWarning")
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+DRAWS = Draws()
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +44,17 @@ def simulate_bent(num):
     return theta, bent + 0.1 * torch.randn(num, 2)
 
 
+def ones(x):
+    return x.new_ones(len(x))
+
+
 def as_data(theta, x):
     return Data(theta, x, torch.ones(len(theta), 1), torch.arange(len(theta)))
 
 
 def make(
     num=50, weights="dual", flow="ours", kernel=ones, forward_loss=None, simulator=simulate,
-    **settings,
+    proxy="mlp", draws=DRAWS, from_prior=True, **settings,
 ):  # fmt: skip
     """A training with its simulations and as many held-out ones."""
     theta, x = simulator(num)
@@ -59,11 +64,11 @@ def make(
         build = posterior_nn(flow, hidden_features=16, num_transforms=2)
     base = None if weights == "ml" else Base(PRIOR, theta)
     estimator = JeffreysEstimator(
-        build(theta, x), theta, x, base=base, build_proxy=proxy_nn("mlp", hidden_features=24)
+        build(theta, x), theta, x, base=base, build_proxy=proxy_nn(proxy, hidden_features=24)
     )
     settings = Settings(**({"training_batch_size": 10, "learning_rate": 5e-3} | settings))
     weights = weighting(weights)
-    training = Training(estimator, weights, Draws(), settings, kernel, forward_loss)
+    training = Training(estimator, weights, draws, settings, kernel, forward_loss, from_prior)
     return training, as_data(theta, x), as_data(*simulator(num))
 
 
@@ -494,6 +499,40 @@ def test_a_trial_lowers_the_price_until_the_multiplier_moves(reverse, stiffness)
     assert training.patience.stiffness == pytest.approx(stiffness)
     assert training.patience.before == 1.0
     assert training.dual is before
+
+
+def test_after_the_first_steps_the_proxy_learns_in_every_other_one(monkeypatch):
+    monkeypatch.setattr(training_module, "_WHOLE", 2)
+    training, data, _ = make(proxy="likelihood")
+    batches = list(data.batches(5, "cpu", shuffle=True))
+    moved, estimates = [], []
+    for batch in batches[:6]:
+        flow, proxy = snapshot(training.estimator.flow), snapshot(training.estimator.proxy)
+        estimates.append(training.step(*batch)[1].item())
+        assert not equal(flow, snapshot(training.estimator.flow))
+        moved.append(not equal(proxy, snapshot(training.estimator.proxy)))
+    assert moved == [True, True, True, False, True, False]
+    # Between two estimates of D2 the last one stands.
+    assert estimates[3] == estimates[2] != estimates[4] == estimates[5]
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        {},
+        {"proxy": "likelihood", "draws": Draws(simulated=0.0)},
+        {"proxy": "likelihood", "draws": Draws(every=1)},
+        {"proxy": "likelihood", "from_prior": False},
+    ],
+    ids=["no likelihood", "no pairs", "told so", "later rounds"],
+)
+def test_all_steps_are_whole_where_the_proxy_simulates_nothing(monkeypatch, why):
+    monkeypatch.setattr(training_module, "_WHOLE", 0)
+    training, data, _ = make(**why)
+    for batch in data.batches(10, "cpu", shuffle=True):
+        proxy = snapshot(training.estimator.proxy)
+        training.step(*batch)
+        assert not equal(proxy, snapshot(training.estimator.proxy))
 
 
 def test_a_lower_price_moves_the_multiplier_of_reverse():
