@@ -19,6 +19,7 @@ from .flows import evaluating
 from .likelihood import LikelihoodEnergy
 from .linear import LinearPosterior, is_learnt
 from .proxy import Base, EnergyProxy, FromLinear, ProxyBuilder
+from .scales import spread
 
 __all__ = ["ROWS_FOR_SCALE", "JeffreysEstimator"]
 
@@ -52,9 +53,9 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         self.spec: dict[str, Any] = {}
         self._embeds = _embedding_owner(flow) is not None
         if not self._embeds:
-            std, mean = torch.std_mean(x[:ROWS_FOR_SCALE].flatten(1), dim=0)
-            self.register_buffer("_x_mean", mean)
-            self.register_buffer("_x_std", torch.where(std > 1e-12, std, torch.ones_like(std)))
+            rows = x[:ROWS_FOR_SCALE].flatten(1)
+            self.register_buffer("_x_mean", rows.mean(dim=0))
+            self.register_buffer("_x_std", spread(rows))
         self.proxy: EnergyProxy | None = None
         if base is not None and build_proxy is not None:
             self.proxy = EnergyProxy(self._network(theta, x, base, build_proxy), base, self.embed)

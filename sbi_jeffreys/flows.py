@@ -18,7 +18,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from sbi.neural_nets.factory import model_builders
-from sbi.utils.sbiutils import ImproperEmpirical, standardizing_net
+from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from zuko.distributions import DiagNormal
@@ -30,6 +30,7 @@ from zuko.transforms import MonotonicRQSTransform
 from .autoregressive import AutoregressiveSpline, is_layered
 from .conditional_gaussian import ConditionalGaussian
 from .linear import LinearRegression, column_scales, is_learnt, to_standard_space
+from .scales import standardizer
 from .splines import RationalQuadraticSpline
 
 __all__ = [
@@ -79,14 +80,14 @@ def flow_nn(
 
     def build(theta: Tensor, x: Tensor) -> ZukoFlow:
         # An empty condition (density estimation) has nothing to standardize.
-        scale = standardizing_net(x) if x[0].numel() else nn.Identity()
+        scale = standardizer(x) if x[0].numel() else nn.Identity()
         embedding = nn.Sequential(scale, embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
         with torch.no_grad(), evaluating(embedding):
             context = embedding(x[:2] if learnt else x)
             if embedding_net is not None and not learnt and context.shape[1]:
                 # Nobody else brings to order one what all layers and the proxy see.
-                embedding.append(standardizing_net(context))
+                embedding.append(standardizer(context))
                 context = embedding[-1](context)
             net = plain_flow(
                 theta,

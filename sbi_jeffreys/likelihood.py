@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from .linear import column_scales, cut_outliers, ridge_regression, shrunk_cholesky
+from .scales import spread
 
 __all__ = ["LikelihoodEnergy"]
 
@@ -102,9 +103,7 @@ class LikelihoodEnergy(nn.Module):
         d, c = theta.shape[1], context.shape[1]
         if c == 0:
             raise ValueError("A likelihood needs data: with an empty condition, take proxy='mlp'.")
-        mean, std = theta.mean(dim=0), theta.std(dim=0)
-        # A parameter that never varies carries no information; its scale is arbitrary.
-        std = torch.where(std > 1e-12, std, torch.ones_like(std))
+        mean, std = theta.mean(dim=0), spread(theta)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         center, scale = column_scales(context, c, theta)
@@ -302,7 +301,7 @@ def _linear_likelihood(theta: Tensor, context: Tensor) -> dict[str, np.ndarray]:
     slope, intercept, L = np.zeros((num, d)), np.zeros(num), np.eye(num)
     if len(c) > 2:
         slope, intercept, residuals = ridge_regression(t, c)
-        L = shrunk_cholesky(residuals)
+        L = shrunk_cholesky(residuals, np.ones(num))
     # The marginal: what the parameters spread, and the noise.
     spread = np.cov(t.T).reshape(d, d) if len(c) > 2 else np.eye(d)
     M = np.linalg.cholesky(slope @ spread @ slope.T + L @ L.T)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 from zuko.lazy import LazyTransform, UnconditionalTransform
 
+from .scales import spread
 from .walls import SoftWalls, support_bounds
 
 __all__ = [
@@ -73,7 +74,7 @@ class LinearRegression(LazyTransform):
                 coefficients, intercept, residuals = ridge_regression(
                     c[finite], y[: len(c)][finite]
                 )
-        lower = shrunk_cholesky(residuals)
+        lower = shrunk_cholesky(residuals, spread(theta).double().numpy())
         for name, value in (
             ("coefficients", coefficients),
             ("intercept", intercept),
@@ -119,11 +120,16 @@ def ridge_regression(c: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return coefficients, intercept, residuals / (1 - leverage).clip(min=1e-9)[:, None]
 
 
-def shrunk_cholesky(residuals: np.ndarray) -> np.ndarray:
-    """Return the Cholesky factor (d, d) of the shrunk covariance of residuals (n, d)."""
+def shrunk_cholesky(residuals: np.ndarray, spreads: np.ndarray) -> np.ndarray:
+    """Return the Cholesky factor (d, d) of the shrunk covariance of residuals.
+
+    Args:
+        residuals: Shape (n, d).
+        spreads: Standard deviations of what they are residuals of, shape (d,).
+    """
     scale = residuals.std(axis=0)
     # What never varies has no scale of its own.
-    scale[scale < 1e-12] = 1.0
+    scale = np.where(scale < 1e-12 * spreads, spreads, scale)
     correlation, _ = ledoit_wolf(residuals / scale)
     return np.linalg.cholesky(correlation + 1e-6 * np.eye(len(scale))) * scale[:, None]
 
@@ -151,9 +157,7 @@ def column_scales(context: Tensor | None, num: int, like: Tensor) -> tuple[Tenso
     if len(finite) < 2:
         return shift, scale
     raw = (finite.abs() > _CUT).to(like).mean(dim=0) > 1 / _CUT**2
-    std, mean = torch.std_mean(finite, dim=0)
-    std = torch.where(std > 1e-12, std, torch.ones_like(std))
-    return torch.where(raw, mean, shift), torch.where(raw, std, scale)
+    return torch.where(raw, finite.mean(dim=0), shift), torch.where(raw, spread(finite), scale)
 
 
 def cut_outliers(standardized: Tensor) -> Tensor:
@@ -202,8 +206,7 @@ def to_standard_space(
     low, high = support_bounds(prior, theta.shape[-1])
     if not bool((low.isfinite() | high.isfinite()).any()):
         return (LinearRegression(theta, context, num_context),)
-    std = theta.std(dim=0)
-    std = torch.where(std > 1e-12, std, torch.ones_like(std))
+    std = spread(theta)
     # Simulations outside of the prior are the user's decision: the walls stand behind them.
     lowest, highest = theta.amin(dim=0), theta.amax(dim=0)
     low = torch.where(lowest < low, lowest - 1e-3 * std, low)

@@ -25,6 +25,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from .likelihood import LikelihoodEnergy
 from .linear import LinearPosterior
+from .scales import spread
 
 __all__ = ["Base", "EnergyProxy", "FromLinear", "PairMLP", "proxy_builder", "proxy_nn"]
 
@@ -111,9 +112,7 @@ class PairMLP(nn.Module):
         self, theta: Tensor, context: Tensor, *, hidden_features: int = 64, hidden_layers: int = 2
     ) -> None:
         super().__init__()
-        mean, std = theta.mean(dim=0), theta.std(dim=0)
-        # A parameter that never varies carries no information; its scale is arbitrary.
-        std = torch.where(std > 1e-12, std, torch.ones_like(std))
+        mean, std = theta.mean(dim=0), spread(theta)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.theta = nn.Linear(theta.shape[-1], hidden_features)

@@ -73,7 +73,9 @@ def sample_by_envelope(
         RuntimeError: if no envelope fits, or if fewer than one draw in a thousand is accepted.
     """
     q = _fit(log_density, mean, covariance, rng)
-    phi, log_w, log_u = np.empty((0, len(mean))), np.empty(0), np.empty(0)
+    phi: np.ndarray = np.empty((0, len(mean)))
+    log_w: np.ndarray = np.empty(0)
+    log_u: np.ndarray = np.empty(0)
     batch, refits = max(2 * n, ROUND), REFITS
     while True:
         new_phi, log_q = q.draw(batch, rng)
