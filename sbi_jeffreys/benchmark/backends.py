@@ -6,6 +6,7 @@ that the user started, and by nobody else: workers need no file system in common
 processes write the same file, and what a worker had not delivered when it died is done again.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -88,7 +89,8 @@ def run_on_dask(jobs: Iterable[Job], work: Work, scheduler: str) -> Iterator[Out
     with Client(scheduler, timeout=DASK_PATIENCE) as client:
         try:
             client.wait_for_workers(1, timeout=DASK_PATIENCE)
-        except TimeoutError:
+        # In Python 3.10 another class than TimeoutError.
+        except asyncio.TimeoutError:
             raise OSError(
                 f"the scheduler at {scheduler} has no workers after {DASK_PATIENCE:.0f} s; start "
                 f"some with `dask worker {scheduler} --nthreads 1`"
