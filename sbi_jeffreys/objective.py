@@ -36,7 +36,7 @@ from .divergences import cross_entropy, huber, log_partition, log_variance, rank
 from .draws import Draws, ReverseQueue, ReverseSet
 from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
-from .proxy import Base
+from .proxy import EnergyProxy
 
 __all__ = ["LIMITS", "BatchTerms", "Limits", "batch_terms", "flow_terms"]
 
@@ -156,14 +156,8 @@ def flow_terms(
     zero = weights.new_zeros(())
     if forward_loss is not None:
         return BatchTerms((weights * forward_loss(theta, x)).mean(), zero, zero, zero, zero)
-    context, proxy, rows = estimator.embed(x), estimator.proxy, len(theta)
-    own = theta[:0], context[:0]
-    if proxy is not None:
-        num = round(draws.simulated * rows)
-        own = _own_simulations(proxy.network, proxy.base, num, theta, context)
-    log_prob, flow_own = estimator.log_prob_embedded(
-        torch.cat((theta, own[0])).unsqueeze(0), torch.cat((context, own[1]))
-    )[0].split((rows, len(own[0])))
+    num = round(draws.simulated * len(theta))
+    log_prob, flow_own = _evaluate_flow(estimator, theta, estimator.embed(x), num)
     forward = (weights * cross_entropy(log_prob)).mean()
     reverse = _own_loss(flow_own, weights) if len(flow_own) else zero
     return BatchTerms(forward, reverse, zero, zero, zero)
@@ -214,10 +208,8 @@ def _evaluate(
     points = torch.cat((theta, there.theta[: there.plain], there.samples.flatten(0, 1)))
     repeated = there.context.repeat(draws.flow, 1)
     conditions = torch.cat((context, there.context[: there.plain], repeated))
-    own = _own_simulations(network, base, round(draws.simulated * rows), points, conditions)
-    log_prob, flow_own = estimator.log_prob_embedded(
-        torch.cat((points, own[0])).unsqueeze(0), torch.cat((conditions, own[1]))
-    )[0].split((len(points), len(own[0])))
+    num_own = round(draws.simulated * rows)
+    log_prob, flow_own = _evaluate_flow(estimator, points, conditions, num_own)
     # The proxy sees data in steps as if they were continuous.
     seen = network.dequantize(context) if isinstance(network, LikelihoodEnergy) else context
     ratio, log_likelihood, shift = _ratio(network, points, torch.cat((seen, conditions[rows:])))
@@ -242,6 +234,18 @@ def _evaluate(
         log_likelihood=log_likelihood,
         shift=None if shift is None else shift[rows + there.plain :][:num],
     )
+
+
+def _evaluate_flow(
+    estimator: JeffreysEstimator, theta: Tensor, context: Tensor, num: int
+) -> tuple[Tensor, Tensor]:
+    """Return the flow's log density at pairs (P,), and at pairs of the proxy's own (num,)."""
+    own = _own_simulations(estimator.proxy, num, theta, context)
+    log_prob = estimator.log_prob_embedded(
+        torch.cat((theta, own[0])).unsqueeze(0), torch.cat((context, own[1]))
+    )[0]
+    at_pairs, at_own = log_prob.split((len(theta), len(own[0])))
+    return at_pairs, at_own
 
 
 def _reverse_loss(found: _Evaluated, there: ReverseSet, weights: Tensor, limits: Limits) -> Tensor:
@@ -304,13 +308,13 @@ def _moved_by(shift: Tensor, value: Tensor) -> Tensor:
 
 
 def _own_simulations(
-    network: nn.Module, base: Base, num: int, theta: Tensor, context: Tensor
+    proxy: EnergyProxy | None, num: int, theta: Tensor, context: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return draws (num, d), (num, c) of the proxy's joint distribution; none if it has none."""
-    if num == 0 or not isinstance(network, LikelihoodEnergy):
+    if num == 0 or proxy is None or not isinstance(proxy.network, LikelihoodEnergy):
         return theta[:0], context[:0]
-    own = base.sample(num).to(theta)
-    return own, network.simulate(own)
+    own = proxy.base.sample(num).to(theta)
+    return own, proxy.network.simulate(own)
 
 
 def _gauge(log_z: Tensor, ratio_base: Tensor | None) -> Tensor:

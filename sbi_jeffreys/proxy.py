@@ -48,8 +48,8 @@ class Base:
 
     def __init__(self, prior: Distribution | None, theta: Tensor) -> None:
         if prior is None or isinstance(prior, ImproperEmpirical):
-            scale = 2 * theta.std(dim=0).clamp_min(torch.finfo(theta.dtype).tiny)
-            prior = Independent(Normal(theta.mean(dim=0), scale), 1, validate_args=False)
+            normal = Normal(theta.mean(dim=0), 2 * spread(theta))
+            prior = Independent(normal, 1, validate_args=False)
         self.distribution: Distribution = prior
         inside = within_support(prior, theta)
         self.anchor = theta[inside][:1] if bool(inside.any()) else prior.sample(torch.Size((1,)))

@@ -72,7 +72,7 @@ def test_covariance_of_residuals_that_vanish_has_the_scale_of_what_they_explain(
     assert lower.diagonal() == pytest.approx([1e-23, 3e-3])
 
 
-@pytest.mark.parametrize("kind", ["box", "normal"])
+@pytest.mark.parametrize("kind", ["box", "normal", "none"])
 @pytest.mark.parametrize(
     ("unit_theta", "unit_x"), [(2.0**-66, 2.0**-70), (2.0**50, 2.0**60)], ids=["small", "large"]
 )
@@ -84,12 +84,14 @@ def test_a_training_in_other_units_says_the_same(kind, unit_theta, unit_x):
         scale = unit_theta * torch.ones(2)
         if kind == "box":
             prior = BoxUniform(torch.zeros(2), scale)
-        else:
+        elif kind == "normal":
             prior = Independent(Normal(torch.zeros(2), scale), 1)
+        else:
+            prior = None
         trainer = JeffreysNPE(prior, seed=0, show_progress_bars=False)
-        trainer.append_simulations(theta * unit_theta, x * unit_x).train(max_num_epochs=5)
+        trainer.append_simulations(theta * unit_theta, x * unit_x)
+        net = trainer.train(max_num_epochs=5)
         with torch.no_grad():
-            net = trainer.build_posterior().posterior_estimator
             found = net.log_prob((theta * unit_theta)[None], x * unit_x)[0]
         return found + 2 * math.log(unit_theta)
 

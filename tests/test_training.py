@@ -9,8 +9,9 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
 import sbi_jeffreys.training as training_module
-from sbi_jeffreys.batches import Data
+from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.conditional_gaussian import ConditionalGaussian
+from sbi_jeffreys.descent import TrainingDiverged
 from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
 from sbi_jeffreys.estimator import JeffreysEstimator
@@ -18,7 +19,7 @@ from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.muon import Muon
 from sbi_jeffreys.proxy import Base, proxy_nn
 from sbi_jeffreys.record import EPOCH_KEYS, append_epoch, new_record
-from sbi_jeffreys.training import Settings, Training, TrainingDiverged
+from sbi_jeffreys.training import Settings, Training
 
 # nflows, on which sbi's "nsf" is built, calls what torch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated:UserWarning")
@@ -42,10 +43,6 @@ def simulate_bent(num):
     theta = PRIOR.sample((num,))
     bent = torch.stack((theta[:, 0], theta[:, 1] + 2 * theta[:, 0].square()), dim=1)
     return theta, bent + 0.1 * torch.randn(num, 2)
-
-
-def ones(x):
-    return x.new_ones(len(x))
 
 
 def as_data(theta, x):
