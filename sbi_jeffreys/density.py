@@ -19,7 +19,6 @@ little to look at held-out data after it.
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +28,6 @@ from typing_extensions import Self
 
 from .batches import Data, ones
 from .checks import check_not_negative, check_positive
-from .descent import TrainingDiverged
 from .divergences import cross_entropy
 from .draws import Draws
 from .duals import (
@@ -47,8 +45,10 @@ from .partition import log_unnormalized, measure_log_partition, settled_log_part
 from .patience import copy_of_weights
 from .proxy import Base, EnergyProxy, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
+from .run import run_epochs
 from .samples import check_points, check_trainable, split_samples
-from .training import Settings, Training
+from .steps import Settings
+from .training import Training
 
 __all__ = ["DRAWS", "STEPS_PER_EPOCH", "TEST_KEYS", "JeffreysDensity", "density_dual"]
 
@@ -244,25 +244,26 @@ class JeffreysDensity:
         """Train, and leave the weights to be kept in the estimator."""
         keep_last = training.settings.stop_after_epochs == _NEVER
         training.start(held_out)
-        last, diverged = training.best_weights, False
-        try:
-            while training.epoch < max_num_epochs and not training.converged:
-                epoch = training.advance(data, held_out)
-                with training.average.in_place():
-                    last = copy_of_weights(training.estimator) if keep_last else {}
-                    self._look(held_out.theta, test, epoch)
-                    if callback is not None:
-                        with torch.random.fork_rng(devices=[]):
-                            callback(self)
-        except TrainingDiverged as error:
-            diverged = True
-            warnings.warn(
-                f"Training diverged in epoch {training.epoch + 1}: {error} The weights of the best "
-                f"epoch (held-out loss {training.best_loss:.3f}) are kept. Lower learning_rate "
-                f"(now {training.rates[0]:g}), or look for outliers in the samples.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        last = training.best_weights
+
+        def after_epoch(epoch: dict[str, float]) -> None:
+            nonlocal last
+            with training.average.in_place():
+                last = copy_of_weights(training.estimator) if keep_last else {}
+                self._look(held_out.theta, test, epoch)
+                if callback is not None:
+                    with torch.random.fork_rng(devices=[]):
+                        callback(self)
+
+        diverged = run_epochs(
+            training,
+            data,
+            held_out,
+            after_epoch,
+            max_num_epochs=max_num_epochs,
+            outliers_in="the samples",
+            stacklevel=4,
+        )
         loss = training.best_loss
         if diverged:
             training.restore_best()

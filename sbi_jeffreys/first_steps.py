@@ -18,7 +18,8 @@ from torch import Tensor
 from .batches import Data, LoaderData, ones
 from .descent import TrainingDiverged
 from .held_out import flow_losses
-from .training import Settings, Training
+from .steps import Settings
+from .training import Training
 
 __all__ = ["check_rates", "default_rates"]
 

@@ -32,7 +32,6 @@ from .checks import (
     fraction_outside_prior,
     warn_outside_prior,
 )
-from .descent import TrainingDiverged
 from .draws import Draws
 from .duals import Weighting, is_maximum_likelihood, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
@@ -42,7 +41,9 @@ from .held_out import center_partition
 from .patience import copy_of_weights
 from .proxy import Base, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
-from .training import Settings, Training
+from .run import run_epochs
+from .steps import Settings
+from .training import Training
 
 __all__ = ["JeffreysNPE"]
 
@@ -411,52 +412,58 @@ class JeffreysNPE(NPE_C):
         training = self._prepare(train_config, loss_args)
         first = training.epoch
         bar = tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch")
-        if isinstance(val_loader, LoaderData):
-            training.forget_rows()
-        diverged = failed = False
+
+        def after_epoch(epoch: dict[str, float]) -> None:
+            append_epoch(self._summary, epoch)
+            self._tracker.log_metrics(epoch, step=len(self._summary["training_loss"]) - 1)
+            bar.set_postfix(_postfix(epoch))
+            bar.update()
+
+        failed, diverged = True, False
         try:
-            training.start(val_loader)
-            if not training.best_weights:
-                raise ValueError(
-                    "The held-out loss is not finite before the first epoch; look for NaN and inf "
-                    "in x (exclude_invalid_x=True removes them), and for theta outside the prior."
-                )
-            asked = training.settings
-            if training.steps == 0 and check_rates(training, train_loader, val_loader):
-                self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
-            while training.epoch - first < train_config.max_num_epochs and not training.converged:
-                epoch = training.advance(train_loader, val_loader)
-                append_epoch(self._summary, epoch)
-                self._tracker.log_metrics(epoch, step=len(self._summary["training_loss"]) - 1)
-                bar.set_postfix(_postfix(epoch))
-                bar.update()
-        except (RuntimeError, ValueError, AssertionError) as error:
-            failed = True
-            diverged = isinstance(error, TrainingDiverged) or not _is_finite(training.estimator)
-            if not diverged or not training.best_weights:
-                raise
-            # Some estimators refuse NaN themselves, before the loop sees it.
-            warnings.warn(
-                f"Training diverged in epoch {training.epoch + 1}: {error} The weights of the best "
-                f"epoch (held-out loss {training.best_loss:.3f}) are kept. Lower learning_rate "
-                f"(now {training.rates[0]:g}), or look for outliers in x.",
-                RuntimeWarning,
-                stacklevel=5,
+            self._start(training, train_loader, val_loader)
+            failed = diverged = run_epochs(
+                training,
+                train_loader,
+                val_loader,
+                after_epoch,
+                max_num_epochs=train_config.max_num_epochs,
+                outliers_in="x",
+                stacklevel=6,
             )
+        except KeyboardInterrupt:
+            failed = False
+            raise
         finally:
             # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
             bar.close()
             self._last_weights = None if diverged else copy_of_weights(training.estimator)
             training.restore_best()
-            loss = training.best_loss
-            if not failed:
-                # Draws are none of the training's, which may be resumed.
-                with torch.random.fork_rng(devices=self._generators):
-                    loss = training.settle(val_loader)
+            loss = training.best_loss if failed else self._settle(training, val_loader)
             self._finish(training, first, loss, train_config.show_train_summary)
         with torch.random.fork_rng(devices=self._generators):
             center_partition(training.estimator, train_loader, self._device)
         return training.estimator
+
+    def _start(self, training: Training, data: Any, held_out: Any) -> None:
+        """Look at the held-out data, and at what the learning rates do, before the first epoch."""
+        if isinstance(held_out, LoaderData):
+            training.forget_rows()
+        training.start(held_out)
+        if not training.best_weights:
+            raise ValueError(
+                "The held-out loss is not finite before the first epoch; look for NaN and inf "
+                "in x (exclude_invalid_x=True removes them), and for theta outside the prior."
+            )
+        asked = training.settings
+        if training.steps == 0 and check_rates(training, data, held_out):
+            self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
+
+    def _settle(self, training: Training, held_out: Any) -> float:
+        """Put the weights back that held-out data speak for; return their loss."""
+        # Draws are none of the training's, which may be resumed.
+        with torch.random.fork_rng(devices=self._generators):
+            return training.settle(held_out)
 
     def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
         """Return the training to run: a new one, or the last one to resume."""
@@ -545,7 +552,3 @@ def _postfix(epoch: Mapping[str, float]) -> dict[str, str]:
     shown = {"held-out NLL": f"{epoch['validation_loss']:.3f}"}
     multipliers = [epoch[f"multiplier_{name}"] for name in ("forward", "reverse", "proxy")]
     return shown | {"multipliers": " ".join(f"{m:.2f}" for m in multipliers)}
-
-
-def _is_finite(module: torch.nn.Module) -> bool:
-    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())

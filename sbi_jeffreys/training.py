@@ -1,16 +1,9 @@
 r"""Joint training of flow and proxy under a weighting, with early stopping on held-out data.
 
-Every step descends :math:`\lambda_1 D_1 + \lambda_2 D_2 + \lambda_3 D_3` in both models and then
-lets the weighting move the multipliers. After the first steps, every other one does so in the flow
-alone, as far as that can be had cheaply: what costs is to sample the flow and to train the proxy,
-which learns faster than the flow. Early stopping looks at the flow's held-out cross-entropy,
-which is the same quantity from the first epoch to the last; the Lagrangian is not, since it moves
-with its multipliers. What held-out data decide is in :mod:`sbi_jeffreys.patience`,
-how they are looked at in :mod:`sbi_jeffreys.held_out`.
-
-What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
-averaging), at the start over fewer: at a constant learning rate the weights themselves
-wander about, and a held-out curve that does so too stops a run too early.
+What happens in one step is in :mod:`sbi_jeffreys.steps`. Early stopping looks at the flow's
+held-out cross-entropy, which is the same quantity from the first epoch to the last; the Lagrangian
+is not, since it moves with its multipliers. What held-out data decide is in
+:mod:`sbi_jeffreys.patience`, how they are looked at in :mod:`sbi_jeffreys.held_out`.
 
 The entropy H in :math:`D_1` and :math:`D_3` is unknown. With linear prices for these two (the
 default) it drops out of the problem. Where a price is curved, H is taken to be the lowest held-out
@@ -26,19 +19,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .averaging import RunningMean
 from .batches import Data, LoaderData
-from .descent import TrainingDiverged, descend, flow_optimizer, proxy_optimizer
-from .draws import Draws, ReverseQueue, negatives
-from .duals import DualState, FixedWeights, Weighting, settled
-from .estimator import JeffreysEstimator
+from .descent import TrainingDiverged
+from .draws import ReverseQueue
+from .duals import FixedWeights, settled
 from .held_out import LossHook, ProxyLooks, flow_losses
-from .likelihood import LikelihoodEnergy
-from .objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms
 from .patience import Patience, ProxyPlateau, copy_of_weights, pace_of
 from .record import dual_entries
+from .steps import JointSteps, Settings
 
-__all__ = ["Settings", "Training"]
+__all__ = ["Training"]
 
 # Margin below the best held-out cross-entropy in the entropy estimate, nats.
 _ENTROPY_MARGIN = 0.1
@@ -48,98 +38,40 @@ _DROP, _DROP_BOTH = 0.3, 0.5
 # A price that leaves the multiplier of D2 above this share is lowered further, to a tenth, so often
 # at most.
 _UNMOVED, _MORE_TENTHS = 0.9, 2
-# How much the newest weights count in the running mean at first. Where a flow has a proxy to
-# follow it moves fast, and the mean looks back over a tenth of the steps; without one, which soon
-# overfits, a longer memory is better.
-_NEWEST = 10
-# Steps at first that all evaluate all terms. By then a run on few simulations has mostly ended; one
-# on many goes on because the flow learns more slowly than the proxy.
-_WHOLE = 1000
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Hyper-parameters of the training loop; those of sbi have sbi's meaning.
-
-    ``limits`` bound how hard D2 pulls. ``proxy_plateau`` puts the proxy's best weights back when it
-    stops to improve; ``trials`` is whether a lower price of D2 is tried before a run ends
-    (:mod:`sbi_jeffreys.patience`). ``muon`` trains the flow's matrices by
-    :class:`~sbi_jeffreys.muon.Muon`; maximum likelihood, which has no proxy to follow, overfits
-    sooner with it and stays with Adam, whose decoupled ``weight_decay`` is there to compare with.
-    """
-
-    training_batch_size: int = 200
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.0
-    proxy_learning_rate: float = 5e-3
-    proxy_weight_decay: float = 0.1
-    limits: Limits = LIMITS
-    proxy_plateau: bool = True
-    trials: bool = True
-    muon: bool = True
-    stop_after_epochs: int = 20
-    clip_max_norm: float | None = 5.0
-    device: str = "cpu"
 
 
 @dataclass
-class Training:
-    """One joint training: everything that must survive between epochs, and to resume.
+class Training(JointSteps):
+    """One joint training: steps, and what held-out data say between epochs.
 
     Args:
-        estimator: Flow and proxy.
-        weighting: Source of the weights of the divergences.
-        draws: Numbers of samples.
-        settings: Hyper-parameters.
-        kernel: Calibration kernel, a function of x.
-        forward_loss: Replaces the forward loss, for later rounds.
-        from_prior: Whether theta was drawn from the prior; of the rest of the prior a proxy
-            knows nothing, and must not simulate there.
         simple_start: Whether the weights at the start are a model in their own right, the linear
             posterior in closed form, which what is learnt must beat.
+
+    The others are those of :class:`~sbi_jeffreys.steps.JointSteps`.
     """
 
-    estimator: JeffreysEstimator
-    weighting: Weighting
-    draws: Draws
-    settings: Settings
-    kernel: Callable[[Tensor], Tensor]
-    forward_loss: LossHook | None = None
-    from_prior: bool = True
     simple_start: bool = True
     epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_loss: float = float("inf")
     first_weights: dict[str, Tensor] = field(default_factory=dict)
     entropy: float = float("inf")
-    steps: int = 0
     patience: Patience = field(init=False)
-    dual: DualState = field(init=False)
-    optimizers: list[torch.optim.Optimizer] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.from_prior:
-            self.draws = replace(self.draws, simulated=0.0)
-        self.dual = self.weighting.init()
-        self._held_out = torch.zeros(2, dtype=torch.float64)
-        # D2 as last estimated, nats.
-        self._reverse = torch.zeros((), dtype=torch.float64)
-        self._queue = ReverseQueue()
+        super().__post_init__()
         s = self.settings
-        proxy = self.estimator.proxy
-        self.average = RunningMean(self.estimator.parameters(), 1 if proxy is None else _NEWEST)
         pace = pace_of(s.learning_rate, Settings.learning_rate)
         self.patience = Patience(s.stop_after_epochs, trials=self._trials, pace=pace)
         watch = s.proxy_plateau and self.forward_loss is None
         pace = pace_of(s.proxy_learning_rate, Settings.proxy_learning_rate)
         self._looks = ProxyLooks(watch, plateau=ProxyPlateau(pace))
-        muon = s.muon and proxy is not None
-        flow = flow_optimizer(self.estimator, s.learning_rate, s.weight_decay, muon=muon)
-        self.optimizers = [flow]
-        if proxy is not None:
-            self.optimizers.append(
-                proxy_optimizer(proxy.network, s.proxy_learning_rate, s.proxy_weight_decay)
-            )
+
+    @property
+    def stiffness(self) -> float:
+        """Factor on the stiffness of the price of D2: lower after a trial of that."""
+        return self.patience.stiffness
 
     @property
     def _trials(self) -> bool:
@@ -164,83 +96,6 @@ class Training:
         other = replace(self, settings=settings)
         other.patience.best = self.patience.best
         return other
-
-    @property
-    def rates(self) -> list[float]:
-        """Present learning rates, of the flow and, where there is one, of the proxy."""
-        return [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
-
-    def run_epoch(self, data: Data | LoaderData) -> dict[str, float]:
-        """Take one pass over the data; return means over its batches.
-
-        Raises:
-            TrainingDiverged: If the objective was not finite.
-        """
-        self.estimator.train()
-        s = self.settings
-        total = torch.zeros(2, dtype=torch.float64)
-        seen = 0
-        for theta, x, masks in data.batches(s.training_batch_size, s.device, shuffle=True):
-            terms = self.step(theta, x, masks)
-            total += len(theta) * terms
-            seen += len(theta)
-        forward, reverse = (total / seen).tolist()
-        return {"training_loss": forward, "divergence_reverse": reverse}
-
-    def step(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
-        """Descend in the models, ascend in the multipliers; return (forward, reverse).
-
-        Raises:
-            TrainingDiverged: If the objective or its gradient was not finite.
-        """
-        whole = self._evaluates_all()
-        terms = self._terms(theta, x, masks, whole=whole)
-        weights = self.dual.multipliers.tolist()
-        loss = weights[0] * terms.forward
-        if self.estimator.proxy is not None:
-            loss = loss + weights[1] * terms.reverse + weights[2] * terms.proxy
-            loss = loss + self.draws.gauge * terms.gauge
-        descend(loss, self.optimizers, self.settings.clip_max_norm)
-        self.steps += 1
-        self.average.update(self.steps)
-        if whole:
-            self._reverse = terms.reverse_estimate.to("cpu", torch.float64)
-        if self.estimator.proxy is not None:
-            # A price with its curvature times s moves as the price itself does on s D2.
-            reverse = self.patience.stiffness * self._reverse
-            self.dual = self.weighting.step(self.dual, self._divergences(reverse))
-        return torch.stack((terms.forward.detach().to("cpu", torch.float64), self._reverse))
-
-    def _evaluates_all(self) -> bool:
-        """Return whether the next step evaluates all terms, or those of the flow alone."""
-        proxy = self.estimator.proxy
-        if proxy is None:
-            return False
-        # Without pairs of the proxy's own, the data alone would have every other step.
-        pairs = self.draws.simulated > 0 and isinstance(proxy.network, LikelihoodEnergy)
-        first = self.steps < _WHOLE or self.forward_loss is not None
-        return first or not pairs or self.steps % self.draws.every == 0
-
-    def _terms(self, theta: Tensor, x: Tensor, masks: Tensor, *, whole: bool) -> BatchTerms:
-        hook, weights = self.forward_loss, self.kernel(x)
-        loss = None if hook is None else lambda t, y: hook(t, y, masks)
-        if not whole:
-            return flow_terms(self.estimator, theta, x, weights, self.draws, forward_loss=loss)
-        return batch_terms(
-            self.estimator,
-            theta,
-            x,
-            weights,
-            self.draws,
-            base_draws=negatives(self.estimator, theta, self.draws.base, from_base=hook is None),
-            queue=self._queue,
-            forward_loss=loss,
-            limits=self.settings.limits,
-        )
-
-    def _divergences(self, reverse: Tensor) -> Tensor:
-        """Return (D1, D2, D3) with this D2 between those of the last look at held-out data."""
-        return torch.stack((self._held_out[0], reverse, self._held_out[1]))
 
     def validate(self, data: Data | LoaderData) -> dict[str, float]:
         """Measure both models on held-out data."""

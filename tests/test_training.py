@@ -8,7 +8,7 @@ import torch
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
-import sbi_jeffreys.training as training_module
+import sbi_jeffreys.steps as steps_module
 from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.conditional_gaussian import ConditionalGaussian
 from sbi_jeffreys.descent import TrainingDiverged
@@ -19,7 +19,8 @@ from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.muon import Muon
 from sbi_jeffreys.proxy import Base, proxy_nn
 from sbi_jeffreys.record import EPOCH_KEYS, append_epoch, new_record
-from sbi_jeffreys.training import Settings, Training
+from sbi_jeffreys.steps import Settings
+from sbi_jeffreys.training import Training
 
 # nflows, on which sbi's "nsf" is built, calls what torch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated:UserWarning")
@@ -499,7 +500,7 @@ def test_a_trial_lowers_the_price_until_the_multiplier_moves(reverse, stiffness)
 
 
 def test_after_the_first_steps_the_proxy_learns_in_every_other_one(monkeypatch):
-    monkeypatch.setattr(training_module, "_WHOLE", 2)
+    monkeypatch.setattr(steps_module, "_WHOLE", 2)
     training, data, _ = make(proxy="likelihood")
     batches = list(data.batches(5, "cpu", shuffle=True))
     moved, estimates = [], []
@@ -524,7 +525,7 @@ def test_after_the_first_steps_the_proxy_learns_in_every_other_one(monkeypatch):
     ids=["no likelihood", "no pairs", "told so", "later rounds"],
 )
 def test_all_steps_are_whole_where_the_proxy_simulates_nothing(monkeypatch, why):
-    monkeypatch.setattr(training_module, "_WHOLE", 0)
+    monkeypatch.setattr(steps_module, "_WHOLE", 0)
     training, data, _ = make(**why)
     for batch in data.batches(10, "cpu", shuffle=True):
         proxy = snapshot(training.estimator.proxy)

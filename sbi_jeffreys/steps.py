@@ -1,0 +1,197 @@
+r"""One step of the joint training: both models descend, then the multipliers ascend.
+
+Every step descends :math:`\lambda_1 D_1 + \lambda_2 D_2 + \lambda_3 D_3` in both models and then
+lets the weighting move the multipliers. After the first steps, every other one does so in the flow
+alone, as far as that can be had cheaply: what costs is to sample the flow and to train the proxy,
+which learns faster than the flow.
+
+What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
+averaging), at the start over fewer: at a constant learning rate the weights themselves
+wander about, and a held-out curve that does so too stops a run too early.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .averaging import RunningMean
+from .batches import Data, LoaderData
+from .descent import descend, flow_optimizer, proxy_optimizer
+from .draws import Draws, ReverseQueue, negatives
+from .duals import DualState, Weighting
+from .estimator import JeffreysEstimator
+from .held_out import LossHook
+from .likelihood import LikelihoodEnergy
+from .objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms
+
+__all__ = ["JointSteps", "Settings"]
+
+# How much the newest weights count in the running mean at first. Where a flow has a proxy to
+# follow it moves fast, and the mean looks back over a tenth of the steps; without one, which soon
+# overfits, a longer memory is better.
+_NEWEST = 10
+# Steps at first that all evaluate all terms. By then a run on few simulations has mostly ended; one
+# on many goes on because the flow learns more slowly than the proxy.
+_WHOLE = 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters of the training loop; those of sbi have sbi's meaning.
+
+    ``limits`` bound how hard D2 pulls. ``proxy_plateau`` puts the proxy's best weights back when it
+    stops to improve; ``trials`` is whether a lower price of D2 is tried before a run ends
+    (:mod:`sbi_jeffreys.patience`). ``muon`` trains the flow's matrices by
+    :class:`~sbi_jeffreys.muon.Muon`; maximum likelihood, which has no proxy to follow, overfits
+    sooner with it and stays with Adam, whose decoupled ``weight_decay`` is there to compare with.
+    """
+
+    training_batch_size: int = 200
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.0
+    proxy_learning_rate: float = 5e-3
+    proxy_weight_decay: float = 0.1
+    limits: Limits = LIMITS
+    proxy_plateau: bool = True
+    trials: bool = True
+    muon: bool = True
+    stop_after_epochs: int = 20
+    clip_max_norm: float | None = 5.0
+    device: str = "cpu"
+
+
+@dataclass
+class JointSteps:
+    """Flow, proxy and multipliers, and what must survive from one step to the next.
+
+    Args:
+        estimator: Flow and proxy.
+        weighting: Source of the weights of the divergences.
+        draws: Numbers of samples.
+        settings: Hyper-parameters.
+        kernel: Calibration kernel, a function of x.
+        forward_loss: Replaces the forward loss, for later rounds.
+        from_prior: Whether theta was drawn from the prior; of the rest of the prior a proxy
+            knows nothing, and must not simulate there.
+
+    Attributes:
+        steps: Steps taken so far.
+        dual: Multipliers and slacks.
+        optimizers: That of the flow and, where there is one, that of the proxy.
+        average: Running mean of the weights.
+    """
+
+    estimator: JeffreysEstimator
+    weighting: Weighting
+    draws: Draws
+    settings: Settings
+    kernel: Callable[[Tensor], Tensor]
+    forward_loss: LossHook | None = None
+    from_prior: bool = True
+    steps: int = 0
+    dual: DualState = field(init=False)
+    optimizers: list[torch.optim.Optimizer] = field(init=False)
+    average: RunningMean = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.from_prior:
+            self.draws = replace(self.draws, simulated=0.0)
+        self.dual = self.weighting.init()
+        # D1 and D3 as held-out data have last said.
+        self._held_out = torch.zeros(2, dtype=torch.float64)
+        # D2 as last estimated, nats.
+        self._reverse = torch.zeros((), dtype=torch.float64)
+        self._queue = ReverseQueue()
+        s, proxy = self.settings, self.estimator.proxy
+        self.average = RunningMean(self.estimator.parameters(), 1 if proxy is None else _NEWEST)
+        muon = s.muon and proxy is not None
+        flow = flow_optimizer(self.estimator, s.learning_rate, s.weight_decay, muon=muon)
+        self.optimizers = [flow]
+        if proxy is not None:
+            self.optimizers.append(
+                proxy_optimizer(proxy.network, s.proxy_learning_rate, s.proxy_weight_decay)
+            )
+
+    @property
+    def stiffness(self) -> float:
+        """Factor on the stiffness of the price of D2."""
+        return 1.0
+
+    @property
+    def rates(self) -> list[float]:
+        """Present learning rates, of the flow and, where there is one, of the proxy."""
+        return [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+
+    def run_epoch(self, data: Data | LoaderData) -> dict[str, float]:
+        """Take one pass over the data; return means over its batches.
+
+        Raises:
+            TrainingDiverged: If the objective was not finite.
+        """
+        self.estimator.train()
+        s = self.settings
+        total = torch.zeros(2, dtype=torch.float64)
+        seen = 0
+        for theta, x, masks in data.batches(s.training_batch_size, s.device, shuffle=True):
+            terms = self.step(theta, x, masks)
+            total += len(theta) * terms
+            seen += len(theta)
+        forward, reverse = (total / seen).tolist()
+        return {"training_loss": forward, "divergence_reverse": reverse}
+
+    def step(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
+        """Descend in the models, ascend in the multipliers; return (forward, reverse).
+
+        Raises:
+            TrainingDiverged: If the objective or its gradient was not finite.
+        """
+        whole = self._evaluates_all()
+        terms = self._terms(theta, x, masks, whole=whole)
+        weights = self.dual.multipliers.tolist()
+        loss = weights[0] * terms.forward
+        if self.estimator.proxy is not None:
+            loss = loss + weights[1] * terms.reverse + weights[2] * terms.proxy
+            loss = loss + self.draws.gauge * terms.gauge
+        descend(loss, self.optimizers, self.settings.clip_max_norm)
+        self.steps += 1
+        self.average.update(self.steps)
+        if whole:
+            self._reverse = terms.reverse_estimate.to("cpu", torch.float64)
+        if self.estimator.proxy is not None:
+            # A price with its curvature times s moves as the price itself does on s D2.
+            reverse = self.stiffness * self._reverse
+            self.dual = self.weighting.step(self.dual, self._divergences(reverse))
+        return torch.stack((terms.forward.detach().to("cpu", torch.float64), self._reverse))
+
+    def _evaluates_all(self) -> bool:
+        """Return whether the next step evaluates all terms, or those of the flow alone."""
+        proxy = self.estimator.proxy
+        if proxy is None:
+            return False
+        # Without pairs of the proxy's own, the data alone would have every other step.
+        pairs = self.draws.simulated > 0 and isinstance(proxy.network, LikelihoodEnergy)
+        first = self.steps < _WHOLE or self.forward_loss is not None
+        return first or not pairs or self.steps % self.draws.every == 0
+
+    def _terms(self, theta: Tensor, x: Tensor, masks: Tensor, *, whole: bool) -> BatchTerms:
+        hook, weights = self.forward_loss, self.kernel(x)
+        loss = None if hook is None else lambda t, y: hook(t, y, masks)
+        if not whole:
+            return flow_terms(self.estimator, theta, x, weights, self.draws, forward_loss=loss)
+        return batch_terms(
+            self.estimator,
+            theta,
+            x,
+            weights,
+            self.draws,
+            base_draws=negatives(self.estimator, theta, self.draws.base, from_base=hook is None),
+            queue=self._queue,
+            forward_loss=loss,
+            limits=self.settings.limits,
+        )
+
+    def _divergences(self, reverse: Tensor) -> Tensor:
+        """Return (D1, D2, D3) with this D2 between those of the last look at held-out data."""
+        return torch.stack((self._held_out[0], reverse, self._held_out[1]))
