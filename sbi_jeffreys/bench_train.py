@@ -22,9 +22,9 @@ from sbi.utils import BoxUniform
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from .features import features_of
 from .flows import DEFAULT_FLOW, NUM_BINS, plain_flow
 from .quiet import QuietTracker, quiet
-from .scales import standardizer
 from .tasks import get_task
 from .trainer import JeffreysNPE
 
@@ -39,7 +39,7 @@ def _same_flow(prior: Distribution) -> Callable[[Tensor, Tensor], ZukoFlow]:
     """Return a builder of the flow of `JeffreysNPE`, evaluated by zuko alone."""
 
     def build(theta: Tensor, x: Tensor) -> ZukoFlow:
-        embedding = nn.Sequential(standardizer(x), nn.Flatten())
+        embedding = nn.Sequential(features_of(theta, x, prior), nn.Flatten())
         flow = plain_flow(
             theta,
             embedding(x),

@@ -15,6 +15,7 @@ from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from torch import Tensor, nn
 from zuko.flows.core import Flow
 
+from .features import Features
 from .flows import evaluating
 from .likelihood import LikelihoodEnergy
 from .linear import LinearPosterior, is_learnt
@@ -72,6 +73,9 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         if isinstance(network, LikelihoodEnergy):
             if learnt:
                 network.forget_start()
+            for module in self.flow.modules():
+                if isinstance(module, Features):
+                    network.follow(module, x[:ROWS_FOR_SCALE])
             return network
         linear = LinearPosterior(
             theta, None if learnt else context, context.shape[1], base.distribution

@@ -29,6 +29,7 @@ from zuko.transforms import MonotonicRQSTransform
 
 from .autoregressive import AutoregressiveSpline, is_layered
 from .conditional_gaussian import ConditionalGaussian
+from .features import features_of
 from .linear import LinearRegression, column_scales, is_learnt, to_standard_space
 from .scales import standardizer
 from .splines import RationalQuadraticSpline
@@ -72,7 +73,8 @@ def flow_nn(
         num_transforms: Number of coupling layers.
         num_bins: Bins of the splines.
         embedding_net: Network for x, applied after z-scoring. The output of one that is not
-            trained is z-scored too.
+            trained is z-scored too. Without one, columns of x of one sign are bent where that
+            brings them nearer to a Gaussian (:mod:`sbi_jeffreys.features`).
 
     Returns:
         Function of (theta, x), shapes (n, d) and (n, *event), that builds the flow.
@@ -80,7 +82,11 @@ def flow_nn(
 
     def build(theta: Tensor, x: Tensor) -> ZukoFlow:
         # An empty condition (density estimation) has nothing to standardize.
-        scale = standardizer(x) if x[0].numel() else nn.Identity()
+        scale: nn.Module = nn.Identity()
+        if x[0].numel():
+            # Images and series have neighbours, and a user's network has its own idea of x.
+            plain = embedding_net is not None or x.dim() > 2
+            scale = standardizer(x) if plain else features_of(theta, x, prior)
         embedding = nn.Sequential(scale, embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
         with torch.no_grad(), evaluating(embedding):

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .features import Features
 from .linear import column_scales, cut_outliers, ridge_regression, shrunk_cholesky
 from .scales import spread
 
@@ -141,6 +142,17 @@ class LikelihoodEnergy(nn.Module):
         weights[1:] = _LOG_WEIGHT
         return torch.cat((means, scales, lower, weights), dim=-1)
 
+    def follow(self, features: Features, x: Tensor) -> None:
+        """Take the steps of data that these features bend from the data themselves.
+
+        Args:
+            features: What the embedding does.
+            x: Data, shape (n, c).
+        """
+        # Not a submodule: shared weights have one owner and one entry in the state_dict.
+        self.__dict__["features"] = features
+        self.gaps.copy_(torch.where(features.bent, _gaps(x / features.unit), self.gaps))
+
     def forget_start(self) -> None:
         """Start at a standard normal for every theta: the embedding is still to be learnt."""
         for name in ("whitening", "marginal_whitening"):
@@ -196,7 +208,9 @@ class LikelihoodEnergy(nn.Module):
             A note on the evaluation of generative models (Theis et al., 2016),
             https://arxiv.org/abs/1511.01844, section 3.1
         """
-        return context + (torch.rand_like(context) - 0.5) * self.gaps
+        steps = (torch.rand_like(context) - 0.5) * self.gaps
+        features: Features | None = self.__dict__.get("features")
+        return context + steps if features is None else features.spread_steps(context, steps)
 
     def log_likelihood(self, theta: Tensor, context: Tensor) -> Tensor:
         """Return the logarithm of the mixture, up to a constant.

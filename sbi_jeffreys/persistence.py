@@ -49,7 +49,7 @@ __all__ = ["load", "save"]
 _FORMAT = "sbi_jeffreys.posterior"
 # A new major version is one that older programs cannot read. Since 2 the default flow has a
 # Gaussian given x and other splines.
-_FORMAT_VERSION = (2, 0)
+_FORMAT_VERSION = (3, 0)
 # Rows of the dummy data: enough for every builder's z-scoring.
 _DUMMY_ROWS = 64
 _PROBES = 5

@@ -232,7 +232,7 @@ def cut(size):
 
 
 BAD_FILES = {
-    "newer major version": (with_version("3.0"), ValueError, "newer than 2"),
+    "newer major version": (with_version("4.0"), ValueError, "newer than 3"),
     "older default flow": (with_version("1.0"), ValueError, "format 1.0.*Train and save again"),
     "version that is none": (with_version("new"), ValueError, "has format new"),
     "truncated tensors": (cut(-10), ValueError, "truncated"),

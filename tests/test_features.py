@@ -1,0 +1,154 @@
+"""What flow and proxy see of x: which columns are bent, and what becomes of their steps."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Independent, Normal, Poisson
+
+from sbi_jeffreys.features import Features, features_of
+from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.likelihood import LikelihoodEnergy
+
+PRIOR = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def counts(theta):
+    """Return counts of some decades, shape (n, 3), for theta (n, 2)."""
+    log_rate = 2 + theta[:, :1] + theta[:, 1:] * torch.linspace(-1, 1, 3)
+    return Poisson(log_rate.exp()).sample()
+
+
+NORMAL = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+COLUMNS = {
+    "log-normal": (NORMAL.exp(), True),
+    "log-normal below zero": (-NORMAL.exp(), True),
+    "log-normal in small units": (1e-21 * NORMAL.exp(), True),
+    "log-normal in large units": (1e16 * NORMAL.exp(), True),
+    "log-normal, half of it zero": (NORMAL.exp() * (NORMAL.sign() > 0), True),
+    "log-normal of both signs": ((2 * NORMAL).sinh(), False),
+    "narrow": (1 + 0.01 * NORMAL.exp(), False),
+    "normal": (NORMAL, False),
+    "normal and positive": (10 + NORMAL, False),
+    "uniform": (NORMAL.sort().indices.float() / 1000, False),
+    "binary": ((NORMAL > 1).float(), False),
+    "rare": (NORMAL.exp() * (NORMAL > 2.5), False),
+    "zero": (torch.zeros(1000), False),
+    "constant": (torch.full((1000,), 3.0), False),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_that_are_nearer_to_gaussian_as_logarithms_are_bent(name):
+    column, bent = COLUMNS[name]
+    assert Features(column[:, None]).bent.tolist() == [bent]
+
+
+def test_features_have_mean_zero_and_standard_deviation_one():
+    x = torch.stack([column for column, _ in COLUMNS.values()], dim=1)
+    y = Features(x)(x)
+    varies = x.std(dim=0) > 0
+    torch.testing.assert_close(y.mean(dim=0), torch.zeros(len(COLUMNS)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(y.std(dim=0)[varies], torch.ones(int(varies.sum())))
+
+
+def test_columns_that_are_not_bent_are_standardised_to_the_bit():
+    x = torch.randn(500, 4) * torch.tensor([1e-6, 0.3, 1.0, 7.0])
+    assert torch.equal(Features(x)(x), (x - x.mean(dim=0)) / x.std(dim=0))
+
+
+def test_the_unit_does_not_matter():
+    x = NORMAL.exp()[:, None]
+    torch.testing.assert_close(Features(2.0**-70 * x)(2.0**-70 * x), Features(x)(x))
+
+
+def test_above_the_unit_features_are_logarithms_and_below_zero_they_go_on():
+    features = Features(NORMAL.exp()[:, None])
+    x = torch.tensor([1.0, 10.0, 100.0, 1000.0])[:, None]
+    differences = (features(x) * features.std).diff(dim=0)
+    # ln 10, up to (u / x)^2 with a unit of 0.1.
+    torch.testing.assert_close(differences, torch.full((3, 1), 10.0).log(), atol=0.01, rtol=0)
+    y = features(torch.tensor([-5.0, -0.01, 0.0, 0.01, 5.0])[:, None])
+    assert (y.diff(dim=0) > 0).all()
+
+
+def test_rows_that_are_not_finite_do_not_count():
+    x = NORMAL.exp()[:, None].repeat(1, 2)
+    x[3, 0], x[5, 1] = float("nan"), float("inf")
+    kept = torch.ones(1000, dtype=torch.bool)
+    kept[[3, 5]] = False
+    torch.testing.assert_close(Features(x)(x[kept]), Features(x[kept])(x[kept]))
+    assert Features(x)(x)[3, 0].isnan()
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_without_rows_nothing_happens(rows):
+    x = torch.full((rows, 3), 5.0)
+    assert torch.equal(Features(x)(x), x)
+
+
+def test_steps_are_those_of_the_data():
+    x = counts(PRIOR.sample((500,)))
+    features = Features(x)
+    assert features.bent.all()
+    moved = torch.rand_like(x) - 0.5
+    found = features.spread_steps(features(x), moved / features.unit)
+    torch.testing.assert_close(found, features(x + moved), atol=1e-4, rtol=0)
+
+
+def test_a_likelihood_spreads_counts_over_their_steps():
+    theta = PRIOR.sample((500,))
+    x = torch.cat((counts(theta), torch.randn(500, 1).exp(), theta.round()), dim=1)
+    features = Features(x)
+    assert features.bent.tolist() == [True] * 4 + [False] * 2
+    network = LikelihoodEnergy(theta, features(x))
+    network.follow(features, x)
+    torch.testing.assert_close(network.gaps[:3] * features.unit[:3], torch.ones(3))
+    assert network.gaps[3] == 0
+    torch.testing.assert_close(network.gaps[4:] * features.std[4:], torch.ones(2))
+    spread = network.dequantize(features(x))
+    assert torch.equal(spread[:, 3].round(decimals=4), features(x)[:, 3].round(decimals=4))
+    # Counts that differ stay apart, and none stays where it was.
+    back = (spread * features.std + features.mean)[:, :3].sinh() * features.unit[:3]
+    assert torch.equal(back.round(), x[:, :3])
+    assert ((back - x[:, :3]).abs() > 1e-3).float().mean() > 0.98
+
+
+def test_the_linear_start_explains_more_of_counts():
+    theta = PRIOR.sample((1000,))
+    x = counts(theta)
+    losses = [
+        flow_nn(PRIOR, embedding_net=network)(theta, x).loss(theta, x).mean().item()
+        for network in (None, nn.Flatten())
+    ]
+    # Half a nat where logarithms of the rates are linear in theta.
+    assert losses[0] < losses[1] - 0.5
+
+
+def test_columns_are_bent_only_where_that_says_more_of_theta():
+    theta = PRIOR.sample((1000,))
+    log_linear = counts(theta)
+    assert features_of(theta, log_linear, PRIOR).bent.all()
+    # Nearer to Gaussian as a logarithm, but its square root is what is linear in theta.
+    squares = (theta + 5).square() * torch.tensor([1.0, 1e3]) + 1e-3
+    exponential = -torch.rand(1000, 2).log() * 1e-3
+    x = torch.cat((squares, exponential), dim=1)
+    assert Features(x).bent.any()
+    assert not features_of(theta, x, PRIOR).bent.any()
+
+
+def test_of_very_many_columns_none_is_bent():
+    theta = PRIOR.sample((100,))
+    x = counts(theta).repeat(1, 200)
+    assert not features_of(theta, x, PRIOR).bent.any()
+
+
+def test_images_and_what_a_network_of_the_user_sees_are_left_as_they_are():
+    theta, x = torch.randn(200, 2), torch.randn(200, 1, 4, 4).exp()
+    for data, network in ((x, None), (x.flatten(1), nn.Flatten())):
+        flow = flow_nn(PRIOR, embedding_net=network)(theta, data)
+        assert not any(isinstance(module, Features) for module in flow.modules())
