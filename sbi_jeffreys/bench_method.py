@@ -2,7 +2,8 @@
 
 ``python -m sbi_jeffreys.bench_method --tasks slcp two_moons --seeds 0 1`` trains every variant on
 the same simulations of every (task, seed) and writes one row for each to a CSV file, which a later
-call with the same arguments completes instead of repeating.
+call with the same arguments completes instead of repeating. ``--tasks simulators`` takes those of
+:mod:`sbi_jeffreys.simulators` in place of the ten tasks.
 """
 
 # ruff: noqa: T201
@@ -34,6 +35,7 @@ from .flows import NUM_BINS, flow_nn
 from .objective import Limits
 from .proxy import proxy_nn
 from .quiet import QuietTracker, quiet
+from .simulators import SIMULATORS
 from .tasks import get_task
 from .trainer import JeffreysNPE
 
@@ -143,7 +145,7 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
 def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    task = get_task(task_name)
+    task = SIMULATORS.get(task_name) or get_task(task_name)
     theta, x = task.simulate(num, generator=torch.Generator().manual_seed(seed))
     test = torch.Generator().manual_seed(10_000 + seed)
     theta_test, x_test = task.simulate(num_test, generator=test)
@@ -209,7 +211,12 @@ def _trained(
 def main(arguments: list[str] | None = None) -> None:
     """Run the variants asked for and print their mean held-out NLL."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", nargs="+", default=["slcp", "two_moons"])
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["slcp", "two_moons"],
+        help="names of tasks or of simulators; 'simulators' stands for all of these",
+    )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--num-simulations", type=int, default=1000)
@@ -218,6 +225,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/bench-method.csv"))
     options = parser.parse_args(arguments)
+    if options.tasks == ["simulators"]:
+        options.tasks = list(SIMULATORS)
 
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
     have = set() if done.empty else set(zip(done.task, done.seed, done.variant, strict=True))

@@ -1,7 +1,8 @@
 r"""`JeffreysNPE`: the joint training as an sbi trainer. Glue only.
 
 The objective lives in :mod:`sbi_jeffreys.objective`, the multipliers move in
-:mod:`sbi_jeffreys.duals`, the loop is in :mod:`sbi_jeffreys.training`.
+:mod:`sbi_jeffreys.duals`; a step is in :mod:`sbi_jeffreys.steps`, what follows from held-out data
+in :mod:`sbi_jeffreys.training`.
 """
 
 import contextlib
