@@ -25,20 +25,15 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .linear import to_standard_space
-from .scales import spread
+from .scales import nearer_as_logarithms, spread
 
 __all__ = ["Features", "features_of"]
 
-# Nats a row by which a bent column must be more likely.
-_GAIN = 0.1
 # Nats by which the linear posterior must be sharper. Of a hundred simulations it is known to a few
 # tenths.
 _SHARPER = 0.5
-# Quantile of what is not zero that is the unit: below are few.
-_UNIT = 0.02
-# Rows that decide, least number of them that are not zero, and most columns of which it is asked:
-# more want an embedding net.
-_ROWS, _FEWEST, _COLUMNS = 2000, 20, 500
+# Rows that decide, and most columns of which it is asked: more want an embedding net.
+_ROWS, _COLUMNS = 2000, 500
 
 
 class Features(nn.Module):
@@ -47,6 +42,8 @@ class Features(nn.Module):
     Args:
         x: Data of the training simulations, shape (n, c). Rows with NaN or inf do not count.
         bends: Whether columns may be bent.
+        together: Whether all columns that gain anything are bent or none, as parameters of one
+            model should be.
 
     Attributes:
         bent: Which columns are bent, shape (c,).
@@ -68,10 +65,10 @@ class Features(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, x: Tensor, *, bends: bool = True) -> None:
+    def __init__(self, x: Tensor, *, bends: bool = True, together: bool = False) -> None:
         super().__init__()
         x = x[x.isfinite().all(dim=1)]
-        bent, unit = _bends(x[:_ROWS] if bends else x[:0])
+        bent, unit = nearer_as_logarithms(x[:_ROWS] if bends else x[:0], together=together)
         self.register_buffer("bent", bent)
         self.register_buffer("unit", unit)
         few = len(x) < 2
@@ -122,22 +119,3 @@ def features_of(theta: Tensor, x: Tensor, prior: Distribution | None) -> Feature
         *_, regression = to_standard_space(theta, features(x), x.shape[1], prior)
         entropies.append(regression.lower.diagonal().log().sum())
     return bent if entropies[0] < entropies[1] - _SHARPER else plain
-
-
-def _bends(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which columns of data (n, c) are nearer to Gaussian if bent, and their units."""
-    bent = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
-    unit = torch.ones_like(x[0]) if len(x) else x.new_ones(x.shape[1])
-    one_sign = (x >= 0).all(dim=0) | (x <= 0).all(dim=0)
-    for i in one_sign.nonzero().flatten().tolist() if len(x) else ():
-        column = x[:, i].abs().double()
-        positive = column[column > 0]
-        # Of two values one scale is as good as the other.
-        if len(positive) < _FEWEST or len(column.unique()) < 3:
-            continue
-        u = positive.quantile(_UNIT)
-        y = torch.asinh(column / u)
-        log_slope = torch.hypot(column, u).log().mean()
-        if column.std().log() - y.std().log() - log_slope > _GAIN:
-            bent[i], unit[i] = True, u.to(x)
-    return bent, unit

@@ -36,7 +36,6 @@ from torch import Tensor, nn
 
 from .features import Features
 from .linear import column_scales, cut_outliers, ridge_regression, shrunk_cholesky
-from .scales import spread
 
 __all__ = ["LikelihoodEnergy"]
 
@@ -75,8 +74,6 @@ class LikelihoodEnergy(nn.Module):
         torch.Size([7, 3])
     """
 
-    mean: Tensor
-    std: Tensor
     center: Tensor
     scale: Tensor
     whitening: Tensor
@@ -104,13 +101,11 @@ class LikelihoodEnergy(nn.Module):
         d, c = theta.shape[1], context.shape[1]
         if c == 0:
             raise ValueError("A likelihood needs data: with an empty condition, take proxy='mlp'.")
-        mean, std = theta.mean(dim=0), spread(theta)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        self.standard_theta = Features(theta, together=True)
         center, scale = column_scales(context, c, theta)
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
-        start = _linear_likelihood((theta - mean) / std, (context - center) / scale)
+        start = _linear_likelihood(self.standard_theta(theta), (context - center) / scale)
         for name, value in start.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=theta.dtype))
         self.register_buffer("gaps", _gaps(context))
@@ -253,7 +248,7 @@ class LikelihoodEnergy(nn.Module):
 
     def _components(self, theta: Tensor) -> tuple[Tensor, ...]:
         """Return means, log inverse scales and correlations (*, K, .), and log weights (*, K)."""
-        t = (theta - self.mean) / self.std
+        t = self.standard_theta(theta)
         out = self.of_theta(t).unflatten(-1, (self.num_components, -1)) + self.offsets
         m, log_scale, lower, log_weight = out.split(self.sizes, dim=-1)
         m = m + (t @ self.slope.T + self.intercept).unsqueeze(-2)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 from zuko.lazy import LazyTransform, UnconditionalTransform
 
-from .scales import spread
+from .scales import nearer_as_logarithms, spread
 from .walls import SoftWalls, support_bounds
 
 __all__ = [
@@ -39,6 +39,11 @@ __all__ = [
 # Thickness of the walls in standard deviations of theta: thin, so that the inside stays as it is.
 # Thinner and thicker ones by a factor of two or so made no difference in trials.
 _THICKNESS = 0.2
+# The same, relative to the largest parameter, where it is to be a logarithm: within a wall this
+# thick it is one, to 5 percent of its slope.
+_THICK = 10.0
+# Rows that decide whether it is.
+_ROWS = 2000
 
 _CUT = 4.0
 # More rows add nothing to a regression; more features than these want an embedding net.
@@ -207,12 +212,24 @@ def to_standard_space(
     if not bool((low.isfinite() | high.isfinite()).any()):
         return (LinearRegression(theta, context, num_context),)
     std = spread(theta)
+    thickness = torch.where(
+        _over_decades(theta, low, high), _THICK * (theta - low).amax(dim=0), _THICKNESS * std
+    )
     # Simulations outside of the prior are the user's decision: the walls stand behind them.
     lowest, highest = theta.amin(dim=0), theta.amax(dim=0)
     low = torch.where(lowest < low, lowest - 1e-3 * std, low)
     high = torch.where(highest > high, highest + 1e-3 * std, high)
-    walls = UnconditionalTransform(SoftWalls, low, high, _THICKNESS * std, buffer=True)
+    walls = UnconditionalTransform(SoftWalls, low, high, thickness, buffer=True)
     return walls, LinearRegression(walls()(theta), context, num_context)
+
+
+def _over_decades(theta: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return which parameters, bounded below alone, are nearer to a Gaussian as logarithms."""
+    above = low.isfinite() & ~high.isfinite() & (theta > low).all(dim=0)
+    if not bool(above.any()):
+        return above
+    depth = torch.where(above, theta - low, torch.zeros_like(theta))
+    return nearer_as_logarithms(depth[:_ROWS], together=True)[0]
 
 
 class LinearPosterior(nn.Module):

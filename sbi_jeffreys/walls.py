@@ -20,7 +20,8 @@ Its inverse is a sigmoid with a straight middle, the difference of two softplus:
                - \varepsilon \zeta\big((u - b) / \varepsilon\big),
     \qquad \zeta(t) = \log(1 + e^t)
 
-Either bound may be infinite; then its terms are absent.
+Either bound may be infinite; then its terms are absent. Well within a wall that is thicker than
+all parameters, u is :math:`\varepsilon \log((\theta - a) / \varepsilon)`: a logarithm.
 """
 
 import torch
@@ -62,8 +63,10 @@ class SoftWalls(Transform):
     def call_and_ladj(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return u and log du/dtheta, both of the shape of theta; minus infinity outside."""
         # Depths below both bounds, in thicknesses. An infinite bound is infinitely far away and
-        # drops out by itself. Values nearer than float32 can resolve are held at that distance.
-        below = ((theta - self.low) / self.thickness).clamp_min(1e-6)
+        # drops out by itself. Values nearer than float32 can resolve, far nearer to zero than to
+        # any other number, are held at that distance.
+        nearest = torch.where(self.low == 0, 1e-12, 1e-6)
+        below = torch.maximum((theta - self.low) / self.thickness, nearest)
         above = ((self.high - theta) / self.thickness).clamp_min(1e-6)
         lower, upper = torch.expm1(-below).neg(), torch.expm1(-above).neg()
         u = theta + self.thickness * (lower / upper).log()
