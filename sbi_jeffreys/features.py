@@ -41,9 +41,8 @@ class Features(nn.Module):
 
     Args:
         x: Data of the training simulations, shape (n, c). Rows with NaN or inf do not count.
-        bends: Whether columns may be bent.
-        together: Whether all columns that gain anything are bent or none, as parameters of one
-            model should be.
+        bent: Which columns to bend, shape (c,); by default none.
+        unit: Unit u of those, shape (c,).
 
     Attributes:
         bent: Which columns are bent, shape (c,).
@@ -52,8 +51,9 @@ class Features(nn.Module):
         std: What they are divided by, shape (c,).
 
     Example:
+        >>> from sbi_jeffreys.scales import nearer_as_logarithms
         >>> x = torch.stack((torch.randn(500).exp(), torch.randn(500)), dim=1)
-        >>> features = Features(x)
+        >>> features = Features(x, *nearer_as_logarithms(x))
         >>> features.bent.tolist()
         [True, False]
         >>> features(x).mean(dim=0).abs().max() < 1e-5
@@ -65,16 +65,15 @@ class Features(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, x: Tensor, *, bends: bool = True, together: bool = False) -> None:
+    def __init__(self, x: Tensor, bent: Tensor | None = None, unit: Tensor | None = None) -> None:
         super().__init__()
-        x = x[x.isfinite().all(dim=1)]
-        bent, unit = nearer_as_logarithms(x[:_ROWS] if bends else x[:0], together=together)
-        self.register_buffer("bent", bent)
-        self.register_buffer("unit", unit)
-        few = len(x) < 2
-        y = self._bend(x)
-        self.register_buffer("mean", torch.zeros_like(unit) if few else y.mean(dim=0))
-        self.register_buffer("std", torch.ones_like(unit) if few else spread(y))
+        zero, one = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+        self.register_buffer("bent", zero.bool() if bent is None else bent)
+        self.register_buffer("unit", one if unit is None else unit)
+        y = self._bend(x[x.isfinite().all(dim=1)])
+        few = len(y) < 2
+        self.register_buffer("mean", zero if few else y.mean(dim=0))
+        self.register_buffer("std", one if few else spread(y))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features (*, c) of data (*, c)."""
@@ -107,10 +106,11 @@ def features_of(theta: Tensor, x: Tensor, prior: Distribution | None) -> Feature
         x: Data, shape (n, c).
         prior: Prior whose bounds the linear posterior respects, or None.
     """
-    plain = Features(x, bends=False)
+    plain = Features(x)
     if x.shape[1] > _COLUMNS:
         return plain
-    bent = Features(x)
+    finite = x.isfinite().all(dim=1)
+    bent = Features(x, *nearer_as_logarithms(x[finite][:_ROWS]))
     if not bool(bent.bent.any()):
         return plain
     theta, x = theta[:_ROWS], x[:_ROWS]

@@ -35,7 +35,13 @@ import torch
 from torch import Tensor, nn
 
 from .features import Features
-from .linear import column_scales, cut_outliers, ridge_regression, shrunk_cholesky
+from .linear import (
+    column_scales,
+    cut_outliers,
+    over_decades,
+    ridge_regression,
+    shrunk_cholesky,
+)
 
 __all__ = ["LikelihoodEnergy"]
 
@@ -101,7 +107,11 @@ class LikelihoodEnergy(nn.Module):
         d, c = theta.shape[1], context.shape[1]
         if c == 0:
             raise ValueError("A likelihood needs data: with an empty condition, take proxy='mlp'.")
-        self.standard_theta = Features(theta, together=True)
+        # A unit far below all: logarithms proper.
+        unit = 0.1 * theta.abs().amin(dim=0).clamp_min(torch.finfo(theta.dtype).tiny)
+        logarithms = over_decades(theta, context)
+        unit = torch.where(logarithms, unit, torch.ones_like(unit))
+        self.standard_theta = Features(theta, logarithms, unit)
         center, scale = column_scales(context, c, theta)
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 from zuko.lazy import LazyTransform, UnconditionalTransform
 
-from .scales import nearer_as_logarithms, spread
+from .scales import spread
 from .walls import SoftWalls, support_bounds
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "column_scales",
     "cut_outliers",
     "is_learnt",
+    "over_decades",
     "ridge_regression",
     "shrunk_cholesky",
     "to_standard_space",
@@ -42,8 +43,8 @@ _THICKNESS = 0.2
 # The same, relative to the largest parameter, where it is to be a logarithm: within a wall this
 # thick it is one, to 5 percent of its slope.
 _THICK = 10.0
-# Rows that decide whether it is.
-_ROWS = 2000
+# Rows that decide whether it is, and nats by which the linear posterior must be sharper then.
+_ROWS, _SHARPER = 2000, 1.0
 
 _CUT = 4.0
 # More rows add nothing to a regression; more features than these want an embedding net.
@@ -212,9 +213,10 @@ def to_standard_space(
     if not bool((low.isfinite() | high.isfinite()).any()):
         return (LinearRegression(theta, context, num_context),)
     std = spread(theta)
-    thickness = torch.where(
-        _over_decades(theta, low, high), _THICK * (theta - low).amax(dim=0), _THICKNESS * std
-    )
+    logarithms = (low == 0) & ~high.isfinite()
+    if bool(logarithms.any()):
+        logarithms &= over_decades(theta, context)
+    thickness = torch.where(logarithms, _THICK * theta.amax(dim=0), _THICKNESS * std)
     # Simulations outside of the prior are the user's decision: the walls stand behind them.
     lowest, highest = theta.amin(dim=0), theta.amax(dim=0)
     low = torch.where(lowest < low, lowest - 1e-3 * std, low)
@@ -223,13 +225,29 @@ def to_standard_space(
     return walls, LinearRegression(walls()(theta), context, num_context)
 
 
-def _over_decades(theta: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return which parameters, bounded below alone, are nearer to a Gaussian as logarithms."""
-    above = low.isfinite() & ~high.isfinite() & (theta > low).all(dim=0)
-    if not bool(above.any()):
-        return above
-    depth = torch.where(above, theta - low, torch.zeros_like(theta))
-    return nearer_as_logarithms(depth[:_ROWS], together=True)[0]
+def over_decades(theta: Tensor, context: Tensor | None) -> Tensor:
+    """Return which parameters are better seen as logarithms, shape (d,): all positive ones or none.
+
+    Rates and scales meet in products and ratios. All of them are, if the linear posterior of the
+    logarithms is sharper by a nat than that of the parameters, the Jacobian included.
+
+    Args:
+        theta: Parameters, shape (n, d).
+        context: Embedded data, shape (n, c); None, and then it is none of them, where the embedding
+            is still to be learnt.
+    """
+    positive = (theta > 0).all(dim=0)
+    none = torch.zeros_like(positive)
+    if context is None or not 0 < context.shape[1] <= _MOST_FEATURES or not bool(positive.any()):
+        return none
+    theta, context = theta[:_ROWS], context[:_ROWS]
+    logs = torch.where(positive, theta.clamp_min(torch.finfo(theta.dtype).tiny).log(), theta)
+    entropies = [
+        LinearRegression(values, context, context.shape[1]).lower.diagonal().log().sum()
+        for values in (theta, logs)
+    ]
+    jacobian = logs[:, positive].sum(dim=1).mean()
+    return positive if entropies[1] + jacobian < entropies[0] - _SHARPER else none
 
 
 class LinearPosterior(nn.Module):

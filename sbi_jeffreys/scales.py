@@ -69,7 +69,7 @@ def standardizer(x: Tensor) -> Standardize:
     return Standardize(valid.mean(dim=0), spread(valid))
 
 
-def nearer_as_logarithms(x: Tensor, *, together: bool = False) -> tuple[Tensor, Tensor]:
+def nearer_as_logarithms(x: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return which columns are nearer to a Gaussian as :math:`\mathrm{arsinh}(x / u)`.
 
     These have one sign, and under a Gaussian of that scale, the Jacobian included, a row is 0.1 nat
@@ -77,8 +77,6 @@ def nearer_as_logarithms(x: Tensor, *, together: bool = False) -> tuple[Tensor, 
 
     Args:
         x: Shape (n, c).
-        together: Whether 0.1 nat is asked of all columns that gain anything together, not of each:
-            parameters of one model meet in products and ratios.
 
     Returns:
         Which they are, shape (c,), and the units u of these, one for the others, shape (c,).
@@ -87,9 +85,12 @@ def nearer_as_logarithms(x: Tensor, *, together: bool = False) -> tuple[Tensor, 
         An analysis of transformations (Box and Cox, 1964),
         https://doi.org/10.1111/j.2517-6161.1964.tb00553.x
     """
-    gain, unit = torch.zeros(x.shape[1]), x.new_ones(x.shape[1])
+    bent = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
+    unit = x.new_ones(x.shape[1])
+    if len(x) < _FEWEST:
+        return bent, unit
     one_sign = (x >= 0).all(dim=0) | (x <= 0).all(dim=0)
-    for i in one_sign.nonzero().flatten().tolist() if len(x) else ():
+    for i in one_sign.nonzero().flatten().tolist():
         column = x[:, i].abs().double()
         positive = column[column > 0]
         # Of two values one scale is as good as the other.
@@ -98,9 +99,6 @@ def nearer_as_logarithms(x: Tensor, *, together: bool = False) -> tuple[Tensor, 
         u = positive.quantile(_UNIT)
         y = torch.asinh(column / u)
         log_slope = torch.hypot(column, u).log().mean()
-        gain[i], unit[i] = column.std().log() - y.std().log() - log_slope, u.to(x)
-    bent = gain > (0.0 if together else _GAIN)
-    if together and gain[bent].sum() <= _GAIN:
-        bent = torch.zeros_like(bent)
-    bent = bent.to(x.device)
-    return bent, torch.where(bent, unit, torch.ones_like(unit))
+        if column.std().log() - y.std().log() - log_slope > _GAIN:
+            bent[i], unit[i] = True, u.to(x)
+    return bent, unit

@@ -12,7 +12,12 @@ from torch.distributions import Independent, LogNormal, MultivariateNormal, Norm
 
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.linear import LinearPosterior, LinearRegression, to_standard_space
+from sbi_jeffreys.linear import (
+    LinearPosterior,
+    LinearRegression,
+    over_decades,
+    to_standard_space,
+)
 from sbi_jeffreys.proxy import Base, FromLinear, PairMLP, proxy_nn
 
 BOX = BoxUniform(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 5.0]))
@@ -337,3 +342,62 @@ def test_a_normal_that_is_known():
     found = posterior.log_prob(points, torch.randn(3, 2, dtype=torch.float64))
     # The jitter of 1e-6 on the variance, up to eight squared standard deviations.
     torch.testing.assert_close(found, expected.expand(50, 3), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_positive_parameters_over_decades_start_at_the_posterior_of_their_logarithms(unit):
+    prior = Independent(LogNormal(math.log(unit) + torch.zeros(2), torch.tensor([2.0, 0.1])), 1)
+    theta = prior.sample((2000,))
+    x = theta.log() + torch.tensor([0.5, 0.05]) * torch.randn(2000, 2)
+    # Normal prior and noise of the logarithms: a normal posterior.
+    prior_precision = torch.tensor([1 / 2.0**2, 1 / 0.1**2])
+    precision = prior_precision + 1 / torch.tensor([0.5, 0.05]) ** 2
+    mean = (prior_precision * math.log(unit) + x / torch.tensor([0.5, 0.05]) ** 2) / precision
+    exact = -LogNormal(mean, precision.rsqrt()).log_prob(theta).sum(dim=1).mean()
+    flow = flow_nn(prior)(theta, x)
+    # 2,000 rows determine the regression to about a hundredth of a nat; the walls bend the rest.
+    assert flow.loss(theta, x).mean().item() == pytest.approx(exact.item(), abs=0.05)
+    linear = flow_nn(None)(theta, x).loss(theta, x).mean()
+    assert linear > exact + 1.0
+    proxy = proxy_nn("likelihood")(theta, flow.embedding_net(x))
+    assert proxy.standard_theta.bent.tolist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [BOX, BoxUniform(torch.zeros(2), torch.ones(2)), Independent(Normal(torch.zeros(2), 1.0), 1)],
+    ids=["box", "box from zero", "normal"],
+)
+def test_other_parameters_are_no_logarithms(prior):
+    theta = prior.sample((1000,))
+    *walls, _ = to_standard_space(theta, None, 0, prior)
+    for wall in walls:
+        torch.testing.assert_close(wall().thickness, 0.2 * theta.std(dim=0))
+    network = proxy_nn("likelihood")(theta, theta)
+    assert not network.standard_theta.bent.any()
+    assert torch.equal(network.standard_theta(theta), (theta - theta.mean(0)) / theta.std(0))
+
+
+def test_simulations_below_the_bound_are_no_logarithms():
+    theta = POSITIVE.sample((500,))
+    context = theta.log() + 0.01 * torch.randn(500, 2)
+    thickness = to_standard_space(theta, context, 2, POSITIVE)[0]().thickness
+    assert (thickness > theta.amax(dim=0)).all()
+    theta[0, 1] = -0.1
+    thickness = to_standard_space(theta, context, 2, POSITIVE)[0]().thickness
+    assert thickness[1] < theta[:, 1].std()
+
+
+def test_parameters_are_logarithms_all_together_if_that_is_worth_a_nat():
+    theta = POSITIVE.sample((1000,))
+    noise = 0.05 * torch.randn(1000, 2)
+    # Log-normal of scale a half is nearer to a Gaussian as a logarithm, but by less than that.
+    assert over_decades(theta, noise).tolist() == [False, False]
+    assert over_decades(theta, theta + noise).tolist() == [False, False]
+    product_and_ratio = torch.stack((theta.prod(dim=1), theta[:, 0] / theta[:, 1]), dim=1).log()
+    assert over_decades(theta, product_and_ratio + noise).tolist() == [True, True]
+    # One that is not positive has no logarithm; without data, or with too many, none is taken.
+    signed = torch.cat((theta, torch.randn(1000, 1)), dim=1)
+    assert over_decades(signed, product_and_ratio + noise).tolist() == [True, True, False]
+    assert not over_decades(theta, None).any()
+    assert not over_decades(theta, product_and_ratio.repeat(1, 300)).any()

@@ -9,7 +9,7 @@ from torch.distributions import Independent, Normal
 
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.linear import shrunk_cholesky
-from sbi_jeffreys.scales import magnitude, spread, standardizer
+from sbi_jeffreys.scales import magnitude, nearer_as_logarithms, spread, standardizer
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +99,15 @@ def test_a_training_in_other_units_says_the_same(kind, unit_theta, unit_x):
     # rounding (1e-5) the few steps may amplify.
     expected = log_prob(1.0, 1.0)
     torch.testing.assert_close(log_prob(unit_theta, unit_x), expected, atol=0.02, rtol=0)
+
+
+def test_units_of_columns_that_stay_are_one():
+    x = torch.stack((torch.randn(500).exp(), torch.rand(500)), dim=1)
+    bent, unit = nearer_as_logarithms(x)
+    assert bent.tolist() == [True, False]
+    assert unit.tolist() == [pytest.approx(x[:, 0].quantile(0.02).item()), 1.0]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 19])
+def test_few_rows_are_no_reason_for_logarithms(rows):
+    assert not nearer_as_logarithms(torch.randn(rows, 2).exp())[0].any()

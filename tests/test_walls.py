@@ -204,3 +204,17 @@ def test_support_bounds_own_their_memory():
     low, _ = support_bounds(prior, 2)
     low.fill_(-9.0)
     assert support_bounds(prior, 2)[0].tolist() == [-1, -1]
+
+
+def test_within_a_wall_thicker_than_all_parameters_it_is_a_logarithm():
+    transform = walls(0.0, INF, thickness=10.0)
+    theta = torch.logspace(-8, 0, 100, dtype=torch.float64)[:, None]
+    u, log_slope = transform.call_and_ladj(theta)
+    expected = 10 * (theta / 10).log()
+    # Up to half of theta and a thousandth of its square; the slope 1 / z, z = theta / 10, of a
+    # logarithm becomes 1 + 1 / (e^z - 1).
+    torch.testing.assert_close(u, expected + theta / 2, atol=5e-3, rtol=0)
+    torch.testing.assert_close(log_slope, (10 / theta).log(), atol=0.06, rtol=0)
+    torch.testing.assert_close(transform.inv(u), theta, rtol=1e-6, atol=0)
+    single = SoftWalls(*(torch.tensor([v]) for v in (0.0, INF, 10.0)))
+    torch.testing.assert_close(single.inv(single(theta.float())), theta.float(), rtol=1e-4, atol=0)
