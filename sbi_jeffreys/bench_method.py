@@ -133,6 +133,11 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "jeffreys, 6 base draws": _jeffreys(draws=Draws(base=6)),
     "jeffreys, no gauge": _jeffreys(draws=Draws(gauge=0.0)),
     "jeffreys, no Gaussian given x": _no_gaussian,
+    "jeffreys, no logarithms of x": lambda prior: (
+        JeffreysNPE,
+        {"density_estimator": flow_nn(prior, embedding_net=nn.Flatten())},
+        {},
+    ),
     "jeffreys, eight bins": lambda prior: (
         JeffreysNPE,
         {"density_estimator": flow_nn(prior, num_bins=8)},
