@@ -39,7 +39,7 @@ def _same_flow(prior: Distribution) -> Callable[[Tensor, Tensor], ZukoFlow]:
     """Return a builder of the flow of `JeffreysNPE`, evaluated by zuko alone."""
 
     def build(theta: Tensor, x: Tensor) -> ZukoFlow:
-        embedding = nn.Sequential(features_of(theta, x, prior), nn.Flatten())
+        embedding = nn.Sequential(features_of(theta, x), nn.Flatten())
         flow = plain_flow(
             theta,
             embedding(x),

@@ -22,9 +22,8 @@ References:
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
-from .linear import to_standard_space
+from .linear import linear_entropy
 from .scales import nearer_as_logarithms, spread
 
 __all__ = ["Features", "features_of"]
@@ -98,13 +97,12 @@ class Features(nn.Module):
         return torch.where(self.bent, bent, features + steps)
 
 
-def features_of(theta: Tensor, x: Tensor, prior: Distribution | None) -> Features:
+def features_of(theta: Tensor, x: Tensor) -> Features:
     """Return the features that say more of theta.
 
     Args:
         theta: Parameters, shape (n, d).
         x: Data, shape (n, c).
-        prior: Prior whose bounds the linear posterior respects, or None.
     """
     plain = Features(x)
     if x.shape[1] > _COLUMNS:
@@ -114,8 +112,5 @@ def features_of(theta: Tensor, x: Tensor, prior: Distribution | None) -> Feature
     if not bool(bent.bent.any()):
         return plain
     theta, x = theta[:_ROWS], x[:_ROWS]
-    entropies = []
-    for features in (bent, plain):
-        *_, regression = to_standard_space(theta, features(x), x.shape[1], prior)
-        entropies.append(regression.lower.diagonal().log().sum())
-    return bent if entropies[0] < entropies[1] - _SHARPER else plain
+    sharper = linear_entropy(theta, plain(x)) - linear_entropy(theta, bent(x))
+    return bent if sharper > _SHARPER else plain

@@ -86,7 +86,7 @@ def flow_nn(
         if x[0].numel():
             # Images and series have neighbours, and a user's network has its own idea of x.
             plain = embedding_net is not None or x.dim() > 2
-            scale = standardizer(x) if plain else features_of(theta, x, prior)
+            scale = standardizer(x) if plain else features_of(theta, x)
         embedding = nn.Sequential(scale, embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
         with torch.no_grad(), evaluating(embedding):

@@ -138,19 +138,19 @@ def test_the_linear_start_explains_more_of_counts():
 def test_columns_are_bent_only_where_that_says_more_of_theta():
     theta = PRIOR.sample((1000,))
     log_linear = counts(theta)
-    assert features_of(theta, log_linear, PRIOR).bent.all()
+    assert features_of(theta, log_linear).bent.all()
     # Nearer to Gaussian as a logarithm, but its square root is what is linear in theta.
     squares = (theta + 5).square() * torch.tensor([1.0, 1e3]) + 1e-3
     exponential = -torch.rand(1000, 2).log() * 1e-3
     x = torch.cat((squares, exponential), dim=1)
     assert bending(x).bent.any()
-    assert not features_of(theta, x, PRIOR).bent.any()
+    assert not features_of(theta, x).bent.any()
 
 
 def test_of_very_many_columns_none_is_bent():
     theta = PRIOR.sample((100,))
     x = counts(theta).repeat(1, 200)
-    assert not features_of(theta, x, PRIOR).bent.any()
+    assert not features_of(theta, x).bent.any()
 
 
 def test_images_and_what_a_network_of_the_user_sees_are_left_as_they_are():
