@@ -230,8 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/bench-method.csv"))
     options = parser.parse_args(arguments)
-    if options.tasks == ["simulators"]:
-        options.tasks = list(SIMULATORS)
+    tasks = [list(SIMULATORS) if name == "simulators" else [name] for name in options.tasks]
+    options.tasks = [name for names in tasks for name in names]
 
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
     have = set() if done.empty else set(zip(done.task, done.seed, done.variant, strict=True))

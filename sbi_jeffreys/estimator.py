@@ -72,7 +72,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         network = build_proxy(theta, context)
         if isinstance(network, LikelihoodEnergy):
             if learnt:
-                network.forget_start()
+                network.forget_start(theta)
             for module in self.flow.modules():
                 if isinstance(module, Features):
                     network.follow(module, x[:ROWS_FOR_SCALE])

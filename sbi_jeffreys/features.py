@@ -23,7 +23,7 @@ References:
 import torch
 from torch import Tensor, nn
 
-from .linear import linear_entropy
+from .linear import as_logarithms, linear_entropy, over_decades
 from .scales import nearer_as_logarithms, spread
 
 __all__ = ["Features", "features_of"]
@@ -112,5 +112,8 @@ def features_of(theta: Tensor, x: Tensor) -> Features:
     if not bool(bent.bent.any()):
         return plain
     theta, x = theta[:_ROWS], x[:_ROWS]
+    # Logarithms of x go with logarithms of theta: where either asks for these, both have them.
+    logarithms = over_decades(theta, plain(x)) | over_decades(theta, bent(x))
+    theta = as_logarithms(theta, logarithms)
     sharper = linear_entropy(theta, plain(x)) - linear_entropy(theta, bent(x))
     return bent if sharper > _SHARPER else plain

@@ -73,8 +73,8 @@ def flow_nn(
         num_transforms: Number of coupling layers.
         num_bins: Bins of the splines.
         embedding_net: Network for x, applied after z-scoring. The output of one that is not
-            trained is z-scored too. Without one, columns of x of one sign are bent where that
-            brings them nearer to a Gaussian (:mod:`sbi_jeffreys.features`).
+            trained is z-scored too. Without one, columns of x of one sign may be bent
+            (:func:`sbi_jeffreys.features.features_of`).
 
     Returns:
         Function of (theta, x), shapes (n, d) and (n, *event), that builds the flow.

@@ -158,8 +158,13 @@ class LikelihoodEnergy(nn.Module):
         self.__dict__["features"] = features
         self.gaps.copy_(torch.where(features.bent, _gaps(x / features.unit), self.gaps))
 
-    def forget_start(self) -> None:
-        """Start at a standard normal for every theta: the embedding is still to be learnt."""
+    def forget_start(self, theta: Tensor) -> None:
+        """Start at a standard normal for every theta: the embedding is still to be learnt.
+
+        Args:
+            theta: Parameters, shape (n, d), for their scale.
+        """
+        self.standard_theta = Features(theta)
         for name in ("whitening", "marginal_whitening"):
             getattr(self, name).copy_(torch.eye(len(self.whitening)))
         self.scale.fill_(1.0)

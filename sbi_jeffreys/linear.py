@@ -28,6 +28,7 @@ from .walls import SoftWalls, support_bounds
 __all__ = [
     "LinearPosterior",
     "LinearRegression",
+    "as_logarithms",
     "column_scales",
     "cut_outliers",
     "is_learnt",
@@ -216,7 +217,7 @@ def to_standard_space(
     std = spread(theta)
     logarithms = (low == 0) & ~high.isfinite()
     if bool(logarithms.any()):
-        logarithms &= over_decades(theta, context)
+        logarithms = over_decades(theta, context, logarithms)
     thickness = torch.where(logarithms, _THICK * theta.amax(dim=0), _THICKNESS * std)
     # Simulations outside of the prior are the user's decision: the walls stand behind them.
     lowest, highest = theta.amin(dim=0), theta.amax(dim=0)
@@ -226,7 +227,7 @@ def to_standard_space(
     return walls, LinearRegression(walls()(theta), context, num_context)
 
 
-def over_decades(theta: Tensor, context: Tensor | None) -> Tensor:
+def over_decades(theta: Tensor, context: Tensor | None, allowed: Tensor | None = None) -> Tensor:
     """Return which parameters are better seen as logarithms, shape (d,): all positive ones or none.
 
     Rates and scales meet in products and ratios. All of them are, if the linear posterior of the
@@ -236,16 +237,24 @@ def over_decades(theta: Tensor, context: Tensor | None) -> Tensor:
         theta: Parameters, shape (n, d).
         context: Embedded data, shape (n, c); None, and then it is none of them, where the embedding
             is still to be learnt.
+        allowed: Which may be, shape (d,); by default all.
     """
     positive = (theta > 0).all(dim=0)
+    if allowed is not None:
+        positive &= allowed.to(positive.device)
     none = torch.zeros_like(positive)
     if context is None or not 0 < context.shape[1] <= _MOST_FEATURES or not bool(positive.any()):
         return none
     theta, context = theta[:_ROWS], context[:_ROWS]
-    logs = torch.where(positive, theta.clamp_min(torch.finfo(theta.dtype).tiny).log(), theta)
+    logs = as_logarithms(theta, positive)
     sharper = linear_entropy(theta, context) - linear_entropy(logs, context)
     # An entropy of logarithms is one of the parameters less the mean of their sum.
     return positive if sharper - logs[:, positive].sum(dim=1).mean() > _SHARPER else none
+
+
+def as_logarithms(theta: Tensor, which: Tensor) -> Tensor:
+    """Return parameters (n, d), those among them that are positive and meant (d,) as logarithms."""
+    return torch.where(which, theta.clamp_min(torch.finfo(theta.dtype).tiny).log(), theta)
 
 
 def linear_entropy(theta: Tensor, context: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ __all__ = ["load", "save"]
 
 _FORMAT = "sbi_jeffreys.posterior"
 # A new major version is one that older programs cannot read. Since 2 the default flow has a
-# Gaussian given x and other splines.
+# Gaussian given x and other splines, since 3 it and the proxy may see logarithms.
 _FORMAT_VERSION = (3, 0)
 # Rows of the dummy data: enough for every builder's z-scoring.
 _DUMMY_ROWS = 64

@@ -96,7 +96,8 @@ def nearer_as_logarithms(x: Tensor) -> tuple[Tensor, Tensor]:
         # Of two values one scale is as good as the other.
         if len(positive) < _FEWEST or len(column.unique()) < 3:
             continue
-        u = positive.quantile(_UNIT)
+        # Quotients by it must not leave single precision.
+        u = positive.quantile(_UNIT).clamp_min(1e-30 * positive.amax())
         y = torch.asinh(column / u)
         log_slope = torch.hypot(column, u).log().mean()
         if column.std().log() - y.std().log() - log_slope > _GAIN:

@@ -96,7 +96,7 @@ def g_and_k(theta: Tensor) -> Tensor:
 def angles(theta: Tensor) -> Tensor:
     """Return twenty sorted cosines of scattering angles with a forward-backward asymmetry."""
     grid = torch.linspace(-1, 1, 201)
-    density = (1 + grid**2 + 0.5 * theta * grid).clamp_min(1e-3)
+    density = 1 + grid**2 + 0.5 * theta * grid
     return grid[Categorical(density).sample(torch.Size((20,))).T].sort(dim=1).values
 
 

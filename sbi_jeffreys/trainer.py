@@ -430,7 +430,7 @@ class JeffreysNPE(NPE_C):
                 after_epoch,
                 max_num_epochs=train_config.max_num_epochs,
                 outliers_in="x",
-                stacklevel=6,
+                stacklevel=5,
             )
         except KeyboardInterrupt:
             failed = False

@@ -1,5 +1,6 @@
 """Bad input is refused with its value and a remedy; odd input works; trouble leaves a way on."""
 
+import linecache
 import logging
 
 import pytest
@@ -336,8 +337,11 @@ def test_divergence_of_the_objective():
         return torch.full((len(x),), NAN if broken else 1.0)
 
     trainer = make().append_simulations(THETA, X)
-    with pytest.warns(RuntimeWarning, match=r"diverged in epoch 3.*best epoch"):
+    with pytest.warns(RuntimeWarning, match=r"diverged in epoch 3.*best epoch") as caught:
         trainer.train(max_num_epochs=9, calibration_kernel=kernel)
+    # It points at the line above.
+    line = linecache.getline(caught[0].filename, caught[0].lineno)
+    assert line.strip() == "trainer.train(max_num_epochs=9, calibration_kernel=kernel)"
     assert trainer.summary["epochs_trained"] == [2]
     assert usable(trainer)
 

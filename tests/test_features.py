@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Independent, Normal, Poisson
+from torch.distributions import Independent, LogNormal, Normal, Poisson
 
+from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.features import Features, features_of
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.likelihood import LikelihoodEnergy
+from sbi_jeffreys.proxy import Base, proxy_nn
 from sbi_jeffreys.scales import nearer_as_logarithms
 
 PRIOR = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
@@ -36,6 +38,7 @@ COLUMNS = {
     "log-normal in small units": (1e-21 * NORMAL.exp(), True),
     "log-normal in large units": (1e16 * NORMAL.exp(), True),
     "log-normal, half of it zero": (NORMAL.exp() * (NORMAL.sign() > 0), True),
+    "log-normal over forty decades": ((23 * NORMAL).clamp(-87, 80).exp(), True),
     "log-normal of both signs": ((2 * NORMAL).sinh(), False),
     "narrow": (1 + 0.01 * NORMAL.exp(), False),
     "normal": (NORMAL, False),
@@ -145,6 +148,35 @@ def test_columns_are_bent_only_where_that_says_more_of_theta():
     x = torch.cat((squares, exponential), dim=1)
     assert bending(x).bent.any()
     assert not features_of(theta, x).bent.any()
+
+
+def test_logarithms_of_x_go_with_those_of_theta():
+    theta = LogNormal(0.0, 0.7).sample((1000, 2))
+    noise = (0.1 * torch.randn(1000, 2)).exp()
+    x = torch.stack((theta.prod(dim=1), theta[:, 0] / theta[:, 1]), dim=1) * noise
+    # Neither alone makes it linear; both do.
+    assert features_of(theta, x).bent.all()
+
+
+def test_the_estimator_tells_its_proxy_of_the_steps_of_x():
+    theta = PRIOR.sample((500,))
+    x = counts(theta)
+    flow = flow_nn(PRIOR)(theta, x)
+    build = proxy_nn("likelihood")
+    estimator = JeffreysEstimator(flow, theta, x, base=Base(PRIOR, theta), build_proxy=build)
+    features = flow.embedding_net[0]
+    assert features.bent.all()
+    torch.testing.assert_close(estimator.proxy.network.gaps * features.unit, torch.ones(3))
+
+
+def test_a_proxy_whose_embedding_is_still_to_be_learnt_has_no_logarithms():
+    prior = Independent(LogNormal(torch.zeros(2), 2.0), 1)
+    theta = prior.sample((500,))
+    x = theta.log() + 0.1 * torch.randn(500, 2)
+    flow = flow_nn(prior, embedding_net=nn.Linear(2, 2))(theta, x)
+    build = proxy_nn("likelihood")
+    estimator = JeffreysEstimator(flow, theta, x, base=Base(prior, theta), build_proxy=build)
+    assert not estimator.proxy.network.standard_theta.bent.any()
 
 
 def test_of_very_many_columns_none_is_bent():

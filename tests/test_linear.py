@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sbi.utils import BoxUniform
+from sbi.utils import BoxUniform, MultipleIndependent
 from torch import nn
 from torch.distributions import Independent, LogNormal, MultivariateNormal, Normal
 
@@ -21,6 +21,7 @@ from sbi_jeffreys.linear import (
 from sbi_jeffreys.proxy import Base, FromLinear, PairMLP, proxy_nn
 
 BOX = BoxUniform(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 5.0]))
+ZERO, ONE = torch.zeros(1), torch.ones(1)
 POSITIVE = Independent(LogNormal(torch.zeros(2), 0.5), 1)
 
 
@@ -363,17 +364,27 @@ def test_positive_parameters_over_decades_start_at_the_posterior_of_their_logari
     assert proxy.standard_theta.bent.tolist() == [True, True]
 
 
-@pytest.mark.parametrize(
-    "prior",
-    [BOX, BoxUniform(torch.zeros(2), torch.ones(2)), Independent(Normal(torch.zeros(2), 1.0), 1)],
-    ids=["box", "box from zero", "normal"],
-)
-def test_other_parameters_are_no_logarithms(prior):
-    theta = prior.sample((1000,))
-    *walls, _ = to_standard_space(theta, None, 0, prior)
-    for wall in walls:
-        torch.testing.assert_close(wall().thickness, 0.2 * theta.std(dim=0))
-    network = proxy_nn("likelihood")(theta, theta)
+def test_parameters_with_an_upper_bound_are_no_logarithms_to_the_flow():
+    prior = BoxUniform(torch.zeros(2), torch.ones(2))
+    theta = prior.sample((1000,)).clamp_min(0.05)
+    context = theta.log() + 0.01 * torch.randn(1000, 2)
+    # Logarithms would say more, and to the proxy they do; but the upper wall must stay.
+    assert over_decades(theta, context).all()
+    walls, _ = to_standard_space(theta, context, 2, prior)
+    torch.testing.assert_close(walls().thickness, 0.2 * theta.std(dim=0))
+    assert proxy_nn("likelihood")(theta, context).standard_theta.bent.all()
+    # Nor does such a column speak for another one.
+    both = MultipleIndependent([BoxUniform(torch.zeros(1), torch.ones(1)), LogNormal(ZERO, ONE)])
+    theta = both.sample((1000,)).clamp_min(0.05)
+    context = torch.cat((theta[:, :1].log(), theta[:, 1:]), dim=1) + 0.01 * torch.randn(1000, 2)
+    assert over_decades(theta, context).all()
+    walls, _ = to_standard_space(theta, context, 2, both)
+    torch.testing.assert_close(walls().thickness, 0.2 * theta.std(dim=0))
+
+
+def test_parameters_of_both_signs_are_no_logarithms():
+    theta = torch.randn(1000, 2)
+    network = proxy_nn("likelihood")(theta, theta.abs().log())
     assert not network.standard_theta.bent.any()
     assert torch.equal(network.standard_theta(theta), (theta - theta.mean(0)) / theta.std(0))
 

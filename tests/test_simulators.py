@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
+from sbi_jeffreys import bench_method
 from sbi_jeffreys.bench_method import main
 from sbi_jeffreys.simulators import SIMULATORS
 
@@ -55,9 +56,11 @@ def distance(simulator, typical, i, quantile):
     return (cdfs[0] - cdfs[1]).abs().max().item() / 1000
 
 
-def test_the_comparison_of_variants_takes_simulators(tmp_path):
+def test_the_comparison_of_variants_takes_simulators(tmp_path, monkeypatch):
     out = tmp_path / "out.csv"
     arguments = ["--variants", "ml, our flow", "--seeds", "0", "--jobs", "1", "--out", str(out)]
     sizes = ["--num-simulations", "100", "--num-test", "100"]
     main(["--tasks", "wave", "two_moons", *arguments, *sizes])
-    assert pd.read_csv(out).task.tolist() == ["wave", "two_moons"]
+    monkeypatch.setattr(bench_method, "SIMULATORS", {"bits": SIMULATORS["bits"]})
+    main(["--tasks", "two_moons", "simulators", *arguments, *sizes])
+    assert pd.read_csv(out).task.tolist() == ["wave", "two_moons", "bits"]
