@@ -370,9 +370,10 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
             f"sbi_jeffreys {__version__} reads: update it. Written with {metadata.get('versions')}."
         )
     structure = json.loads(metadata["structure"])
-    if int(major) < _FORMAT_VERSION[0] and structure["density_estimator"] == DEFAULT_FLOW:
+    names = structure["density_estimator"], (structure["proxy"] or {}).get("name")
+    if int(major) < _FORMAT_VERSION[0] and (names[0] == DEFAULT_FLOW or names[1] == "likelihood"):
         raise ValueError(
-            f"{str(path)!r} has format {version}: the default flow, {DEFAULT_FLOW!r}, was another "
-            f"one before format {_FORMAT_VERSION[0]}. Train and save again."
+            f"{str(path)!r} has format {version}: the default flow and proxy, {DEFAULT_FLOW!r} and "
+            f"'likelihood', were others before format {_FORMAT_VERSION[0]}. Train and save again."
         )
     return tensors, structure

@@ -271,6 +271,14 @@ def test_older_files_of_other_flows_are_read(tmp_path):
     assert isinstance(load(path), DirectPosterior)
 
 
+def test_older_files_of_other_flows_with_the_default_proxy_are_refused(tmp_path):
+    path = tmp_path / "posterior"
+    save(train(spec=NAMED | {"density_estimator": "mdn"}, density_estimator="mdn"), path)
+    with_version("2.0")(path, path.read_bytes())
+    with pytest.raises(ValueError, match=r"format 2\.0.*'likelihood'.*Train and save again"):
+        load(path)
+
+
 def mcmc(posterior):
     return MCMCPosterior(posterior.potential_fn, BOX)
 
