@@ -23,16 +23,16 @@ References:
 import torch
 from torch import Tensor, nn
 
-from .linear import as_logarithms, linear_entropy, over_decades
-from .scales import nearer_as_logarithms, spread
+from .linear import MOST_FEATURES, as_logarithms, linear_entropy, over_decades
+from .scales import finite_rows, nearer_as_logarithms, shift_and_scale
 
 __all__ = ["Features", "features_of"]
 
 # Nats by which the linear posterior must be sharper. Of a hundred simulations it is known to a few
 # tenths.
 _SHARPER = 0.5
-# Rows that decide, and most columns of which it is asked: more want an embedding net.
-_ROWS, _COLUMNS = 2000, 500
+# Rows that decide.
+_ROWS = 2000
 
 
 class Features(nn.Module):
@@ -66,13 +66,12 @@ class Features(nn.Module):
 
     def __init__(self, x: Tensor, bent: Tensor | None = None, unit: Tensor | None = None) -> None:
         super().__init__()
-        zero, one = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
-        self.register_buffer("bent", zero.bool() if bent is None else bent)
+        one = x.new_ones(x.shape[1])
+        self.register_buffer("bent", torch.zeros_like(one).bool() if bent is None else bent)
         self.register_buffer("unit", one if unit is None else unit)
-        y = self._bend(x[x.isfinite().all(dim=1)])
-        few = len(y) < 2
-        self.register_buffer("mean", zero if few else y.mean(dim=0))
-        self.register_buffer("std", one if few else spread(y))
+        mean, std = shift_and_scale(self._bend(x))
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features (*, c) of data (*, c)."""
@@ -105,10 +104,9 @@ def features_of(theta: Tensor, x: Tensor) -> Features:
         x: Data, shape (n, c).
     """
     plain = Features(x)
-    if x.shape[1] > _COLUMNS:
+    if x.shape[1] > MOST_FEATURES:
         return plain
-    finite = x.isfinite().all(dim=1)
-    bent = Features(x, *nearer_as_logarithms(x[finite][:_ROWS]))
+    bent = Features(x, *nearer_as_logarithms(finite_rows(x)[:_ROWS]))
     if not bool(bent.bent.any()):
         return plain
     theta, x = theta[:_ROWS], x[:_ROWS]

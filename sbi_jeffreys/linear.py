@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 from zuko.lazy import LazyTransform, UnconditionalTransform
 
-from .scales import spread
+from .scales import finite_rows, shift_and_scale, spread
 from .walls import SoftWalls, support_bounds
 
 __all__ = [
+    "MOST_FEATURES",
     "LinearPosterior",
     "LinearRegression",
     "as_logarithms",
@@ -50,7 +51,7 @@ _ROWS, _SHARPER = 2000, 1.0
 
 _CUT = 4.0
 # More rows add nothing to a regression; more features than these want an embedding net.
-_MOST_ROWS, _MOST_FEATURES = 50_000, 500
+_MOST_ROWS, MOST_FEATURES = 50_000, 500
 
 
 class LinearRegression(LazyTransform):
@@ -74,7 +75,7 @@ class LinearRegression(LazyTransform):
         y = theta.double().numpy()
         coefficients = np.zeros((theta.shape[1], num_context))
         intercept, residuals = y.mean(axis=0), y - y.mean(axis=0)
-        if context is not None and 0 < num_context <= _MOST_FEATURES:
+        if context is not None and 0 < num_context <= MOST_FEATURES:
             c = cut_outliers((context[:_MOST_ROWS] - center) / scale).double().numpy()
             # Data that a user keeps in spite of NaN are for the embedding to deal with.
             finite = np.isfinite(c).all(axis=1)
@@ -161,11 +162,10 @@ def column_scales(context: Tensor | None, num: int, like: Tensor) -> tuple[Tenso
     shift, scale = like.new_zeros(num), like.new_ones(num)
     if context is None or num == 0:
         return shift, scale
-    finite = context[context.isfinite().all(dim=1)].to(like)
-    if len(finite) < 2:
-        return shift, scale
+    finite = finite_rows(context).to(like)
     raw = (finite.abs() > _CUT).to(like).mean(dim=0) > 1 / _CUT**2
-    return torch.where(raw, finite.mean(dim=0), shift), torch.where(raw, spread(finite), scale)
+    mean, std = shift_and_scale(finite)
+    return torch.where(raw, mean, shift), torch.where(raw, std, scale)
 
 
 def cut_outliers(standardized: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def over_decades(theta: Tensor, context: Tensor | None, allowed: Tensor | None =
     if allowed is not None:
         positive &= allowed.to(positive.device)
     none = torch.zeros_like(positive)
-    if context is None or not 0 < context.shape[1] <= _MOST_FEATURES or not bool(positive.any()):
+    if context is None or not 0 < context.shape[1] <= MOST_FEATURES or not bool(positive.any()):
         return none
     theta, context = theta[:_ROWS], context[:_ROWS]
     logs = as_logarithms(theta, positive)

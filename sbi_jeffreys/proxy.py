@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from .likelihood import LikelihoodEnergy
-from .linear import LinearPosterior
+from .linear import MOST_FEATURES, LinearPosterior
 from .scales import spread
 
 __all__ = ["Base", "EnergyProxy", "FromLinear", "PairMLP", "proxy_builder", "proxy_nn"]
@@ -145,13 +145,9 @@ class PairMLP(nn.Module):
         return self.last(self.layers(hidden + self.context(context))).squeeze(-1)
 
 
-# With more embedded features a likelihood of them all is out of reach.
-_MOST_FEATURES = 500
-
-
 def _likelihood(theta: Tensor, context: Tensor, **kwargs: Any) -> nn.Module:
     """Return a likelihood's energy where there are data, and not too many; else a network."""
-    if 0 < context.shape[1] <= _MOST_FEATURES:
+    if 0 < context.shape[1] <= MOST_FEATURES:
         return LikelihoodEnergy(theta, context, **kwargs)
     return PairMLP(theta, context)
 

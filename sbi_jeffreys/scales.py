@@ -9,7 +9,14 @@ import torch
 from sbi.utils.sbiutils import Standardize
 from torch import Tensor
 
-__all__ = ["magnitude", "nearer_as_logarithms", "spread", "standardizer"]
+__all__ = [
+    "finite_rows",
+    "magnitude",
+    "nearer_as_logarithms",
+    "shift_and_scale",
+    "spread",
+    "standardizer",
+]
 
 # Standard deviation, relative to the largest entry, up to which a column is constant.
 _CONSTANT = 1e-12
@@ -55,6 +62,26 @@ def spread(rows: Tensor) -> Tensor:
     return torch.where(relative > _CONSTANT, relative * unit, torch.ones_like(unit))
 
 
+def finite_rows(x: Tensor) -> Tensor:
+    """Return the rows of x (n, *event) without NaN or inf."""
+    return x[x.flatten(1).isfinite().all(dim=1)]
+
+
+def shift_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what standardises columns: mean and spread, zero and one of fewer than two rows.
+
+    Args:
+        x: Shape (n, *event). Rows with NaN or inf do not count.
+
+    Returns:
+        Both of shape (*event).
+    """
+    rows = finite_rows(x)
+    if len(rows) < 2:
+        return x.new_zeros(x.shape[1:]), x.new_ones(x.shape[1:])
+    return rows.mean(dim=0), spread(rows)
+
+
 def standardizer(x: Tensor) -> Standardize:
     """Return a module that subtracts each column's mean and divides by its standard deviation.
 
@@ -63,10 +90,7 @@ def standardizer(x: Tensor) -> Standardize:
     Args:
         x: Shape (n, *event). Rows with NaN or inf do not count.
     """
-    valid = x[x.flatten(1).isfinite().all(dim=1)]
-    if len(valid) < 2:
-        return Standardize(torch.zeros_like(x[0]), torch.ones_like(x[0]))
-    return Standardize(valid.mean(dim=0), spread(valid))
+    return Standardize(*shift_and_scale(x))
 
 
 def nearer_as_logarithms(x: Tensor) -> tuple[Tensor, Tensor]:
