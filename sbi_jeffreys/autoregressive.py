@@ -12,6 +12,7 @@ References:
     | zuko's :class:`zuko.flows.autoregressive.MaskedAutoregressiveTransform`
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.distributions import Transform, constraints
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.nn import MaskedLinear
 
-from .splines import spline, spline_inverse
+from .splines import spline, spline_inverse, spline_inverse_and_slope
 
 __all__ = ["AutoregressiveSpline", "is_layered"]
 
@@ -85,17 +86,48 @@ class AutoregressiveSpline(Transform):
     def _inverse(self, y: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(y.shape[:-1], self._given)
         y = y.expand(*shape, -1).movedim(-1, 0)
-        # Before the first group is known the condition is all there is, once for all that share it.
-        x = y.new_zeros(len(y), *[1] * (len(shape) - len(self._given)), *self._given)
-        for group in self.layer.order.unique():
-            features = (self.layer.order == group).nonzero().squeeze(-1)
-            where = x.shape[1:]
-            phi = self._parameters(
-                x.reshape(len(x), where.numel()), self._condition_rows(where), features
-            )
-            found = spline_inverse(y[features], phi.view(*phi.shape[:2], *where), *self._options)
+        x = self._nothing_known(y)
+        for features in self._groups():
+            found = spline_inverse(y[features], self._given_known(x, features), *self._options)
             x = x.expand(-1, *shape).index_copy(0, features, found)
         return x.movedim(0, -1)
+
+    @torch.no_grad()
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x (*, d) of image y, and log |det dy/dx| there (*), without gradients.
+
+        One evaluation gives both, where ``inv`` and ``log_abs_det_jacobian`` take two.
+        """
+        shape = torch.broadcast_shapes(y.shape[:-1], self._given)
+        y = y.expand(*shape, -1).movedim(-1, 0)
+        x, total = self._nothing_known(y), y.new_zeros(shape)
+        for features in self._groups():
+            phi = self._given_known(x, features)
+            found, log_slope = spline_inverse_and_slope(y[features], phi, *self._options)
+            x = x.expand(-1, *shape).index_copy(0, features, found)
+            total = total + log_slope.sum(0)
+        return x.movedim(0, -1), total
+
+    def _nothing_known(self, y: Tensor) -> Tensor:
+        """Return zeros in place of x for y (d, *), with only as many rows as there are conditions.
+
+        Before the first group is known the condition is all there is, once for all that share it.
+        """
+        num = y.dim() - 1 - len(self._given)
+        return y.new_zeros(len(y), *[1] * num, *self._given)
+
+    def _groups(self) -> Iterator[Tensor]:
+        """Yield the numbers of the features that can be found together, group after group."""
+        for group in self.layer.order.unique():
+            yield (self.layer.order == group).nonzero().squeeze(-1)
+
+    def _given_known(self, x: Tensor, features: Tensor) -> Tensor:
+        """Return the parameters (f, 3 K - 1, *) of some features, given those known of x (d, *)."""
+        where = x.shape[1:]
+        phi = self._parameters(
+            x.reshape(len(x), where.numel()), self._condition_rows(where), features
+        )
+        return phi.view(*phi.shape[:2], *where)
 
     @property
     def _given(self) -> torch.Size:

@@ -1,8 +1,9 @@
 r"""The joint model: flow and proxy in one module, an sbi density estimator.
 
-To sbi it is the flow: ``log_prob``, ``sample`` and ``loss`` are the flow's. The proxy rides along
-as ``.proxy``. Training looks at both through the embedded x, which is computed once per x and
-shared; see :meth:`JeffreysEstimator.embed`.
+To sbi it is one density: ``log_prob``, ``sample`` and ``loss`` are those of the pool of flow and
+proxy (:mod:`sbi_jeffreys.pool`) under ``.weight``, and the flow's where that is zero, as it is
+while training runs. The two are there as ``.flow`` and ``.proxy``. Training looks at both through
+the embedded x, which is computed once per x and shared; see :meth:`JeffreysEstimator.embed`.
 """
 
 import copy
@@ -15,6 +16,8 @@ from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from torch import Tensor, nn
 from zuko.flows.core import Flow
 
+from . import pool
+from .autoregressive import AutoregressiveSpline
 from .features import Features
 from .flows import evaluating
 from .likelihood import LikelihoodEnergy
@@ -30,6 +33,12 @@ ROWS_FOR_SCALE = 1000
 
 class JeffreysEstimator(ConditionalDensityEstimator):
     r"""Flow :math:`p_\phi(\theta | x)` with its proxy :math:`q_\psi(\theta | x)`.
+
+    Attributes:
+        flow: The flow.
+        proxy: The proxy, if there is one.
+        weight: Weight of the proxy in the density that ``log_prob`` and ``sample`` give; zero, the
+            flow alone, until a training has ended.
 
     Args:
         flow: Any conditional density estimator of sbi.
@@ -51,6 +60,8 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         # Not the parent's: it would register the flow's network a second time.
         ConditionalEstimator.__init__(self, flow.input_shape, flow.condition_shape)
         self.flow = flow
+        self.weight = 0.0
+        self.last_level = pool.LastLevel()
         self.spec: dict[str, Any] = {}
         self._embeds = _embedding_owner(flow) is not None
         if not self._embeds:
@@ -99,16 +110,38 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         return self.flow.embedding_net
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
-        """Return the flow's log density, shape (S, B) for theta (S, B, d) and x (B, *event)."""
-        return self.flow.log_prob(input, condition, **kwargs)
+        """Return the log density, shape (S, B) for theta (S, B, d) or (B, d) and x (B, *event).
+
+        Args:
+            input: Parameters.
+            condition: Data; one dimension of size 1 takes the size of the other's.
+            kwargs: For the flow, where it stands alone.
+        """
+        if not self.weight:
+            return self.flow.log_prob(input, condition, **kwargs)
+        of_samples = condition.dim() > len(self.condition_shape) + 1
+        if of_samples or (len(condition) == 1 and input.shape[-2] > 1):
+            # An x for each parameter.
+            input, condition, num = self._broadcast_and_align(input, condition)
+            pairs = input.reshape(1, -1, *self.input_shape)
+            context = self.embed(condition.reshape(-1, *self.condition_shape))
+            return pool.log_prob(self, pairs, context).reshape(-1, num)
+        input = input if input.dim() > len(self.input_shape) + 1 else input.unsqueeze(0)
+        theta = input.expand(len(input), len(condition), *self.input_shape)
+        return pool.log_prob(self, theta, self.embed(condition))
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
-        """Return the flow's negative log density, shape (B,), for theta (B, d), x (B, *event)."""
-        return self.flow.loss(input, condition, **kwargs)
+        """Return the negative log density, shape (B,), for theta (B, d), x (B, *event)."""
+        if not self.weight:
+            return self.flow.loss(input, condition, **kwargs)
+        return -self.log_prob(input.unsqueeze(0), condition)[0]
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any) -> Tensor:
-        """Return samples of the flow, shape (*sample_shape, B, d), for x (B, *event)."""
-        return self.flow.sample(sample_shape, condition, **kwargs)
+        """Return samples, shape (*sample_shape, B, d), for x (B, *event)."""
+        if not self.weight:
+            return self.flow.sample(sample_shape, condition, **kwargs)
+        drawn = pool.sample(self, torch.Size(sample_shape).numel(), self.embed(condition))
+        return drawn.reshape(*sample_shape, *drawn.shape[1:])
 
     def embed(self, x: Tensor) -> Tensor:
         """Return what both models see of x.
@@ -155,6 +188,18 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         flow, condition = self._given_embedded(context)
         return flow.sample(torch.Size((num,)), condition)
 
+    @torch.no_grad()
+    def sample_with_log_prob(self, num: int, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return samples of the flow given embedded data (B, c), and its log density there.
+
+        Returns:
+            Shapes (num, B, d) and (num, B).
+        """
+        if isinstance(self.flow, ZukoFlow) and context.shape[-1]:
+            return _zuko_sample_with_log_prob(self.flow.net, num, context)
+        theta = self.sample_embedded(num, context)
+        return theta, self.log_prob_embedded(theta, context)
+
     def _given_embedded(self, context: Tensor) -> tuple[ConditionalDensityEstimator, Tensor]:
         """Return the flow without its embedding, and the context in the form that it takes."""
         if self._embeds:
@@ -164,6 +209,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "JeffreysEstimator":
         super()._apply(fn, recurse)
+        self.last_level = pool.LastLevel()
         if self.proxy is not None:
             self.proxy.base.to(next(self.parameters()).device)
         return self
@@ -179,6 +225,22 @@ def _zuko_log_prob(flow: Flow, theta: Tensor, context: Tensor) -> Tensor:
         # Elementwise maps give a slope for each entry, the others one for each row.
         total = total + (log_slope.sum(-1) if log_slope.dim() == theta.dim() else log_slope)
     return flow.base(condition).log_prob(theta) + total
+
+
+def _zuko_sample_with_log_prob(flow: Flow, num: int, context: Tensor) -> tuple[Tensor, Tensor]:
+    """Return samples of a zuko flow (num, B, d) and its log density there (num, B), in one pass."""
+    base = flow.base(context).expand(context.shape[:-1])
+    theta = base.sample(torch.Size((num,)))
+    total = base.log_prob(theta)
+    for lazy in reversed(flow.transform.transforms):
+        transform = lazy(context)
+        if isinstance(transform, AutoregressiveSpline):
+            theta, log_slope = transform.inverse_and_ladj(theta)
+        else:
+            image, theta = theta, transform.inv(theta)
+            log_slope = transform.log_abs_det_jacobian(theta, image)
+        total = total + (log_slope.sum(-1) if log_slope.dim() == theta.dim() else log_slope)
+    return theta, total
 
 
 def _embedding_owner(flow: ConditionalDensityEstimator) -> nn.Module | None:

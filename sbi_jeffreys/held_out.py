@@ -5,6 +5,7 @@ for each x, so that it is looked at for few x, and not after every step: an epoc
 otherwise spend its time on looking. A proxy that is a likelihood is judged by that, without draws.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,8 +17,17 @@ from .diagnostics import diagnose_proxy
 from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .patience import ProxyPlateau
+from .pool import losses as pool_losses
 
-__all__ = ["LossHook", "ProxyLooks", "bounded", "center_partition", "flow_losses"]
+__all__ = [
+    "LossHook",
+    "ProxyLooks",
+    "bounded",
+    "center_partition",
+    "flow_losses",
+    "pool_weight",
+    "surest",
+]
 
 # Rows evaluated at once: enough to be fast, few enough for any memory.
 _CHUNK = 8192
@@ -31,6 +41,9 @@ _ROWS, _DRAWS, _STEPS = 64, 32, 32
 _LIKELIHOOD_ROWS, _LIKELIHOOD_STEPS, _LIKELIHOOD_COPIES = 2000, 8, 8
 # x over which the mean of log Z is taken in the end: its standard deviation over x is 1 to 5 nats.
 _CENTER_ROWS = 512
+
+# Weights of the pool among which held-out data choose, and how many rows are asked.
+_WEIGHTS, _POOL_ROWS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75), 500
 
 LossHook = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Forward loss of (theta, x, masks), shape (B,), in place of the flow's cross-entropy."""
@@ -164,3 +177,39 @@ def center_partition(estimator: JeffreysEstimator, data: Data | LoaderData, devi
     ).mean()
     if mean.isfinite():
         proxy.network.log_ratio -= mean
+
+
+@torch.no_grad()
+def pool_weight(
+    estimator: JeffreysEstimator,
+    data: Data | LoaderData,
+    device: str,
+    kernel: Callable[[Tensor], Tensor],
+) -> float:
+    """Return the weight of the proxy in the pool that held-out rows speak for.
+
+    Args:
+        estimator: Flow and proxy.
+        data: The rows.
+        device: Where to evaluate.
+        kernel: Calibration kernel, a function of x, that weighs the rows.
+    """
+    if estimator.proxy is None:
+        return 0.0
+    estimator.eval()
+    theta, x = data.head(_POOL_ROWS, device)
+    losses = kernel(x) * pool_losses(estimator, theta, estimator.embed(x), _WEIGHTS)
+    return _WEIGHTS[surest(losses)]
+
+
+def surest(losses: Tensor) -> int:
+    """Return which model gains most on the first, less the gain's standard error.
+
+    Args:
+        losses: Losses of models on the same rows, shape (W, n).
+    """
+    losses = torch.stack([bounded(row) for row in losses])
+    gains = losses[0] - losses
+    error = gains.std(dim=1, correction=0) / gains.shape[1] ** 0.5
+    # What is no number is no gain.
+    return int((gains.mean(dim=1) - error).nan_to_num(nan=-math.inf).argmax())

@@ -48,8 +48,9 @@ __all__ = ["load", "save"]
 
 _FORMAT = "sbi_jeffreys.posterior"
 # A new major version is one that older programs cannot read. Since 2 the default flow has a
-# Gaussian given x and other splines, since 3 it and the proxy may see logarithms.
-_FORMAT_VERSION = (3, 0)
+# Gaussian given x and other splines, since 3 it and the proxy may see logarithms. Since 3.1 flow
+# and proxy are pooled with a weight; before, it was zero.
+_FORMAT_VERSION = (3, 1)
 # Rows of the dummy data: enough for every builder's z-scoring.
 _DUMMY_ROWS = 64
 _PROBES = 5
@@ -192,6 +193,7 @@ def _describe_estimator(
     tensors = {f"estimator.{k}": v for k, v in estimator.state_dict().items()}
     structure: dict[str, Any] = {
         "joint": joint,
+        "weight": estimator.weight if isinstance(estimator, JeffreysEstimator) else 0.0,
         "density_estimator": name,
         "density_estimator_kwargs": dict(spec.get("density_estimator_kwargs", {})),
         "walls": any(getattr(m, "f", None) is SoftWalls for m in estimator.modules()),
@@ -231,6 +233,7 @@ def _rebuild_estimator(
         estimator = builder(theta, x)
         if structure["joint"]:
             estimator = _join(estimator, theta, x, structure, tensors, build_proxy, prior)
+            estimator.weight = structure.get("weight", 0.0)
     prefix = "estimator."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     try:
@@ -304,18 +307,23 @@ def _probe(estimator: ConditionalDensityEstimator) -> Tensors:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         x = x.to(next(estimator.parameters()).device)
-        theta = estimator.sample(torch.Size((1,)), x)
+        theta = _flow(estimator).sample(torch.Size((1,)), x)
     found = _log_probs(estimator, theta, x)
     estimator.train(training)
     return {"probe_theta": theta, "probe_x": x} | found
 
 
 def _log_probs(estimator: ConditionalDensityEstimator, theta: Tensor, x: Tensor) -> Tensors:
-    found = {"probe_flow": estimator.log_prob(theta, x)}
+    found = {"probe_flow": _flow(estimator).log_prob(theta, x)}
     proxy = getattr(estimator, "proxy", None)
     if proxy is not None:
         found["probe_proxy"] = proxy.log_prob_unnormalized(theta, x)
     return found
+
+
+def _flow(estimator: ConditionalDensityEstimator) -> ConditionalDensityEstimator:
+    """Return the flow of a joint model: its density needs no draws, which devices differ in."""
+    return estimator.flow if isinstance(estimator, JeffreysEstimator) else estimator
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-__all__ = ["RationalQuadraticSpline", "spline", "spline_inverse"]
+__all__ = ["RationalQuadraticSpline", "spline", "spline_inverse", "spline_inverse_and_slope"]
 
 
 class RationalQuadraticSpline(Transform):
@@ -121,7 +121,7 @@ def spline_inverse(y: Tensor, phi: Tensor, bound: float = 5.0, slope: float = 1e
         Shape (d, *rows).
     """
     with torch.no_grad():
-        x = _inverse(y, phi, bound, slope)
+        x = _inverse(y, phi, bound, slope)[0]
     if torch.is_grad_enabled() and (y.requires_grad or phi.requires_grad):
         # One Newton step from the solution: it adds nothing but the derivatives of the inverse.
         rows = y.shape[1:].numel()
@@ -130,6 +130,29 @@ def spline_inverse(y: Tensor, phi: Tensor, bound: float = 5.0, slope: float = 1e
         correction = (y - image.view_as(y)) / log_slope.detach().exp().view_as(y)
         x = torch.where(y.abs() < bound, x + correction - correction.detach(), y)
     return x
+
+
+@torch.no_grad()
+def spline_inverse_and_slope(
+    y: Tensor, phi: Tensor, bound: float = 5.0, slope: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """Return the entries whose image is y, and the logarithm of the spline's slope there.
+
+    Args:
+        y: As in :func:`spline_inverse`.
+        phi: As there.
+        bound: As there.
+        slope: As there.
+
+    Returns:
+        Both of shape (d, *rows), without gradients.
+    """
+    x, z, s, d0, d1 = _inverse(y, phi, bound, slope)
+    zc = 1 - z
+    b = torch.addcmul(s, torch.sub(d0 + d1, s, alpha=2), z * zc)
+    a = (s - b).addcmul_(d1, z).addcmul_(d0, zc)
+    log_slope = s.div(b).square_().mul_(a).log_()
+    return x, torch.where(y.abs() < bound, log_slope, torch.zeros_like(log_slope))
 
 
 @cache
@@ -198,7 +221,8 @@ def _look_up(unit: Tensor, bins: _Bins, axis: int) -> tuple[Tensor, ...]:
     return k, size.div_(bins.total), start.div_(bins.total), slopes
 
 
-def _inverse(y: Tensor, phi: Tensor, bound: float, slope: float) -> Tensor:
+def _inverse(y: Tensor, phi: Tensor, bound: float, slope: float) -> tuple[Tensor, ...]:
+    """Return x; and z, s, d0 and d1 there, as at the top."""
     unit = torch.add(y, bound).div_(2 * bound)
     _, size, start, slopes = _look_up(unit, _bins(phi, slope), axis=1)
     w, h = size.unbind(1)
@@ -214,7 +238,7 @@ def _inverse(y: Tensor, phi: Tensor, bound: float, slope: float) -> Tensor:
     root = torch.addcmul(b * b, a, st, value=4).clamp_min_(0).sqrt_()
     z = st.mul_(2).div_(b + root).clamp_max_(1)
     x = torch.addcmul(x0, z, w).mul_(2 * bound).sub_(bound)
-    return torch.where(y.abs() < bound, x, y)
+    return torch.where(y.abs() < bound, x, y), z, s, d0, d1
 
 
 class _Forward(torch.autograd.Function):

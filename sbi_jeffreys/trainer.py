@@ -38,7 +38,7 @@ from .duals import Weighting, is_maximum_likelihood, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from .first_steps import check_rates, default_rates
 from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn, starts_in_closed_form
-from .held_out import center_partition
+from .held_out import center_partition, pool_weight
 from .patience import copy_of_weights
 from .proxy import Base, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
@@ -411,6 +411,7 @@ class JeffreysNPE(NPE_C):
     ) -> JeffreysEstimator:
         """Run the joint training in place of sbi's loop."""
         training = self._prepare(train_config, loss_args)
+        training.estimator.weight = 0.0
         first = training.epoch
         bar = tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch")
 
@@ -444,6 +445,13 @@ class JeffreysNPE(NPE_C):
             self._finish(training, first, loss, train_config.show_train_summary)
         with torch.random.fork_rng(devices=self._generators):
             center_partition(training.estimator, train_loader, self._device)
+            # A proxy knows nothing of what lies between the proposals of later rounds.
+            if training.from_prior and not diverged:
+                training.estimator.weight = pool_weight(
+                    training.estimator, val_loader, self._device, training.kernel
+                )
+        self._summary["pool_weight"].append(training.estimator.weight)
+        self._tracker.log_metric("pool_weight", training.estimator.weight, step=self._round + 1)
         return training.estimator
 
     def _start(self, training: Training, data: Any, held_out: Any) -> None:

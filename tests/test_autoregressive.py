@@ -93,6 +93,10 @@ def test_shapes_and_the_inverse_are_those_of_zuko(settings, y_shape, c_shape):
         torch.testing.assert_close(mine(y), zukos(whole), rtol=0, atol=1e-8)
     found, expected = (t(c).log_abs_det_jacobian(y, None) for t in (ours, theirs))
     torch.testing.assert_close(found, expected, **CLOSE)
+    x, ladj = ours(c).inverse_and_ladj(y)
+    assert torch.equal(x, ours(c).inv(y))
+    # The inverse is known to 1e-8, the slope there as well.
+    torch.testing.assert_close(ladj, theirs(c).log_abs_det_jacobian(x, None), rtol=0, atol=1e-6)
 
 
 @SETTINGS

@@ -66,4 +66,8 @@ def test_what_a_run_says_of_its_stability(tmp_path, monkeypatch):
     assert rows.epochs.tolist() == [6, 2]
     assert (rows.last_above_best >= 0).all()
     # Without a proxy there is no partition function.
-    assert rows[["log_z_mean", "log_z_std"]].isna().all(axis=1).tolist() == [False, True]
+    of_proxy = rows[["log_z_mean", "log_z_std", "nll_flow"]]
+    assert of_proxy.isna().all(axis=1).tolist() == [False, True]
+    # What the pool is worth can be told from the flow alone.
+    assert math.isfinite(rows.nll_flow["long"])
+    assert rows.weight["ml"] == 0.0

@@ -106,6 +106,8 @@ def assert_embedded_is_the_same(estimator, theta, x):
     expected = estimator.log_prob(points, x)
     assert expected.shape == (3, len(x))
     torch.testing.assert_close(estimator.log_prob_embedded(points, context), expected, **CLOSE)
+    theta, log_prob = estimator.sample_with_log_prob(3, context)
+    torch.testing.assert_close(estimator.log_prob(theta, x), log_prob, **CLOSE)
     # One context for each point: another x for each slice.
     shifted = torch.stack((x, x.roll(1, 0), x.roll(2, 0)))
     per_slice = torch.stack([estimator.log_prob(p[None], y)[0] for p, y in

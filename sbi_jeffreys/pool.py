@@ -1,0 +1,183 @@
+r"""What is used after training: flow and proxy as one density, their logarithmic opinion pool.
+
+Flow and proxy make different mistakes at an x that neither has seen. Their pool,
+
+.. math:: p(\theta | x) \propto p_\phi(\theta | x)\, e^{\min\{ t(\theta, x),\; c(x) \}}, \qquad
+    t = w \log \frac{\tilde q_\psi(\theta | x)}{p_\phi(\theta | x)}
+
+is, but for the bound :math:`c(x)`, the density that minimises
+:math:`(1 - w) \mathrm{KL}(p \| p_\phi) + w\, \mathrm{KL}(p \| q_\psi)`: the geometric mean of the
+two. Held-out data choose the weight w; zero is the flow alone. A proxy without normalisation will
+do, since the pool has one of its own.
+
+The bound is what makes it a density to draw from: a draw of the flow is kept with probability
+:math:`\exp(\min\{t, c\} - c)`, and :math:`c(x)` lies as high as it can while at least a quarter of
+the draws are kept. Far from all data, where flow and proxy may differ by hundreds of nats, the
+proxy so has a limited say. Draws are exact; the normaliser is estimated from draws of the flow,
+always the same ones.
+
+References:
+    | Combining probability distributions: a critique and an annotated bibliography (Genest and
+      Zidek, 1986), https://doi.org/10.1214/ss/1177013825, section 3: the logarithmic opinion pool
+    | Truncated importance sampling (Ionides, 2008), https://doi.org/10.1198/106186008X320456
+"""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .estimator import JeffreysEstimator
+
+__all__ = ["LastLevel", "Level", "level_of", "levels", "log_prob", "losses", "sample"]
+
+# Share of the flow's draws that is kept at least.
+_KEPT = 0.25
+# Draws that normalise: in all, for each x at least and at most.
+_DRAWS, _FEWEST, _MOST = 2**16, 128, 4096
+# Pairs evaluated at once.
+_CHUNK = 2**16
+# Bound on the log ratio, nats: what a proxy that says infinity, or no number, counts for.
+_LARGEST = 1e4
+
+
+class Level(NamedTuple):
+    """Bound c and logarithm of the normaliser at each x, nats, shapes (B,)."""
+
+    bound: Tensor
+    log_normalizer: Tensor
+
+
+def level_of(tilts: Tensor, kept: float = _KEPT) -> Level:
+    """Return the bound at which a share of draws is kept, or the highest tilt if that keeps more.
+
+    Args:
+        tilts: At draws of the flow, shape (K, B), nats.
+        kept: The share.
+    """
+    num = len(tilts)
+    ordered = tilts.double().sort(dim=0, descending=True).values
+    highest = ordered[0]
+    # With the j highest at the bound: kept * K * e^c = j * e^c + the sum over the others.
+    others = (ordered - highest).exp().flip(0).cumsum(0).flip(0)
+    share = kept * num - torch.arange(num, device=tilts.device).unsqueeze(-1)
+    bounds = highest + (others / share.clamp_min(1e-12)).log()
+    # The first j that leaves none of the others above the bound.
+    first = (bounds >= ordered).to(torch.uint8).argmax(dim=0, keepdim=True)
+    bound = torch.minimum(bounds.gather(0, first)[0], highest)
+    log_normalizer = torch.minimum(ordered, bound).logsumexp(dim=0) - math.log(num)
+    return Level(bound.to(tilts), log_normalizer.to(tilts))
+
+
+@torch.no_grad()
+def levels(estimator: "JeffreysEstimator", context: Tensor) -> Level:
+    """Return bound and normaliser given embedded data (B, c), from the same draws at every call."""
+    num = min(_MOST, max(_FEWEST, _DRAWS // len(context)))
+    found = []
+    devices = [context.device] if context.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        for part in context.split(max(1, _CHUNK // num)):
+            ratio = _ratio(estimator, part, *estimator.sample_with_log_prob(num, part))
+            found.append(level_of(estimator.weight * ratio))
+    return Level(*map(torch.cat, zip(*found, strict=True)))
+
+
+class LastLevel:
+    """The level at the x that was asked for last: Markov chains ask for one x many times."""
+
+    def __init__(self) -> None:
+        self._key: tuple[float, ...] = ()
+        self._context = torch.empty(0)
+        self._level = Level(torch.empty(0), torch.empty(0))
+
+    def at(self, estimator: "JeffreysEstimator", context: Tensor) -> Level:
+        """Return bound and normaliser given embedded data (B, c); one x alone is remembered."""
+        if len(context) != 1:
+            return levels(estimator, context)
+        # Training in place, or new weights, count a parameter's version up.
+        versions = (float(value._version) for value in estimator.parameters())
+        key = (estimator.weight, *versions)
+        if key != self._key or not torch.equal(context, self._context):
+            self._level = levels(estimator, context)
+            self._key, self._context = key, context.detach().clone()
+        return self._level
+
+
+def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> Tensor:
+    """Return the pool's log density.
+
+    Args:
+        estimator: Flow, proxy and weight.
+        theta: Shape (S, B, d).
+        context: Embedded data, shape (B, c).
+
+    Returns:
+        Nats, shape (S, B). The gradient in theta is that of the density; in weights and x, that
+        of its normaliser is missing.
+    """
+    # One normaliser for an x, however often it stands there.
+    different, where = context.detach().unique(dim=0, return_inverse=True)
+    level = Level(*(value[where] for value in estimator.last_level.at(estimator, different)))
+    flow = estimator.log_prob_embedded(theta, context)
+    tilt = estimator.weight * _ratio(estimator, context, theta, flow)
+    return flow + torch.minimum(tilt, level.bound) - level.log_normalizer
+
+
+@torch.no_grad()
+def sample(estimator: "JeffreysEstimator", num: int, context: Tensor) -> Tensor:
+    """Return draws of the pool given embedded data (B, c), shape (num, B, d)."""
+    level = estimator.last_level.at(estimator, context)
+    kept = (level.log_normalizer - level.bound).exp()
+    drawn = context.new_empty(num, len(context), *estimator.input_shape)
+    filled = torch.zeros(len(context), dtype=torch.long, device=context.device)
+    short = torch.arange(len(context), device=context.device)
+    while num and len(short):
+        some = short[:_CHUNK]
+        # As many for each x as the average x still needs, and a few to spare.
+        wanted = ((num - filled[some]) / kept[some]).mean().item()
+        wanted = min(int(1.1 * wanted) + 8, max(1, _CHUNK // len(some)))
+        theta, flow = estimator.sample_with_log_prob(wanted, context[some])
+        tilt = estimator.weight * _ratio(estimator, context[some], theta, flow)
+        keep = tilt - level.bound[some] > torch.rand_like(tilt).log()
+        place = filled[some] + keep.cumsum(dim=0) - 1
+        row, column = (keep & (place < num)).nonzero(as_tuple=True)
+        drawn[place[row, column], some[column]] = theta[row, column]
+        filled[some] += keep.sum(dim=0)
+        short = short[filled[short] < num]
+    return drawn
+
+
+@torch.no_grad()
+def losses(
+    estimator: "JeffreysEstimator", theta: Tensor, context: Tensor, weights: tuple[float, ...]
+) -> Tensor:
+    """Return the negative log densities of pools of these weights, shape (W, B), nats.
+
+    Args:
+        estimator: Flow and proxy.
+        theta: Parameters, shape (B, d).
+        context: Embedded data, shape (B, c).
+        weights: Weights of the proxy.
+    """
+    found, size = [], _CHUNK // _FEWEST
+    for rows, part in zip(theta.split(size), context.split(size), strict=True):
+        ratios = _ratio(estimator, part, *estimator.sample_with_log_prob(_FEWEST, part))
+        flow = estimator.log_prob_embedded(rows.unsqueeze(0), part)
+        ratio = _ratio(estimator, part, rows.unsqueeze(0), flow)
+        pools = []
+        for weight in weights:
+            level = level_of(weight * ratios)
+            tilt = torch.minimum(weight * ratio[0], level.bound)
+            pools.append(level.log_normalizer - tilt - flow[0])
+        found.append(torch.stack(pools))
+    return torch.cat(found, dim=1)
+
+
+def _ratio(estimator: "JeffreysEstimator", context: Tensor, theta: Tensor, flow: Tensor) -> Tensor:
+    """Return the proxy's log density relative to the flow's, which is given, both (S, B)."""
+    assert estimator.proxy is not None
+    proxy = estimator.proxy.network(theta, context) + estimator.proxy.base.log_prob_soft(theta)
+    return (proxy - flow).nan_to_num(nan=-_LARGEST).clamp(-_LARGEST, _LARGEST)

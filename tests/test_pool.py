@@ -1,0 +1,357 @@
+"""The pool of flow and proxy: its bound, its normaliser, its draws, and what chooses its weight."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from sbi.utils import BoxUniform
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+import sbi_jeffreys.trainer
+from sbi_jeffreys import JeffreysNPE, load, pool, save
+from sbi_jeffreys.batches import Data, ones
+from sbi_jeffreys.estimator import JeffreysEstimator
+from sbi_jeffreys.held_out import pool_weight, surest
+from sbi_jeffreys.proxy import Base
+
+PRIOR = Independent(Normal(torch.zeros(2), 5 * torch.ones(2)), 1)
+# The flow's scale, and the proxy's.
+FLOW, PROXY = 1.0, 0.5
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+class GaussianFlow(ConditionalDensityEstimator):
+    """N(theta; x, s^2)."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__(nn.Identity(), torch.Size((2,)), torch.Size((2,)))
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def _given(self, x: Tensor) -> Independent:
+        return Independent(Normal(x, self.scale.expand_as(x)), 1)
+
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs: object) -> Tensor:
+        return self._given(condition).log_prob(input)
+
+    def loss(self, input: Tensor, condition: Tensor, **kwargs: object) -> Tensor:
+        return -self.log_prob(input, condition)
+
+    def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs: object) -> Tensor:
+        return self._given(condition).sample(sample_shape)
+
+
+class GaussianEnergy(nn.Module):
+    """log N(theta; x + shift, s^2) relative to the base, and 2 nats more than it should be."""
+
+    def __init__(self, base: Base, shift: float, scale: float) -> None:
+        super().__init__()
+        self.base, self.shift, self.scale = base, shift, scale
+
+    def forward(self, theta: Tensor, context: Tensor) -> Tensor:
+        normal = Normal(context + self.shift, self.scale)
+        return normal.log_prob(theta).sum(-1) - self.base.log_prob_soft(theta) + 2.0
+
+
+def gaussians(weight: float, shift: float = 0.4, scale: float = PROXY) -> JeffreysEstimator:
+    """Return a Gaussian flow with a Gaussian proxy; what they see of x is x."""
+    theta = PRIOR.sample((10,))
+    base = Base(PRIOR, theta)
+    estimator = JeffreysEstimator(
+        GaussianFlow(FLOW),
+        theta,
+        theta,
+        base=base,
+        build_proxy=lambda theta, context: nn.Identity(),
+    )
+    estimator.proxy.network = GaussianEnergy(base, shift, scale)
+    estimator._x_mean.zero_()
+    estimator._x_std.fill_(1.0)
+    estimator.weight = weight
+    return estimator.eval()
+
+
+def pooled(weight: float, shift: float = 0.4) -> tuple[float, float]:
+    """Return mean relative to x and scale of the pool of the two: precisions add up."""
+    of_flow, of_proxy = (1 - weight) / FLOW**2, weight / PROXY**2
+    return shift * of_proxy / (of_flow + of_proxy), (of_flow + of_proxy) ** -0.5
+
+
+def test_the_pool_of_gaussians_is_their_geometric_mean():
+    weight = 0.5
+    mean, scale = pooled(weight)
+    estimator = gaussians(weight)
+    x = torch.randn(3, 2)
+    theta = x + mean + scale * torch.randn(50, 3, 2)
+    expected = Normal(x + mean, scale).log_prob(theta).sum(-1)
+    # The bound is off here (test below), 22,000 draws normalise: five standard errors.
+    tolerance = 5 * (1.2 / 22_000) ** 0.5
+    assert torch.allclose(estimator.log_prob(theta, x), expected, atol=tolerance)
+
+
+def test_draws_are_those_of_the_density():
+    weight, num = 0.5, 20_000
+    mean, scale = pooled(weight)
+    x = torch.tensor([[0.0, 0.0], [3.0, -1.0]])
+    drawn = gaussians(weight).sample(torch.Size((num,)), x)
+    assert drawn.shape == (num, 2, 2)
+    # Five standard errors of a mean, and of a standard deviation.
+    assert torch.allclose(drawn.mean(0), x + mean, atol=5 * scale / num**0.5)
+    assert torch.allclose(drawn.std(0), torch.tensor(scale), atol=5 * scale / (2 * num) ** 0.5)
+    # All of them are different ones.
+    assert len(drawn[:, 0].unique(dim=0)) == num
+
+
+def test_the_bound_keeps_a_share_of_all_draws():
+    tilts = 5 * torch.randn(2000, 4)
+    level = pool.level_of(tilts)
+    assert torch.allclose((level.log_normalizer - level.bound).exp(), torch.tensor(0.25))
+    by_hand = torch.minimum(tilts, level.bound).exp().mean(0).log()
+    assert torch.allclose(level.log_normalizer, by_hand, atol=1e-4)
+
+
+def test_the_bound_is_the_highest_tilt_where_that_keeps_more():
+    tilts = 0.1 * torch.randn(500, 3)
+    level = pool.level_of(tilts)
+    assert torch.equal(level.bound, tilts.max(0).values)
+    assert torch.allclose(level.log_normalizer, tilts.exp().mean(0).log(), atol=1e-6)
+    assert pool.level_of(torch.full((7, 1), -300.0)).log_normalizer == -300.0
+
+
+def test_a_bounded_pool_is_normalised_and_drawn_from():
+    # Ten scales apart: a share of 0.25 bounds the tilt, and the proxy has a limited say.
+    estimator = gaussians(0.5, shift=5.0)
+    x = torch.zeros(1, 2)
+    level = estimator.last_level.at(estimator, x)
+    assert math.isclose((level.log_normalizer - level.bound).exp().item(), 0.25, rel_tol=1e-4)
+    axis = torch.linspace(-8, 12, 400)
+    grid = torch.cartesian_prod(axis, axis)
+    density = estimator.log_prob(grid.unsqueeze(1), x)[:, 0].exp()
+    cell = (axis[1] - axis[0]) ** 2
+    # 4,096 draws whose weights vary as much as a share of a quarter allows: five standard errors.
+    assert math.isclose((density.sum() * cell).item(), 1.0, abs_tol=5 * (3 / 4096) ** 0.5)
+    mean = (density[:, None] * grid).sum(0) / density.sum()
+    drawn = estimator.sample(torch.Size((20_000,)), x)[:, 0]
+    assert torch.allclose(drawn.mean(0), mean, atol=5 * drawn.std(0).max().item() / 20_000**0.5)
+
+
+def test_without_weight_it_is_the_flow():
+    estimator, theta, x = gaussians(0.0), torch.randn(5, 3, 2), torch.randn(3, 2)
+    assert torch.equal(estimator.log_prob(theta, x), estimator.flow.log_prob(theta, x))
+    torch.manual_seed(1)
+    drawn = estimator.sample(torch.Size((4,)), x)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, estimator.flow.sample(torch.Size((4,)), x))
+
+
+def test_shapes_are_those_of_sbi():
+    estimator, x = gaussians(0.25), torch.randn(3, 2)
+    theta = torch.randn(5, 3, 2)
+    expected = estimator.log_prob(theta, x)
+    assert expected.shape == (5, 3)
+    # Parameters without a dimension of samples, and one x for all, or all parameters for each x.
+    assert torch.allclose(estimator.log_prob(theta[0], x), expected[:1])
+    assert estimator.log_prob(theta, x[:1]).shape == (5, 3)
+    assert estimator.log_prob(theta[:, :1], x).shape == (5, 3)
+    assert torch.allclose(estimator.log_prob(theta, x.expand(5, 3, 2)), expected)
+    assert torch.equal(estimator.loss(theta[0], x), -estimator.log_prob(theta[:1], x)[0])
+    assert estimator.sample(torch.Size((2, 4)), x).shape == (2, 4, 3, 2)
+    assert estimator.sample(torch.Size((0,)), x).shape == (0, 3, 2)
+    assert estimator.sample(torch.Size(), x).shape == (3, 2)
+
+
+def test_one_x_has_one_normaliser_however_often_it_is_asked_for():
+    estimator, x = gaussians(0.25), torch.randn(1, 2)
+    theta = torch.randn(6, 2)
+    in_rows = estimator.log_prob(theta.unsqueeze(0), x.expand(6, 2))[0]
+    alone = estimator.log_prob(theta.unsqueeze(1), x)[:, 0]
+    assert torch.allclose(in_rows, alone)
+
+
+def test_the_density_draws_from_no_generator_of_the_users():
+    estimator, theta, x = gaussians(0.25), torch.randn(1, 3, 2), torch.randn(3, 2)
+    before = torch.get_rng_state()
+    first = estimator.log_prob(theta, x)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    assert torch.equal(estimator.log_prob(theta, x), first)
+
+
+def test_what_is_remembered_of_one_x_is_forgotten_when_weights_change():
+    estimator, theta, x = gaussians(0.25), torch.zeros(1, 1, 2), torch.zeros(1, 2)
+    first = estimator.log_prob(theta, x)
+    with torch.no_grad():
+        estimator.flow.scale.mul_(1.2)
+    second = estimator.log_prob(theta, x)
+    fresh = gaussians(0.25)
+    fresh.load_state_dict(estimator.state_dict())
+    assert not torch.allclose(first, second)
+    assert torch.equal(second, fresh.log_prob(theta, x))
+    estimator.weight = 0.5
+    assert not torch.allclose(estimator.log_prob(theta, x), second)
+
+
+def test_gradients_in_theta_are_those_of_the_density():
+    estimator, x = gaussians(0.5), torch.zeros(1, 2)
+    theta = torch.tensor([[[0.3, -0.2]]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(estimator.log_prob(theta, x).sum(), theta)
+    mean, scale = pooled(0.5)
+    assert torch.allclose(gradient, (mean - theta) / scale**2, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_proxy_that_says_no_number_leaves_the_flow(value):
+    estimator, theta, x = gaussians(0.5), torch.randn(4, 3, 2), torch.randn(3, 2)
+    estimator.proxy.network = _Constant(value)
+    of_flow = estimator.flow.log_prob(theta, x)
+    assert torch.allclose(estimator.log_prob(theta, x), of_flow, atol=1e-3)
+    assert estimator.sample(torch.Size((10,)), x).isfinite().all()
+
+
+class _Constant(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, theta: Tensor, context: Tensor) -> Tensor:
+        return theta.new_full((len(theta), len(context)), self.value)
+
+
+def _simulations(num: int, scale: float) -> Data:
+    """Return x, and theta that is N(x, scale^2) given x."""
+    x = PRIOR.sample((num,))
+    theta = x + scale * torch.randn(num, 2)
+    return Data(theta, x, torch.ones(num, 1), torch.arange(num))
+
+
+def test_held_out_data_choose_the_weight():
+    # Data as the proxy says, as the flow says, and in between: precisions 4, 1 and 1.75.
+    of_proxy, of_flow, between = (
+        pool_weight(gaussians(0.0, shift=0.0), _simulations(500, scale), "cpu", ones)
+        for scale in (PROXY, FLOW, pooled(0.25)[1])
+    )
+    assert of_flow == 0.0
+    # One step of the grid is less than 500 rows can tell.
+    assert 0.125 <= between <= 0.375
+    assert of_proxy == 0.75
+
+
+def test_a_proxy_that_says_no_number_has_no_weight():
+    estimator = gaussians(0.0)
+    estimator.proxy.network = _Constant(float("nan"))
+    assert pool_weight(estimator, _simulations(50, FLOW), "cpu", ones) == 0.0
+
+
+def test_few_rows_choose_only_what_they_can_tell():
+    # A gain of 0.1 nats, which a row tells with a standard deviation of one: 64 rows know it to an
+    # eighth, 400 to a twentieth.
+    gain = 0.1 + torch.tensor([1.0, -1.0])
+    for num, chosen in ((64, 0), (400, 1)):
+        rows = torch.stack((torch.zeros(num), -gain.repeat(num // 2)))
+        assert surest(rows) == chosen
+    # One far row has no more say than others.
+    rows = torch.stack((torch.linspace(0, 1, 50), torch.linspace(0.1, 1.1, 50)))
+    rows[0, -1] = 1000.0
+    assert surest(rows) == 0
+
+
+# In training
+
+
+@pytest.fixture
+def a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let held-out data say a quarter."""
+    monkeypatch.setattr(sbi_jeffreys.trainer, "pool_weight", lambda *args: 0.25)
+
+
+def _trainer(**kwargs: object) -> JeffreysNPE:
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    theta = prior.sample((300,))
+    x = theta + 0.2 * torch.randn(300, 2)
+    trainer = JeffreysNPE(prior, seed=0, show_progress_bars=False, **kwargs)
+    return trainer.append_simulations(theta, x)
+
+
+def test_training_ends_with_the_weight_that_held_out_data_choose():
+    trainer = _trainer()
+    estimator = trainer.train(max_num_epochs=20)
+    theta, x, _ = trainer.get_simulations()
+    rows = Data(theta, x, torch.ones(300, 1), trainer.val_indices)
+    # The trainer's own draws are others; within one step of the grid.
+    assert abs(pool_weight(estimator, rows, "cpu", ones) - estimator.weight) <= 0.125
+    assert trainer.summary["pool_weight"] == [estimator.weight]
+
+
+@pytest.mark.usefixtures("a_quarter")
+def test_the_pool_is_what_users_get():
+    trainer = _trainer()
+    estimator = trainer.train(max_num_epochs=20)
+    posterior = trainer.build_posterior()
+    x = torch.zeros(1, 2)
+    theta = posterior.sample((500,), x=x, show_progress_bars=False)
+    given = estimator.log_prob(theta.unsqueeze(1), x)[:, 0]
+    assert torch.allclose(posterior.log_prob(theta, x=x, norm_posterior=False), given)
+    assert not torch.allclose(given, estimator.flow.log_prob(theta.unsqueeze(1), x)[:, 0])
+
+
+def test_maximum_likelihood_has_no_pool():
+    trainer = _trainer(objective="ml")
+    assert trainer.train(max_num_epochs=2).weight == 0.0
+
+
+@pytest.mark.usefixtures("a_quarter")
+def test_later_rounds_train_and_give_the_flow():
+    trainer = _trainer()
+    trainer.train(max_num_epochs=10)
+    proposal = trainer.build_posterior().set_default_x(torch.zeros(1, 2))
+    theta = proposal.sample((200,), show_progress_bars=False)
+    trainer.append_simulations(theta, theta + 0.2 * torch.randn(200, 2), proposal=proposal)
+    assert trainer.train(max_num_epochs=2).weight == 0.0
+    # What was built before keeps its own.
+    assert proposal.posterior_estimator.weight == 0.25
+
+
+def test_to_stop_and_resume_trains_the_same_flow():
+    whole, parts = _trainer(), _trainer()
+    parts._theta_roundwise, parts._x_roundwise = whole._theta_roundwise, whole._x_roundwise
+    once = whole.train(max_num_epochs=6)
+    parts.train(max_num_epochs=3)
+    twice = parts.train(max_num_epochs=3, resume_training=True)
+    for name, value in once.state_dict().items():
+        assert torch.equal(value, twice.state_dict()[name]), name
+    assert once.weight == twice.weight
+
+
+def test_copies_and_files_keep_the_weight(tmp_path):
+    trainer = _trainer()
+    estimator = trainer.train(max_num_epochs=10)
+    estimator.weight = 0.25
+    posterior = trainer.build_posterior(estimator)
+    theta, x = torch.zeros(1, 4, 2), 0.1 * torch.randn(4, 2)
+    expected = estimator.log_prob(theta, x)
+    save(posterior, tmp_path / "posterior.safetensors")
+    loaded = load(tmp_path / "posterior.safetensors").posterior_estimator
+    for other in (copy.deepcopy(estimator), pickle.loads(pickle.dumps(estimator)), loaded):
+        assert other.weight == 0.25
+        assert torch.equal(other.log_prob(theta, x), expected)
+
+
+@pytest.mark.usefixtures("a_quarter")
+def test_markov_chains_sample_the_pool():
+    trainer = _trainer()
+    estimator = trainer.train(max_num_epochs=10)
+    chains = MCMCPosteriorParameters(num_chains=20, warmup_steps=20, thin=2)
+    by_chain = trainer.build_posterior(sample_with="mcmc", posterior_parameters=chains)
+    x = torch.tensor([[0.2, -0.1]])
+    found = by_chain.sample((1000,), x=x, show_progress_bars=False)
+    drawn = estimator.sample(torch.Size((4000,)), x)[:, 0]
+    # Chains of fifty steps each, thinned: some 300 draws. Five standard errors of a mean.
+    assert torch.allclose(found.mean(0), drawn.mean(0), atol=5 * drawn.std(0).max() / 300**0.5)
