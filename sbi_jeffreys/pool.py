@@ -2,19 +2,20 @@ r"""What is used after training: flow and proxy as one density, their logarithmi
 
 Flow and proxy make different mistakes at an x that neither has seen. Their pool,
 
-.. math:: p(\theta | x) \propto p_\phi(\theta | x)\, e^{\min\{ t(\theta, x),\; c(x) \}}, \qquad
-    t = w \log \frac{\tilde q_\psi(\theta | x)}{p_\phi(\theta | x)}
+.. math:: p(\theta | x) \propto p_\phi(\theta | x)\, e^{t_b(\theta, x)}, \qquad
+    t = w \log \frac{\tilde q_\psi(\theta | x)}{p_\phi(\theta | x)}, \qquad
+    t_b = \max\{ \min\{ t, c(x) \}, c(x) - 3 \}
 
-is, but for the bound :math:`c(x)`, the density that minimises
+is, but for the bounds, the density that minimises
 :math:`(1 - w) \mathrm{KL}(p \| p_\phi) + w\, \mathrm{KL}(p \| q_\psi)`: the geometric mean of the
 two. Held-out data choose the weight w; zero is the flow alone. A proxy without normalisation will
 do, since the pool has one of its own.
 
-The bound is what makes it a density to draw from: a draw of the flow is kept with probability
-:math:`\exp(\min\{t, c\} - c)`, and :math:`c(x)` lies as high as it can while at least a quarter of
-the draws are kept. Far from all data, where flow and proxy may differ by hundreds of nats, the
-proxy so has a limited say. Draws are exact; the normaliser is estimated from draws of the flow,
-always the same ones.
+The upper bound is what makes it a density to draw from: a draw of the flow is kept with probability
+:math:`\exp(t_b - c)`, and :math:`c(x)` lies as high as it can while at least a quarter of the draws
+are kept. Far from all data flow and proxy may differ by hundreds of nats; the bounds leave the
+proxy a limited say. Draws are exact; the normaliser is estimated from draws of the flow, always the
+same ones.
 
 References:
     | Combining probability distributions: a critique and an annotated bibliography (Genest and
@@ -23,6 +24,7 @@ References:
 """
 
 import math
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LastLevel", "Level", "level_of", "levels", "log_prob", "losses", "sample"]
 
-# Share of the flow's draws that is kept at least.
-_KEPT = 0.25
+# Share of the flow's draws that is kept at least, and nats by which one draw can be better than
+# another to the proxy.
+_KEPT, _SAY = 0.25, 3.0
 # Draws that normalise: in all, for each x at least and at most.
 _DRAWS, _FEWEST, _MOST = 2**16, 128, 4096
 # Pairs evaluated at once.
@@ -44,10 +47,14 @@ _LARGEST = 1e4
 
 
 class Level(NamedTuple):
-    """Bound c and logarithm of the normaliser at each x, nats, shapes (B,)."""
+    """Upper bound c and logarithm of the normaliser at each x, nats, shapes (B,)."""
 
     bound: Tensor
     log_normalizer: Tensor
+
+    def bounded(self, tilt: Tensor) -> Tensor:
+        """Return tilts (*, B) within the bounds."""
+        return torch.maximum(torch.minimum(tilt, self.bound), self.bound - _SAY)
 
 
 def level_of(tilts: Tensor, kept: float = _KEPT) -> Level:
@@ -66,15 +73,15 @@ def level_of(tilts: Tensor, kept: float = _KEPT) -> Level:
     bounds = highest + (others / share.clamp_min(1e-12)).log()
     # The first j that leaves none of the others above the bound.
     first = (bounds >= ordered).to(torch.uint8).argmax(dim=0, keepdim=True)
-    bound = torch.minimum(bounds.gather(0, first)[0], highest)
-    log_normalizer = torch.minimum(ordered, bound).logsumexp(dim=0) - math.log(num)
-    return Level(bound.to(tilts), log_normalizer.to(tilts))
+    level = Level(torch.minimum(bounds.gather(0, first)[0], highest), highest)
+    log_normalizer = level.bounded(ordered).logsumexp(dim=0) - math.log(num)
+    return Level(level.bound.to(tilts), log_normalizer.to(tilts))
 
 
 @torch.no_grad()
 def levels(estimator: "JeffreysEstimator", context: Tensor) -> Level:
     """Return bound and normaliser given embedded data (B, c), from the same draws at every call."""
-    num = min(_MOST, max(_FEWEST, _DRAWS // len(context)))
+    num = min(_MOST, max(_FEWEST, _DRAWS // max(1, len(context))))
     found = []
     devices = [context.device] if context.is_cuda else []
     with torch.random.fork_rng(devices=devices):
@@ -97,8 +104,9 @@ class LastLevel:
         """Return bound and normaliser given embedded data (B, c); one x alone is remembered."""
         if len(context) != 1:
             return levels(estimator, context)
-        # Training in place, or new weights, count a parameter's version up.
-        versions = (float(value._version) for value in estimator.parameters())
+        # Training in place, or new weights, count a tensor's version up.
+        tensors = chain(estimator.parameters(), estimator.buffers())
+        versions = (float(value._version) for value in tensors)
         key = (estimator.weight, *versions)
         if key != self._key or not torch.equal(context, self._context):
             self._level = levels(estimator, context)
@@ -123,7 +131,7 @@ def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> 
     level = Level(*(value[where] for value in estimator.last_level.at(estimator, different)))
     flow = estimator.log_prob_embedded(theta, context)
     tilt = estimator.weight * _ratio(estimator, context, theta, flow)
-    return flow + torch.minimum(tilt, level.bound) - level.log_normalizer
+    return flow + level.bounded(tilt) - level.log_normalizer
 
 
 @torch.no_grad()
@@ -141,7 +149,8 @@ def sample(estimator: "JeffreysEstimator", num: int, context: Tensor) -> Tensor:
         wanted = min(int(1.1 * wanted) + 8, max(1, _CHUNK // len(some)))
         theta, flow = estimator.sample_with_log_prob(wanted, context[some])
         tilt = estimator.weight * _ratio(estimator, context[some], theta, flow)
-        keep = tilt - level.bound[some] > torch.rand_like(tilt).log()
+        here = Level(*(value[some] for value in level))
+        keep = here.bounded(tilt) - here.bound > torch.rand_like(tilt).log()
         place = filled[some] + keep.cumsum(dim=0) - 1
         row, column = (keep & (place < num)).nonzero(as_tuple=True)
         drawn[place[row, column], some[column]] = theta[row, column]
@@ -170,8 +179,7 @@ def losses(
         pools = []
         for weight in weights:
             level = level_of(weight * ratios)
-            tilt = torch.minimum(weight * ratio[0], level.bound)
-            pools.append(level.log_normalizer - tilt - flow[0])
+            pools.append(level.log_normalizer - level.bounded(weight * ratio[0]) - flow[0])
         found.append(torch.stack(pools))
     return torch.cat(found, dim=1)
 

@@ -55,7 +55,8 @@ class JeffreysNPE(NPE_C):
     A drop-in for sbi's ``NPE``. The flow :math:`p_\phi(\theta|x)` is trained together with an
     energy-based proxy :math:`q_\psi(\theta|x)` so that three divergences shrink jointly: data to
     flow, flow to proxy and data to proxy. A resilient dual problem sets their weights while it
-    trains.
+    trains. What comes of it is a density of both models, pooled; for the flow alone, exact and
+    fast, ``build_posterior(estimator.flow)``.
 
     Args:
         prior: Prior over theta; with ``None`` the proxy is defined relative to a Gaussian.
@@ -241,7 +242,9 @@ class JeffreysNPE(NPE_C):
             validation_data: Held-out (theta, x), in place of a fraction of the simulations.
 
         Returns:
-            The flow, an sbi density estimator, with the proxy as ``.proxy``.
+            An sbi density estimator: flow and proxy pooled with the weight ``.weight`` that
+            held-out simulations choose (:mod:`sbi_jeffreys.pool`); the two are ``.flow`` and
+            ``.proxy``. In later rounds the weight is zero, the flow alone.
 
         Raises:
             RuntimeError: If there are no simulations, or nothing to resume.
