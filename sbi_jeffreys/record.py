@@ -35,7 +35,7 @@ EPOCH_KEYS = (
 )
 """Lists with one entry per epoch, over all calls of ``train``."""
 
-RUN_KEYS = ("epochs_trained", "best_validation_loss", "pool_weight")
+RUN_KEYS = ("epochs_trained", "best_validation_loss")
 """Lists with one entry per call of ``train``."""
 
 

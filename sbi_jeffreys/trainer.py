@@ -155,7 +155,8 @@ class JeffreysNPE(NPE_C):
         self._simple_start = False
         self._too_high = (float("inf"), float("inf"))
         self._last_weights: dict[str, Tensor] | None = None
-        self._summary = new_record()
+        # Beside what a flow alone has: the weight of the proxy that each call ended with.
+        self._summary = new_record() | {"pool_weight": []}
 
     def append_simulations(
         self,

@@ -162,6 +162,8 @@ def test_estimator_carries_the_proxy(simulations):
     # The prior is uniform on a square of area 4; float32 sums of two numbers of order one.
     torch.testing.assert_close(density, ratio - torch.log(torch.tensor(4.0)), atol=1e-6, rtol=0)
     assert estimator.proxy.log_prob_unnormalized(outside, x[:1]).item() == -torch.inf
+    # The pool is in tests/test_pool.py; without weight there is none.
+    estimator.weight = 0.0
     torch.testing.assert_close(
         estimator.log_prob(theta[None, :5], x[:5]), estimator.flow.log_prob(theta[None, :5], x[:5])
     )
@@ -189,7 +191,7 @@ def test_objectives(objective, simulations):
 def test_max_num_epochs_is_exact(num, simulations):
     trainer = make()
     trainer.append_simulations(*simulations).train(max_num_epochs=num)
-    assert set(trainer.summary) == {*EPOCH_KEYS, *RUN_KEYS}
+    assert set(trainer.summary) == {*EPOCH_KEYS, *RUN_KEYS, "pool_weight"}
     assert {len(trainer.summary[key]) for key in EPOCH_KEYS} == {num}
     assert trainer.summary["epochs_trained"] == [num]
     best = trainer.summary["best_validation_loss"]
@@ -217,7 +219,8 @@ def test_tracker_hears_of_each_epoch_at_once(simulations):
     for step, metrics, _ in tracker.epochs:
         assert metrics["validation_loss"] == trainer.summary["validation_loss"][step]
         assert {"multiplier_reverse", "log_partition_mean", "training_loss"} <= set(metrics)
-    assert [name for name, _ in tracker.runs] == ["epochs_trained", "best_validation_loss"]
+    names = ["epochs_trained", "best_validation_loss", "pool_weight"]
+    assert [name for name, _ in tracker.runs] == names
 
 
 def test_best_weights_are_returned(simulations):
@@ -229,7 +232,7 @@ def test_best_weights_are_returned(simulations):
     estimator = trainer.train(max_num_epochs=3, validation_data=held_out)
     losses = trainer.summary["validation_loss"]
     assert losses[-1] > min(losses), "the last epoch must not be the best, or this tests nothing"
-    found = -estimator.log_prob(held_out[0][None], held_out[1]).mean().item()
+    found = -estimator.flow.log_prob(held_out[0][None], held_out[1]).mean().item()
     # The same numbers summed in float32.
     assert found == pytest.approx(trainer.summary["best_validation_loss"][0], abs=1e-5)
 
@@ -378,7 +381,7 @@ def test_validation_data_takes_the_place_of_the_split(simulations):
     trainer.train(max_num_epochs=1, resume_training=True)
     assert trainer._validation_data is not None
     estimator = trainer._neural_net
-    found = -estimator.log_prob(held_out[0][None], held_out[1]).mean().item()
+    found = -estimator.flow.log_prob(held_out[0][None], held_out[1]).mean().item()
     # The same numbers summed in float32.
     assert found == pytest.approx(trainer.summary["best_validation_loss"][-1], abs=1e-5)
 
