@@ -19,7 +19,7 @@ from zuko.flows.core import Flow
 from . import pool
 from .autoregressive import AutoregressiveSpline
 from .features import Features
-from .flows import evaluating
+from .flows import evaluating, starts_in_closed_form
 from .likelihood import LikelihoodEnergy
 from .linear import LinearPosterior, is_learnt
 from .proxy import Base, EnergyProxy, FromLinear, ProxyBuilder
@@ -47,6 +47,9 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         base: Base density of the proxy; ``None`` for a flow without a proxy.
         build_proxy: Builds the energy network from (theta, embedded x); needed with a base.
     """
+
+    # Of those who were pickled before there was one.
+    weight: float = 0.0
 
     def __init__(
         self,
@@ -119,19 +122,22 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         """
         if not self.weight:
             return self.flow.log_prob(input, condition, **kwargs)
-        of_samples = condition.dim() > len(self.condition_shape) + 1
-        if of_samples or (len(condition) == 1 and input.shape[-2] > 1):
+        theta, _, num = self._broadcast_and_align(input, condition)
+        if condition.dim() > len(self.condition_shape) + 1:
             # An x for each parameter.
-            input, condition, num = self._broadcast_and_align(input, condition)
-            pairs = input.reshape(1, -1, *self.input_shape)
-            context = self.embed(condition.reshape(-1, *self.condition_shape))
-            return pool.log_prob(self, pairs, context).reshape(-1, num)
-        input = input if input.dim() > len(self.input_shape) + 1 else input.unsqueeze(0)
-        theta = input.expand(len(input), len(condition), *self.input_shape)
+            condition = condition.expand(len(theta), num, *self.condition_shape).flatten(0, 1)
+            pairs = theta.reshape(1, -1, *self.input_shape)
+            return pool.log_prob(self, pairs, self.embed(condition)).reshape(-1, num)
+        if len(condition) == 1:
+            rows = theta.reshape(-1, 1, *self.input_shape)
+            return pool.log_prob(self, rows, self.embed(condition)).reshape(-1, num)
         return pool.log_prob(self, theta, self.embed(condition))
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
-        """Return the negative log density, shape (B,), for theta (B, d), x (B, *event)."""
+        """Return the negative log density, shape (B,), for theta (B, d), x (B, *event).
+
+        Its gradient in the weights lacks that of the pool's normaliser: train on ``flow.loss``.
+        """
         if not self.weight:
             return self.flow.loss(input, condition, **kwargs)
         return -self.log_prob(input.unsqueeze(0), condition)[0]
@@ -189,14 +195,22 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         return flow.sample(torch.Size((num,)), condition)
 
     @torch.no_grad()
-    def sample_with_log_prob(self, num: int, context: Tensor) -> tuple[Tensor, Tensor]:
+    def sample_with_log_prob(
+        self, num: int, context: Tensor, *, same: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return samples of the flow given embedded data (B, c), and its log density there.
+
+        Args:
+            num: Number of samples for each x.
+            context: Embedded data.
+            same: Whether those for all x may come of the same noise (the default flow's do).
 
         Returns:
             Shapes (num, B, d) and (num, B).
         """
-        if isinstance(self.flow, ZukoFlow) and context.shape[-1]:
-            return _zuko_sample_with_log_prob(self.flow.net, num, context)
+        # Other flows may have inverses that are not exact, and another density at what they give.
+        if starts_in_closed_form(self.flow) and context.shape[-1]:
+            return _zuko_sample_with_log_prob(self.flow.net, num, context, same=same)
         theta = self.sample_embedded(num, context)
         return theta, self.log_prob_embedded(theta, context)
 
@@ -227,10 +241,12 @@ def _zuko_log_prob(flow: Flow, theta: Tensor, context: Tensor) -> Tensor:
     return flow.base(condition).log_prob(theta) + total
 
 
-def _zuko_sample_with_log_prob(flow: Flow, num: int, context: Tensor) -> tuple[Tensor, Tensor]:
+def _zuko_sample_with_log_prob(
+    flow: Flow, num: int, context: Tensor, *, same: bool
+) -> tuple[Tensor, Tensor]:
     """Return samples of a zuko flow (num, B, d) and its log density there (num, B), in one pass."""
-    base = flow.base(context).expand(context.shape[:-1])
-    theta = base.sample(torch.Size((num,)))
+    base, rows = flow.base(context), len(context)
+    theta = base.expand((1 if same else rows,)).sample(torch.Size((num,))).expand(-1, rows, -1)
     total = base.log_prob(theta)
     for lazy in reversed(flow.transform.transforms):
         transform = lazy(context)

@@ -206,10 +206,14 @@ def surest(losses: Tensor) -> int:
     """Return which model gains most on the first, less the gain's standard error.
 
     Args:
-        losses: Losses of models on the same rows, shape (W, n).
+        losses: Losses of models on the same rows, shape (W, n). One row tells nothing.
     """
+    num = losses.shape[1]
+    if num < 2:
+        return 0
     losses = torch.stack([bounded(row) for row in losses])
     gains = losses[0] - losses
-    error = gains.std(dim=1, correction=0) / gains.shape[1] ** 0.5
     # What is no number is no gain.
-    return int((gains.mean(dim=1) - error).nan_to_num(nan=-math.inf).argmax())
+    sure = (gains.mean(dim=1) - gains.std(dim=1) / num**0.5).nan_to_num(nan=-math.inf)
+    sure[0] = 0.0
+    return int(sure.argmax())

@@ -193,7 +193,7 @@ def _describe_estimator(
     tensors = {f"estimator.{k}": v for k, v in estimator.state_dict().items()}
     structure: dict[str, Any] = {
         "joint": joint,
-        "weight": estimator.weight if isinstance(estimator, JeffreysEstimator) else 0.0,
+        "weight": float(getattr(estimator, "weight", 0.0)) if joint else 0.0,
         "density_estimator": name,
         "density_estimator_kwargs": dict(spec.get("density_estimator_kwargs", {})),
         "walls": any(getattr(m, "f", None) is SoftWalls for m in estimator.modules()),

@@ -23,7 +23,9 @@ References:
     | Truncated importance sampling (Ionides, 2008), https://doi.org/10.1198/106186008X320456
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,8 +40,10 @@ __all__ = ["LastLevel", "Level", "level_of", "levels", "log_prob", "losses", "sa
 # Share of the flow's draws that is kept at least, and nats by which one draw can be better than
 # another to the proxy.
 _KEPT, _SAY = 0.25, 3.0
-# Draws that normalise: in all, for each x at least and at most.
-_DRAWS, _FEWEST, _MOST = 2**16, 128, 4096
+# Draws at each x that normalise, and when held-out data choose a weight.
+_NORMALISING, _CHOOSING = 256, 128
+# Seed of the former: none that users are likely to take, whose own draws these would be.
+_SEED = 251_111_159
 # Pairs evaluated at once.
 _CHUNK = 2**16
 # Bound on the log ratio, nats: what a proxy that says infinity, or no number, counts for.
@@ -68,9 +72,9 @@ def level_of(tilts: Tensor, kept: float = _KEPT) -> Level:
     ordered = tilts.double().sort(dim=0, descending=True).values
     highest = ordered[0]
     # With the j highest at the bound: kept * K * e^c = j * e^c + the sum over the others.
-    others = (ordered - highest).exp().flip(0).cumsum(0).flip(0)
+    others = ordered.flip(0).logcumsumexp(0).flip(0)
     share = kept * num - torch.arange(num, device=tilts.device).unsqueeze(-1)
-    bounds = highest + (others / share.clamp_min(1e-12)).log()
+    bounds = others - share.clamp_min(1e-12).log()
     # The first j that leaves none of the others above the bound.
     first = (bounds >= ordered).to(torch.uint8).argmax(dim=0, keepdim=True)
     level = Level(torch.minimum(bounds.gather(0, first)[0], highest), highest)
@@ -81,19 +85,29 @@ def level_of(tilts: Tensor, kept: float = _KEPT) -> Level:
 @torch.no_grad()
 def levels(estimator: "JeffreysEstimator", context: Tensor) -> Level:
     """Return bound and normaliser given embedded data (B, c), from the same draws at every call."""
-    num = min(_MOST, max(_FEWEST, _DRAWS // max(1, len(context))))
     found = []
-    devices = [context.device] if context.is_cuda else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        for part in context.split(max(1, _CHUNK // num)):
-            ratio = _ratio(estimator, part, *estimator.sample_with_log_prob(num, part))
-            found.append(level_of(estimator.weight * ratio))
+    for part in context.split(_CHUNK // _NORMALISING):
+        with _always_the_same(context.device):
+            drawn = estimator.sample_with_log_prob(_NORMALISING, part, same=True)
+        found.append(level_of(estimator.weight * _ratio(estimator, part, *drawn)))
     return Level(*map(torch.cat, zip(*found, strict=True)))
 
 
+@contextlib.contextmanager
+def _always_the_same(device: torch.device) -> Iterator[None]:
+    """Draw the same numbers at every call, and leave all generators as they were."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        # Not torch.manual_seed: it seeds all devices, also those that nobody puts back.
+        if cuda:
+            torch.cuda.manual_seed(_SEED)
+        else:
+            torch.default_generator.manual_seed(_SEED)
+        yield
+
+
 class LastLevel:
-    """The level at the x that was asked for last: Markov chains ask for one x many times."""
+    """The level at the x that were asked for last: Markov chains ask for them many times."""
 
     def __init__(self) -> None:
         self._key: tuple[float, ...] = ()
@@ -101,13 +115,14 @@ class LastLevel:
         self._level = Level(torch.empty(0), torch.empty(0))
 
     def at(self, estimator: "JeffreysEstimator", context: Tensor) -> Level:
-        """Return bound and normaliser given embedded data (B, c); one x alone is remembered."""
-        if len(context) != 1:
+        """Return bound and normaliser given embedded data (B, c)."""
+        tensors = [context, *estimator.parameters(), *estimator.buffers()]
+        if any(value.is_inference() for value in tensors):
+            # Nothing tells when these change.
             return levels(estimator, context)
-        # Training in place, or new weights, count a tensor's version up.
-        tensors = chain(estimator.parameters(), estimator.buffers())
-        versions = (float(value._version) for value in tensors)
-        key = (estimator.weight, *versions)
+        # Training in place counts a tensor's version up, other weights lie elsewhere.
+        states = chain.from_iterable((v._version, v.data_ptr()) for v in tensors[1:])
+        key = (estimator.weight, *states)
         if key != self._key or not torch.equal(context, self._context):
             self._level = levels(estimator, context)
             self._key, self._context = key, context.detach().clone()
@@ -171,9 +186,9 @@ def losses(
         context: Embedded data, shape (B, c).
         weights: Weights of the proxy.
     """
-    found, size = [], _CHUNK // _FEWEST
+    found, size = [], _CHUNK // _CHOOSING
     for rows, part in zip(theta.split(size), context.split(size), strict=True):
-        ratios = _ratio(estimator, part, *estimator.sample_with_log_prob(_FEWEST, part))
+        ratios = _ratio(estimator, part, *estimator.sample_with_log_prob(_CHOOSING, part))
         flow = estimator.log_prob_embedded(rows.unsqueeze(0), part)
         ratio = _ratio(estimator, part, rows.unsqueeze(0), flow)
         pools = []

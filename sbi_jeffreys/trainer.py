@@ -415,7 +415,7 @@ class JeffreysNPE(NPE_C):
     ) -> JeffreysEstimator:
         """Run the joint training in place of sbi's loop."""
         training = self._prepare(train_config, loss_args)
-        training.estimator.weight = 0.0
+        weight, training.estimator.weight = training.estimator.weight, 0.0
         first = training.epoch
         bar = tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch")
 
@@ -446,16 +446,11 @@ class JeffreysNPE(NPE_C):
             self._last_weights = None if diverged else copy_of_weights(training.estimator)
             training.restore_best()
             loss = training.best_loss if failed else self._settle(training, val_loader)
+            if failed and training.epoch == first:
+                training.estimator.weight = weight
             self._finish(training, first, loss, train_config.show_train_summary)
         with torch.random.fork_rng(devices=self._generators):
             center_partition(training.estimator, train_loader, self._device)
-            # A proxy knows nothing of what lies between the proposals of later rounds.
-            if training.from_prior and not diverged:
-                training.estimator.weight = pool_weight(
-                    training.estimator, val_loader, self._device, training.kernel
-                )
-        self._summary["pool_weight"].append(training.estimator.weight)
-        self._tracker.log_metric("pool_weight", training.estimator.weight, step=self._round + 1)
         return training.estimator
 
     def _start(self, training: Training, data: Any, held_out: Any) -> None:
@@ -473,10 +468,16 @@ class JeffreysNPE(NPE_C):
             self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
 
     def _settle(self, training: Training, held_out: Any) -> float:
-        """Put the weights back that held-out data speak for; return their loss."""
+        """Put the weights back that held-out data speak for, and pool; return the flow's loss."""
         # Draws are none of the training's, which may be resumed.
         with torch.random.fork_rng(devices=self._generators):
-            return training.settle(held_out)
+            loss = training.settle(held_out)
+            # A proxy knows nothing of what lies between the proposals of later rounds.
+            if training.from_prior:
+                training.estimator.weight = pool_weight(
+                    training.estimator, held_out, self._device, training.kernel
+                )
+        return loss
 
     def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
         """Return the training to run: a new one, or the last one to resume."""
@@ -554,7 +555,8 @@ class JeffreysNPE(NPE_C):
         self.epoch, self._best_val_loss = training.epoch, loss
         self._summary["epochs_trained"].append(training.epoch - first)
         self._summary["best_validation_loss"].append(loss)
-        for key in ("epochs_trained", "best_validation_loss"):
+        self._summary["pool_weight"].append(training.estimator.weight)
+        for key in ("epochs_trained", "best_validation_loss", "pool_weight"):
             self._tracker.log_metric(key, self._summary[key][-1], step=self._round + 1)
         self._tracker.flush()
         if show_summary:
