@@ -12,7 +12,6 @@ References:
     | zuko's :class:`zuko.flows.autoregressive.MaskedAutoregressiveTransform`
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -84,13 +83,7 @@ class AutoregressiveSpline(Transform):
         return y.mT.reshape(*shape, len(y)), log_slope.sum(0).reshape(shape)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(y.shape[:-1], self._given)
-        y = y.expand(*shape, -1).movedim(-1, 0)
-        x = self._nothing_known(y)
-        for features in self._groups():
-            found = spline_inverse(y[features], self._given_known(x, features), *self._options)
-            x = x.expand(-1, *shape).index_copy(0, features, found)
-        return x.movedim(0, -1)
+        return self._solve(y)[0]
 
     @torch.no_grad()
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,36 +91,29 @@ class AutoregressiveSpline(Transform):
 
         One evaluation gives both, where ``inv`` and ``log_abs_det_jacobian`` take two.
         """
+        return self._solve(y, with_ladj=True)
+
+    def _solve(self, y: Tensor, *, with_ladj: bool = False) -> tuple[Tensor, Tensor]:
+        """Return x (*, d) of image y; and log |det dy/dx| there (*) if asked for, else zeros."""
         shape = torch.broadcast_shapes(y.shape[:-1], self._given)
         y = y.expand(*shape, -1).movedim(-1, 0)
-        x, total = self._nothing_known(y), y.new_zeros(shape)
-        for features in self._groups():
-            phi = self._given_known(x, features)
-            found, log_slope = spline_inverse_and_slope(y[features], phi, *self._options)
-            x = x.expand(-1, *shape).index_copy(0, features, found)
-            total = total + log_slope.sum(0)
-        return x.movedim(0, -1), total
-
-    def _nothing_known(self, y: Tensor) -> Tensor:
-        """Return zeros in place of x for y (d, *), with only as many rows as there are conditions.
-
-        Before the first group is known the condition is all there is, once for all that share it.
-        """
-        num = y.dim() - 1 - len(self._given)
-        return y.new_zeros(len(y), *[1] * num, *self._given)
-
-    def _groups(self) -> Iterator[Tensor]:
-        """Yield the numbers of the features that can be found together, group after group."""
+        # Before the first group is known the condition is all there is, once for all that share it.
+        x = y.new_zeros(len(y), *[1] * (len(shape) - len(self._given)), *self._given)
+        total = y.new_zeros(shape)
         for group in self.layer.order.unique():
-            yield (self.layer.order == group).nonzero().squeeze(-1)
-
-    def _given_known(self, x: Tensor, features: Tensor) -> Tensor:
-        """Return the parameters (f, 3 K - 1, *) of some features, given those known of x (d, *)."""
-        where = x.shape[1:]
-        phi = self._parameters(
-            x.reshape(len(x), where.numel()), self._condition_rows(where), features
-        )
-        return phi.view(*phi.shape[:2], *where)
+            features = (self.layer.order == group).nonzero().squeeze(-1)
+            where = x.shape[1:]
+            phi = self._parameters(
+                x.reshape(len(x), where.numel()), self._condition_rows(where), features
+            )
+            given = y[features], phi.view(*phi.shape[:2], *where), *self._options
+            if with_ladj:
+                found, log_slope = spline_inverse_and_slope(*given)
+                total = total + log_slope.sum(0)
+            else:
+                found = spline_inverse(*given)
+            x = x.expand(-1, *shape).index_copy(0, features, found)
+        return x.movedim(0, -1), total
 
     @property
     def _given(self) -> torch.Size:

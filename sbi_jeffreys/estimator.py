@@ -48,7 +48,6 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         build_proxy: Builds the energy network from (theta, embedded x); needed with a base.
     """
 
-    # Of those who were pickled before there was one.
     weight: float = 0.0
 
     def __init__(
@@ -63,7 +62,6 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         # Not the parent's: it would register the flow's network a second time.
         ConditionalEstimator.__init__(self, flow.input_shape, flow.condition_shape)
         self.flow = flow
-        self.weight = 0.0
         self.last_level = pool.LastLevel()
         self.spec: dict[str, Any] = {}
         self._embeds = _embedding_owner(flow) is not None

@@ -215,5 +215,4 @@ def surest(losses: Tensor) -> int:
     gains = losses[0] - losses
     # What is no number is no gain.
     sure = (gains.mean(dim=1) - gains.std(dim=1) / num**0.5).nan_to_num(nan=-math.inf)
-    sure[0] = 0.0
     return int(sure.argmax())

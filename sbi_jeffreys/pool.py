@@ -60,20 +60,23 @@ class Level(NamedTuple):
         """Return tilts (*, B) within the bounds."""
         return torch.maximum(torch.minimum(tilt, self.bound), self.bound - _SAY)
 
+    def of(self, rows: Tensor) -> "Level":
+        """Return the level at some of the x, by their numbers."""
+        return Level(self.bound[rows], self.log_normalizer[rows])
 
-def level_of(tilts: Tensor, kept: float = _KEPT) -> Level:
-    """Return the bound at which a share of draws is kept, or the highest tilt if that keeps more.
+
+def level_of(tilts: Tensor) -> Level:
+    """Return the bound at which a quarter of draws is kept, or the highest tilt if that keeps more.
 
     Args:
         tilts: At draws of the flow, shape (K, B), nats.
-        kept: The share.
     """
     num = len(tilts)
     ordered = tilts.double().sort(dim=0, descending=True).values
     highest = ordered[0]
-    # With the j highest at the bound: kept * K * e^c = j * e^c + the sum over the others.
+    # With the j highest at the bound, K e^c / 4 = j e^c + the sum over the others.
     others = ordered.flip(0).logcumsumexp(0).flip(0)
-    share = kept * num - torch.arange(num, device=tilts.device).unsqueeze(-1)
+    share = _KEPT * num - torch.arange(num, device=tilts.device).unsqueeze(-1)
     bounds = others - share.clamp_min(1e-12).log()
     # The first j that leaves none of the others above the bound.
     first = (bounds >= ordered).to(torch.uint8).argmax(dim=0, keepdim=True)
@@ -143,7 +146,7 @@ def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> 
     """
     # One normaliser for an x, however often it stands there.
     different, where = context.detach().unique(dim=0, return_inverse=True)
-    level = Level(*(value[where] for value in estimator.last_level.at(estimator, different)))
+    level = estimator.last_level.at(estimator, different).of(where)
     flow = estimator.log_prob_embedded(theta, context)
     tilt = estimator.weight * _ratio(estimator, context, theta, flow)
     return flow + level.bounded(tilt) - level.log_normalizer
@@ -164,7 +167,7 @@ def sample(estimator: "JeffreysEstimator", num: int, context: Tensor) -> Tensor:
         wanted = min(int(1.1 * wanted) + 8, max(1, _CHUNK // len(some)))
         theta, flow = estimator.sample_with_log_prob(wanted, context[some])
         tilt = estimator.weight * _ratio(estimator, context[some], theta, flow)
-        here = Level(*(value[some] for value in level))
+        here = level.of(some)
         keep = here.bounded(tilt) - here.bound > torch.rand_like(tilt).log()
         place = filled[some] + keep.cumsum(dim=0) - 1
         row, column = (keep & (place < num)).nonzero(as_tuple=True)

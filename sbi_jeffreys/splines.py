@@ -148,10 +148,7 @@ def spline_inverse_and_slope(
         Both of shape (d, *rows), without gradients.
     """
     x, z, s, d0, d1 = _inverse(y, phi, bound, slope)
-    zc = 1 - z
-    b = torch.addcmul(s, torch.sub(d0 + d1, s, alpha=2), z * zc)
-    a = (s - b).addcmul_(d1, z).addcmul_(d0, zc)
-    log_slope = s.div(b).square_().mul_(a).log_()
+    log_slope = _slope(z, 1 - z, s, d0, d1)[2]
     return x, torch.where(y.abs() < bound, log_slope, torch.zeros_like(log_slope))
 
 
@@ -241,6 +238,13 @@ def _inverse(y: Tensor, phi: Tensor, bound: float, slope: float) -> tuple[Tensor
     return torch.where(y.abs() < bound, x, y), z, s, d0, d1
 
 
+def _slope(z: Tensor, zc: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, ...]:
+    """Return b and a, as at the top, and the logarithm of the slope, in units of the domain."""
+    b = torch.addcmul(s, torch.sub(d0 + d1, s, alpha=2), z * zc)
+    a = (s - b).addcmul_(d1, z).addcmul_(d0, zc)
+    return b, a, s.div(b).square_().mul_(a).log_()
+
+
 class _Forward(torch.autograd.Function):
     """Image and log slope, with the gradient of both written out."""
 
@@ -258,17 +262,15 @@ class _Forward(torch.autograd.Function):
         # Outside, x itself is returned; the clamp only keeps the discarded values finite.
         z = unit.sub_(x0).div_(w).clamp_(0.0, 1.0)
         zc = 1 - z
-        b = torch.addcmul(s, torch.sub(d0 + d1, s, alpha=2), z * zc)
+        b, a, log_slope = _slope(z, zc, s, d0, d1)
         q = (s * z).addcmul_(d0, zc).mul_(z).div_(b)
-        a = (s - b).addcmul_(d1, z).addcmul_(d0, zc)
-        sb = s / b
         y = torch.addcmul(y0, h, q).mul_(2 * bound).sub_(bound)
         inside = x.abs() < bound
         zero = _constants(bins.sizes.shape[2], slope, x.dtype, x.device)[3]
         ctx.save_for_backward(
             inside, bins.squash, bins.sizes, bins.total, k, slopes, z, zc, s, b, q, a, w, h
         )
-        return torch.where(inside, y, x), torch.where(inside, (sb * sb).mul_(a).log_(), zero)
+        return torch.where(inside, y, x), torch.where(inside, log_slope, zero)
 
     @staticmethod
     def backward(ctx, gy: Tensor, gl: Tensor):
