@@ -71,8 +71,15 @@ def descend(
     limit = float("inf") if clip_max_norm is None else clip_max_norm
     for optimizer in optimizers:
         # Each model has its own norm: a proxy in trouble must not slow the flow down.
-        norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], limit)
-        if not math.isfinite(norm.item()):
-            raise TrainingDiverged(f"the norm of the gradient became {norm.item()}.")
+        parameters = optimizer.param_groups[0]["params"]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            # A step of the flow alone.
+            continue
+        norm = torch.stack(torch._foreach_norm(gradients)).norm().item()
+        if not math.isfinite(norm):
+            raise TrainingDiverged(f"the norm of the gradient became {norm}.")
+        if norm > limit:
+            torch._foreach_mul_(gradients, limit / norm)
     for optimizer in optimizers:
         optimizer.step()

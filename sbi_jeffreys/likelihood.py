@@ -181,24 +181,36 @@ class LikelihoodEnergy(nn.Module):
         Returns:
             Nats, shape (S, B).
         """
-        log_mixture, shift = self.parts(theta, context)
-        return log_mixture + shift
+        c = self._standardized(context)
+        return self._log_mixture(theta, c) + self._shift(c)
 
-    def parts(self, theta: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the two summands of :meth:`forward`.
+    def at_pairs_and_all(
+        self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the summands of :meth:`forward` at pairs and at parameters that all data share.
+
+        In one evaluation, which takes little more time than one of the two.
 
         Args:
-            theta: As there.
-            context: As there.
+            theta: Parameters of the pairs, shape (N, d).
+            shared: Parameters that go with all data, shape (S, d).
+            context: Embedded data, shape (B, c).
+            rows: Which of the data each of theta goes with, shape (N,).
 
         Returns:
-            The logarithm of the mixture up to a constant (S, B), and what depends on the data
-            alone (B,), nats.
+            The logarithm of the mixture up to a constant at the pairs (N,) and at all (S, B), and
+            what depends on the data alone (B,), nats.
         """
         c = self._standardized(context)
+        w = c @ self.whitening.T
+        said = self._components(torch.cat((theta, shared)))
+        of_pairs, of_shared = zip(*(p.tensor_split([len(theta)]) for p in said), strict=True)
+        return self._at_pairs(w[rows], *of_pairs), self._at_all(w, *of_shared), self._shift(c)
+
+    def _shift(self, c: Tensor) -> Tensor:
+        """Return what depends on the standardised data (B, c) alone, shape (B,)."""
         marginal = 0.5 * (c @ self.marginal_whitening.T - self.marginal_intercept).square().sum(-1)
-        shift = marginal + self.log_ratio + self.gauge(c).squeeze(-1)
-        return self._log_mixture(theta, c), shift
+        return marginal + self.log_ratio + self.gauge(c).squeeze(-1)
 
     @property
     def is_discrete(self) -> bool:
@@ -272,32 +284,37 @@ class LikelihoodEnergy(nn.Module):
 
     def _log_mixture(self, theta: Tensor, c: Tensor) -> Tensor:
         """Return the log mixture (S, B) of data (B, c) for theta (S, B, d) or (S, 1, d)."""
-        m, log_scale, lower, log_weight = self._components(theta)
         w = c @ self.whitening.T
-        log_norm = log_scale.sum(-1) + log_weight
         if theta.shape[-2] == 1 and c.shape[-2] != 1:
-            distance = self._distance_shared(w, m, log_scale.exp(), lower)
-            return (log_norm.squeeze(-2).unsqueeze(-1) - 0.5 * distance).logsumexp(-2)
-        return (log_norm - 0.5 * self._distance(w, m, log_scale.exp(), lower)).logsumexp(-1)
+            return self._at_all(w, *self._components(theta.squeeze(-2)))
+        return self._at_pairs(w, *self._components(theta))
 
-    def _distance(self, w: Tensor, m: Tensor, scale: Tensor, lower: Tensor) -> Tensor:
-        """Return squared distances (S, B, K) of whitened data (B, c) from means (S, B, K, c)."""
+    def _at_pairs(
+        self, w: Tensor, m: Tensor, log_scale: Tensor, lower: Tensor, log_weight: Tensor
+    ) -> Tensor:
+        """Return the log mixture (*, B) of whitened data (B, c), by components (*, B, K, c)."""
         difference = w.unsqueeze(-2) - m
-        product = scale * difference
+        product = log_scale.exp() * difference
         if self.lower.shape[1]:
             # A lower triangular matrix times a vector, for many small ones, as large products.
             product = product + (lower * (difference @ self.from_columns.T)) @ self.to_rows
-        return product.square().sum(-1)
+        distance = product.square().sum(-1)
+        return (log_scale.sum(-1) + log_weight - 0.5 * distance).logsumexp(-1)
 
-    def _distance_shared(self, w: Tensor, m: Tensor, scale: Tensor, lower: Tensor) -> Tensor:
-        """Return the same (S, K, B) for means (S, 1, K, c), by matrix products alone."""
-        m, scale = m.squeeze(-3), scale.squeeze(-3)
-        if not self.lower.shape[1]:
+    def _at_all(
+        self, w: Tensor, m: Tensor, log_scale: Tensor, lower: Tensor, log_weight: Tensor
+    ) -> Tensor:
+        """Return the log mixtures (S, B), by components (S, K, c): matrix products alone."""
+        scale = log_scale.exp()
+        if self.lower.shape[1]:
+            A = self._factor(scale, lower)
+            distance = (A @ w.T - A @ m.unsqueeze(-1)).square().sum(-2)
+        else:
             p = scale.square()
             cross = (p * m.square()).sum(-1, keepdim=True) - 2 * (p * m) @ w.T
-            return cross + p @ w.T.square()
-        A = self._factor(scale, lower.squeeze(-3))
-        return (A @ w.T - A @ m.unsqueeze(-1)).square().sum(-2)
+            distance = cross + p @ w.T.square()
+        log_norm = log_scale.sum(-1) + log_weight
+        return (log_norm.unsqueeze(-1) - 0.5 * distance).logsumexp(-2)
 
     def _factor(self, scale: Tensor, lower: Tensor) -> Tensor:
         A = torch.diag_embed(scale)

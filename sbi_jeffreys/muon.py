@@ -41,11 +41,13 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """
     a, b, c = _QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
-    X = matrices.mT if tall else matrices
-    X = X / X.flatten(-2).norm(dim=-1)[..., None, None].clamp_min(1e-12)
+    X = (matrices.mT if tall else matrices).reshape(-1, *sorted(matrices.shape[-2:]))
+    X = X / torch.linalg.vector_norm(X, dim=(1, 2), keepdim=True).clamp_min(1e-12)
     for _ in range(_STEPS):
-        A = X @ X.mT
-        X = a * X + (b * A + c * (A @ A)) @ X
+        A = torch.bmm(X, X.mT)
+        # (b A + c A A) X + a X, each sum in the product that it belongs to.
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    X = X.view(*matrices.shape[:-2], *X.shape[1:])
     return X.mT if tall else X
 
 

@@ -202,17 +202,21 @@ def _evaluate(
     """Evaluate each model once: what costs is the number of operations, not how many rows."""
     proxy = estimator.proxy
     assert proxy is not None
-    network, base = proxy.network, proxy.base
+    network = proxy.network
     num, rows = len(there.context), len(theta)
     sizes = (rows, there.plain, draws.flow * num)
     points = torch.cat((theta, there.theta[: there.plain], there.samples.flatten(0, 1)))
-    repeated = there.context.repeat(draws.flow, 1)
-    conditions = torch.cat((context, there.context[: there.plain], repeated))
+    # Which x each of them goes with: the batch's come first, then those of D2.
+    at_data = torch.arange(rows + there.plain, device=theta.device)
+    at_samples = torch.arange(rows, rows + num, device=theta.device).repeat(draws.flow)
+    which = torch.cat((at_data, at_samples))
+    conditions = torch.cat((context, there.context))[which]
     num_own = round(draws.simulated * rows)
     log_prob, flow_own = _evaluate_flow(estimator, points, conditions, num_own)
     # The proxy sees data in steps as if they were continuous.
     seen = network.dequantize(context) if isinstance(network, LikelihoodEnergy) else context
-    ratio, log_likelihood, shift = _ratio(network, points, torch.cat((seen, conditions[rows:])))
+    all_seen = torch.cat((seen, there.context))
+    ratio, ratio_base, log_likelihood, shift = _ratios(network, points, base_draws, all_seen, which)
     if log_likelihood is not None:
         log_likelihood = log_likelihood[:rows]
         if context.requires_grad:
@@ -220,7 +224,7 @@ def _evaluate(
             assert isinstance(network, LikelihoodEnergy)
             log_likelihood = network.log_likelihood(theta, seen.detach())
     flow_data, flow_plain, flow_samples = log_prob.split(sizes)
-    _, proxy_plain, proxy_samples = (ratio + base.log_prob_soft(points)).split(sizes)
+    _, proxy_plain, proxy_samples = (ratio + proxy.base.log_prob_soft(points)).split(sizes)
     return _Evaluated(
         flow_data,
         flow_plain,
@@ -230,9 +234,9 @@ def _evaluate(
         proxy_samples.reshape(-1, num),
         ratio_data=ratio[:rows],
         # At the data's x, for the ranking loss, and at the x of D2, for the gauge.
-        ratio_base=network(base_draws.unsqueeze(1), torch.cat((seen, there.context))),
+        ratio_base=ratio_base,
         log_likelihood=log_likelihood,
-        shift=None if shift is None else shift[rows + there.plain :][:num],
+        shift=None if shift is None else shift[rows:],
     )
 
 
@@ -292,14 +296,19 @@ def _gauge_loss(found: _Evaluated, there: ReverseSet, log_z: Tensor, *, with_bas
     return (there.weights[few] * _gauge(_moved_by(alone, log_z[few]), base)).mean()
 
 
-def _ratio(
-    network: nn.Module, theta: Tensor, context: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the log ratio at pairs (N,) and, of a likelihood, its two summands."""
+def _ratios(
+    network: nn.Module, theta: Tensor, base: Tensor, context: Tensor, which: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the log ratio at pairs (N,) and at base draws (M, B); a likelihood's two summands.
+
+    Of x (B, c) each of theta (N, d) goes with one, base draws (M, d) with all. The summands are
+    that at the pairs (N,) and that of x alone (B,).
+    """
     if not isinstance(network, LikelihoodEnergy):
-        return network(theta.unsqueeze(0), context)[0], None, None
-    log_mixture, shift = network.parts(theta.unsqueeze(0), context)
-    return log_mixture[0] + shift, log_mixture[0], shift
+        at_pairs = network(theta.unsqueeze(0), context[which])[0]
+        return at_pairs, network(base.unsqueeze(1), context), None, None
+    at_pairs, at_base, shift = network.at_pairs_and_all(theta, base, context, which)
+    return at_pairs + shift[which], at_base + shift, at_pairs, shift
 
 
 def _moved_by(shift: Tensor, value: Tensor) -> Tensor:

@@ -40,6 +40,19 @@ def test_shared_parameters_give_what_pairs_give(c):
     assert torch.allclose(shared, network(few.expand(7, 5, 2), data), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("c", [1, 3, 25])
+def test_pairs_and_shared_parameters_together_give_what_they_give_alone(c):
+    theta, context = torch.randn(200, 2).double(), torch.randn(200, c).double()
+    network = shaken(LikelihoodEnergy(theta, context).double())
+    points, few, data = torch.randn(9, 2).double(), torch.randn(4, 2).double(), context[:5]
+    which = torch.tensor([0, 1, 2, 3, 4, 2, 2, 0, 4])
+    at_pairs, at_all, shift = network.at_pairs_and_all(points, few, data, which)
+    alone = network(points[None], data[which])[0]
+    assert torch.allclose(at_pairs + shift[which], alone, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(at_all + shift, network(few[:, None], data), rtol=1e-9, atol=1e-9)
+    assert torch.allclose(at_pairs, network.log_likelihood(points, data[which]), atol=1e-9)
+
+
 def test_starts_at_the_likelihood_ratio_of_a_linear_gaussian_model():
     theta, x, A = linear_gaussian(20_000)
     network = LikelihoodEnergy(theta, x)
