@@ -2,8 +2,9 @@
 
 ``python -m sbi_jeffreys.bench_method --tasks slcp two_moons --seeds 0 1`` trains every variant on
 the same simulations of every (task, seed) and writes one row for each to a CSV file, which a later
-call with the same arguments completes instead of repeating. ``--tasks simulators`` takes those of
-:mod:`sbi_jeffreys.simulators` in place of the ten tasks.
+call completes instead of repeating. ``--tasks simulators`` takes those of
+:mod:`sbi_jeffreys.simulators` in place of the ten tasks. What is printed compares the variants, and
+the flow of JeffreysNPE alone, without the pool.
 """
 
 # ruff: noqa: T201
@@ -44,6 +45,9 @@ __all__ = ["VARIANTS", "differences", "main"]
 _DATA = LinearCost()
 # Fresh x at which log Z is estimated, and the draws for each.
 _ROWS, _DRAWS = 200, 1000
+# What tells one run from another.
+_KEY = ["task", "seed", "variant", "num_simulations", "num_test"]
+_DEFAULT, _FLOW_ALONE = "jeffreys", "jeffreys, the flow alone"
 
 
 def _jeffreys(train: dict[str, Any] | None = None, **kwargs: Any) -> Callable:
@@ -167,6 +171,8 @@ def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> di
         "task": task_name,
         "seed": seed,
         "variant": variant,
+        "num_simulations": num,
+        "num_test": num_test,
         "nll": nll.mean().item(),
         "nll_flow": math.nan,
         "weight": getattr(nets[0], "weight", 0.0),
@@ -230,36 +236,51 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--num-simulations", type=int, default=1000)
     parser.add_argument("--num-test", type=int, default=4000)
-    parser.add_argument("--baseline", default="jeffreys", help="variant to compare with")
+    parser.add_argument("--baseline", default=_DEFAULT, help="variant to compare with")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/bench-method.csv"))
     options = parser.parse_args(arguments)
-    tasks = [list(SIMULATORS) if name == "simulators" else [name] for name in options.tasks]
-    options.tasks = [name for names in tasks for name in names]
-
-    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
-    have = set() if done.empty else set(zip(done.task, done.seed, done.variant, strict=True))
+    names = [list(SIMULATORS) if name == "simulators" else [name] for name in options.tasks]
     jobs = [
-        (task, seed, variant)
-        for task in options.tasks
+        (task, seed, variant, options.num_simulations, options.num_test)
+        for task in dict.fromkeys(name for group in names for name in group)
         for seed in options.seeds
         for variant in options.variants
-        if (task, seed, variant) not in have
     ]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    runs = Parallel(n_jobs=options.jobs, return_as="generator_unordered")(
-        delayed(_one)(*job, options.num_simulations, options.num_test) for job in jobs
+    rows = _run(jobs, options.out, options.jobs)
+    shown = pd.concat([rows, _flows_alone(rows)], ignore_index=True)
+    table = shown.pivot_table(index="variant", columns="task", values="nll", sort=False)
+    print(table.round(2).to_string())
+    if options.baseline in set(shown.variant):
+        print(differences(shown, options.baseline).round(2).to_string())
+
+
+def _run(jobs: list[tuple], path: Path, num_processes: int) -> pd.DataFrame:
+    """Return the rows of these runs; those that the file lacks are run, and added to it."""
+    done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=_KEY)
+    if missing := set(_KEY).difference(done.columns):
+        raise SystemExit(
+            f"{path} has no column {sorted(missing)}: it was written by an earlier version. "
+            "Choose another --out."
+        )
+    have = set(done[_KEY].itertuples(index=False, name=None))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs = Parallel(n_jobs=num_processes, return_as="generator_unordered")(
+        delayed(_one)(*job) for job in jobs if job not in have
     )
     for row in runs:
-        done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
-        done.to_csv(options.out, index=False)
+        added = pd.DataFrame([row])
+        done = added if done.empty else pd.concat([done, added], ignore_index=True)
+        done.to_csv(path, index=False)
         print(f"{row['task']:24s} {row['variant']:30s} {row['nll']:8.3f} {row['seconds']:7.1f} s")
-    chosen = done[done.task.isin(options.tasks) & done.variant.isin(options.variants)]
-    chosen = chosen[chosen.seed.isin(options.seeds)]
-    table = chosen.pivot_table(index="variant", columns="task", values="nll", sort=False)
-    print(table.round(2).to_string())
-    if options.baseline in set(chosen.variant):
-        print(differences(chosen, options.baseline).round(2).to_string())
+    asked = set(jobs)
+    return done[[key in asked for key in done[_KEY].itertuples(index=False, name=None)]]
+
+
+def _flows_alone(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of the default again, with the NLL of the flow without the pool."""
+    default = rows[rows.variant == _DEFAULT]
+    return default.assign(variant=_FLOW_ALONE, nll=default.nll_flow)
 
 
 def differences(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:

@@ -38,7 +38,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         flow: The flow.
         proxy: The proxy, if there is one.
         weight: Weight of the proxy in the density that ``log_prob`` and ``sample`` give; zero, the
-            flow alone, until a training has ended.
+            flow alone, until a training has ended. It is part of the ``state_dict``.
 
     Args:
         flow: Any conditional density estimator of sbi.
@@ -46,9 +46,12 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         x: Data of some of them, shape (m, *event).
         base: Base density of the proxy; ``None`` for a flow without a proxy.
         build_proxy: Builds the energy network from (theta, embedded x); needed with a base.
+
+    Raises:
+        ValueError: If there is a base and no build_proxy.
     """
 
-    weight: float = 0.0
+    pool_weight: Tensor
 
     def __init__(
         self,
@@ -61,7 +64,10 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     ) -> None:
         # Not the parent's: it would register the flow's network a second time.
         ConditionalEstimator.__init__(self, flow.input_shape, flow.condition_shape)
+        if base is not None and build_proxy is None:
+            raise ValueError("A base without build_proxy: a proxy needs both.")
         self.flow = flow
+        self.register_buffer("pool_weight", torch.zeros(()))
         self.last_level = pool.LastLevel()
         self.spec: dict[str, Any] = {}
         self._embeds = _embedding_owner(flow) is not None
@@ -93,6 +99,15 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             theta, None if learnt else context, context.shape[1], base.distribution
         )
         return FromLinear(network, linear, base)
+
+    @property
+    def weight(self) -> float:
+        """Weight of the proxy in the pool."""
+        return self.pool_weight.item()
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self.pool_weight.fill_(value)
 
     @property
     def learns_embedding(self) -> bool:

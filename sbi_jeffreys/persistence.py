@@ -190,7 +190,11 @@ def _describe_estimator(
             f"{[DEFAULT_FLOW, *model_builders]}, or "
             "none: then load() takes the builder again."
         )
-    tensors = {f"estimator.{k}": v for k, v in estimator.state_dict().items()}
+    weights = estimator.state_dict()
+    if joint:
+        # It stands in the structure, where it has been since format 3.1.
+        del weights["pool_weight"]
+    tensors = {f"estimator.{k}": v for k, v in weights.items()}
     structure: dict[str, Any] = {
         "joint": joint,
         "weight": float(getattr(estimator, "weight", 0.0)) if joint else 0.0,
@@ -233,9 +237,10 @@ def _rebuild_estimator(
         estimator = builder(theta, x)
         if structure["joint"]:
             estimator = _join(estimator, theta, x, structure, tensors, build_proxy, prior)
-            estimator.weight = structure.get("weight", 0.0)
     prefix = "estimator."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    if structure["joint"]:
+        weights["pool_weight"] = torch.tensor(structure.get("weight", 0.0))
     try:
         estimator.load_state_dict(weights)
     except RuntimeError as error:

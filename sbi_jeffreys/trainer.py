@@ -414,8 +414,9 @@ class JeffreysNPE(NPE_C):
         summarization_kwargs: dict[str, Any] | None = None,
     ) -> JeffreysEstimator:
         """Run the joint training in place of sbi's loop."""
+        weight = self._neural_net.weight
         training = self._prepare(train_config, loss_args)
-        weight, training.estimator.weight = training.estimator.weight, 0.0
+        training.estimator.weight = 0.0
         first = training.epoch
         bar = tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch")
 

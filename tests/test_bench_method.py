@@ -34,6 +34,27 @@ def test_a_run_is_completed_and_not_repeated(tmp_path, capsys):
     # Different models: an ensemble of five differs from its first member.
     assert rows.nll.nunique() == 3
     assert "five members" in capsys.readouterr().out
+    # Of other sizes it is another run.
+    common[common.index("60")] = "70"
+    main([*common, "ml, our flow"])
+    assert pd.read_csv(path).num_simulations.tolist() == [60, 60, 60, 70]
+    assert "five members" not in capsys.readouterr().out
+
+
+def test_a_file_of_an_earlier_version_is_left_alone(tmp_path):
+    path = tmp_path / "out.csv"
+    path.write_text("task,seed,variant,nll\n")
+    with pytest.raises(SystemExit, match=r"num_simulations.*Choose another --out"):
+        main(["--out", str(path)])
+    assert path.read_text() == "task,seed,variant,nll\n"
+
+
+def test_the_flow_alone_is_compared_beside_the_pool(tmp_path, monkeypatch, capsys):
+    short = {"max_num_epochs": 1}
+    monkeypatch.setitem(VARIANTS, "jeffreys", lambda prior: (JeffreysNPE, {}, short))
+    common = ["--tasks", "two_moons", "--seeds", "0", "--num-simulations", "60", "--num-test", "50"]
+    main([*common, "--jobs", "1", "--out", str(tmp_path / "out.csv"), "--variants", "jeffreys"])
+    assert "jeffreys, the flow alone" in capsys.readouterr().out
 
 
 def test_differences_are_paired_by_task_and_seed():

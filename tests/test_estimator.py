@@ -199,6 +199,12 @@ def test_samples_belong_to_their_x(trained, name, embedding):
     assert ((median - direct).abs() < 0.5).all()
 
 
+def test_half_a_proxy_is_refused():
+    theta, x = torch.randn(20, 2), torch.randn(20, 3)
+    with pytest.raises(ValueError, match="base without build_proxy"):
+        JeffreysEstimator(BUILDERS["ours"]()(theta, x), theta, x, base=Base(PRIOR, theta))
+
+
 @FLOWS
 def test_every_parameter_has_one_entry(name):
     theta, x = simulate(100)

@@ -211,6 +211,14 @@ def test_the_density_draws_from_no_generator_of_the_users():
     assert torch.equal(estimator.log_prob(theta, x), first)
 
 
+def test_the_weight_is_part_of_the_state():
+    theta, x = torch.randn(1, 3, 2), torch.randn(3, 2)
+    estimator, other = gaussians(0.5), gaussians(0.0)
+    other.load_state_dict(estimator.state_dict())
+    assert other.weight == 0.5
+    assert torch.equal(other.log_prob(theta, x), estimator.log_prob(theta, x))
+
+
 def test_what_is_remembered_of_one_x_is_forgotten_when_weights_change():
     estimator, theta, x = gaussians(0.25), torch.zeros(1, 1, 2), torch.zeros(1, 2)
     first = estimator.log_prob(theta, x)
