@@ -24,6 +24,10 @@ __all__ = [
     "warn_outside_prior",
 ]
 
+# Rows in which digits that float32 loses are looked for, and the share of a column's standard
+# deviation that rounding may move a value by.
+_ROWS, _LOST = 1000, 1e-3
+
 
 def check_positive(**values: float) -> None:
     """Refuse hyper-parameters that are not positive and finite.
@@ -124,7 +128,10 @@ def check_simulations(
         TypeError: If they are no arrays of real numbers.
         ValueError: If shapes do not fit, nothing is there, or theta is not finite or constant.
     """
+    given = {"theta": theta, "x": x}
     theta, x = as_float("theta", theta), as_float("x", x)
+    for (name, values), rounded in zip(given.items(), (theta, x), strict=True):
+        _check_resolution(name, torch.as_tensor(values), rounded)
     if theta.dim() != 2 or x.dim() < 2:
         raise ValueError(
             f"theta must have shape (n, d) and x (n, ...), got {tuple(theta.shape)} and "
@@ -159,6 +166,34 @@ def check_simulations(
             "that never varies has no density; leave it out of theta and of the prior."
         )
     return theta, x
+
+
+def _check_resolution(name: str, values: Tensor, rounded: Tensor) -> None:
+    """Say so where float32 cannot hold the values, or not what tells them apart.
+
+    Raises:
+        ValueError: If finite values are beyond its range.
+    """
+    if values.dtype not in (torch.float64, torch.int64) or not values.numel():
+        return
+    if bool((rounded.isinf() & values.isfinite()).any()):
+        raise ValueError(
+            f"{name} holds values of up to {values.abs().max().item():.3g}, beyond the range of "
+            "float32, in which models are trained: give it another unit."
+        )
+    # Rows enough to tell, columns last.
+    values, rounded = values[:_ROWS].double(), rounded[:_ROWS].double()
+    error = (values - rounded).abs().nan_to_num(nan=0.0).amax(dim=0)
+    varies = (values != values[0]).any(dim=0)
+    lost = varies & (error > _LOST * values.nan_to_num(nan=0.0).std(dim=0, correction=0))
+    if bool(lost.any()):
+        column = int(lost.flatten().nonzero()[0])
+        warnings.warn(
+            f"{name} loses digits that matter in column {column}: models are trained in float32, "
+            f"which rounds its values by up to {error.flatten()[column].item():.2g}. Subtract an "
+            "offset from it first.",
+            stacklevel=4,
+        )
 
 
 def check_finite(name: str, rows: Tensor, what: str) -> None:

@@ -6,8 +6,10 @@ while training runs. The two are there as ``.flow`` and ``.proxy``. Training loo
 the embedded x, which is computed once per x and shared; see :meth:`JeffreysEstimator.embed`.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -172,6 +174,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             Shape (B, c): the flow's own embedding (z-scoring included) where it has one, the
             z-scored entries of x otherwise.
         """
+        x = x.to(self.pool_weight.dtype)
         owner = _embedding_owner(self.flow)
         if owner is not None:
             return owner.get_submodule("_embedding_net")(x)
@@ -209,22 +212,24 @@ class JeffreysEstimator(ConditionalDensityEstimator):
 
     @torch.no_grad()
     def sample_with_log_prob(
-        self, num: int, context: Tensor, *, same: bool = False
+        self, num: int, context: Tensor, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return samples of the flow given embedded data (B, c), and its log density there.
 
         Args:
             num: Number of samples for each x.
             context: Embedded data.
-            same: Whether those for all x may come of the same noise (the default flow's do).
+            generator: Source of the random numbers in place of torch's global one; with the
+                default flow, those for all x then come of the same noise.
 
         Returns:
             Shapes (num, B, d) and (num, B).
         """
         # Other flows may have inverses that are not exact, and another density at what they give.
         if starts_in_closed_form(self.flow) and context.shape[-1]:
-            return _zuko_sample_with_log_prob(self.flow.net, num, context, same=same)
-        theta = self.sample_embedded(num, context)
+            return _zuko_sample_with_log_prob(self.flow.net, num, context, generator)
+        with contextlib.nullcontext() if generator is None else _in_place_of_global(generator):
+            theta = self.sample_embedded(num, context)
         return theta, self.log_prob_embedded(theta, context)
 
     def _given_embedded(self, context: Tensor) -> tuple[ConditionalDensityEstimator, Tensor]:
@@ -255,11 +260,13 @@ def _zuko_log_prob(flow: Flow, theta: Tensor, context: Tensor) -> Tensor:
 
 
 def _zuko_sample_with_log_prob(
-    flow: Flow, num: int, context: Tensor, *, same: bool
+    flow: Flow, num: int, context: Tensor, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """Return samples of a zuko flow (num, B, d) and its log density there (num, B), in one pass."""
-    base, rows = flow.base(context), len(context)
-    theta = base.expand((1 if same else rows,)).sample(torch.Size((num,))).expand(-1, rows, -1)
+    # The default flow's base is a standard normal.
+    base, rows = flow.base(context), 1 if generator else len(context)
+    noise = base.mean.new_empty(num, rows, base.mean.shape[-1]).normal_(generator=generator)
+    theta = noise.expand(-1, len(context), -1)
     total = base.log_prob(theta)
     for lazy in reversed(flow.transform.transforms):
         transform = lazy(context)
@@ -270,6 +277,24 @@ def _zuko_sample_with_log_prob(
             log_slope = transform.log_abs_det_jacobian(theta, image)
         total = total + (log_slope.sum(-1) if log_slope.dim() == theta.dim() else log_slope)
     return theta, total
+
+
+# What draws from another generator than the global one goes on one thread at a time.
+_GLOBAL_GENERATOR = threading.Lock()
+
+
+@contextlib.contextmanager
+def _in_place_of_global(generator: torch.Generator) -> Iterator[None]:
+    """Let what can only draw from the global generator begin where this one does."""
+    cuda = generator.device.type == "cuda"
+    devices = [generator.device] if cuda else []
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=devices):
+        # Not torch.manual_seed: it seeds all devices, also those that nobody puts back.
+        if cuda:
+            torch.cuda.manual_seed(generator.initial_seed())
+        else:
+            torch.default_generator.manual_seed(generator.initial_seed())
+        yield
 
 
 def _embedding_owner(flow: ConditionalDensityEstimator) -> nn.Module | None:

@@ -23,9 +23,7 @@ References:
     | Truncated importance sampling (Ionides, 2008), https://doi.org/10.1198/106186008X320456
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,32 +88,18 @@ def levels(estimator: "JeffreysEstimator", context: Tensor) -> Level:
     """Return bound and normaliser given embedded data (B, c), from the same draws at every call."""
     found = []
     for part in context.split(_CHUNK // _NORMALISING):
-        with _always_the_same(context.device):
-            drawn = estimator.sample_with_log_prob(_NORMALISING, part, same=True)
+        generator = torch.Generator(context.device).manual_seed(_SEED)
+        drawn = estimator.sample_with_log_prob(_NORMALISING, part, generator=generator)
         found.append(level_of(estimator.weight * _ratio(estimator, part, *drawn)))
     return Level(*map(torch.cat, zip(*found, strict=True)))
-
-
-@contextlib.contextmanager
-def _always_the_same(device: torch.device) -> Iterator[None]:
-    """Draw the same numbers at every call, and leave all generators as they were."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        # Not torch.manual_seed: it seeds all devices, also those that nobody puts back.
-        if cuda:
-            torch.cuda.manual_seed(_SEED)
-        else:
-            torch.default_generator.manual_seed(_SEED)
-        yield
 
 
 class LastLevel:
     """The level at the x that were asked for last: Markov chains ask for them many times."""
 
     def __init__(self) -> None:
-        self._key: tuple[float, ...] = ()
-        self._context = torch.empty(0)
-        self._level = Level(torch.empty(0), torch.empty(0))
+        # All in one: threads must not see the key of one x beside the level of another.
+        self._last: tuple[tuple[float, ...], Tensor, Level] | None = None
 
     def at(self, estimator: "JeffreysEstimator", context: Tensor) -> Level:
         """Return bound and normaliser given embedded data (B, c)."""
@@ -126,10 +110,11 @@ class LastLevel:
         # Training in place counts a tensor's version up, other weights lie elsewhere.
         states = chain.from_iterable((v._version, v.data_ptr()) for v in tensors[1:])
         key = (estimator.weight, *states)
-        if key != self._key or not torch.equal(context, self._context):
-            self._level = levels(estimator, context)
-            self._key, self._context = key, context.detach().clone()
-        return self._level
+        last = self._last
+        if last is None or key != last[0] or not torch.equal(context, last[1]):
+            last = key, context.detach().clone(), levels(estimator, context)
+            self._last = last
+        return last[2]
 
 
 def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> Tensor:

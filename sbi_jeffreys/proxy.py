@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from sbi.utils import RestrictedPrior
 from sbi.utils.sbiutils import ImproperEmpirical, within_support
 from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
@@ -55,6 +56,12 @@ class Base:
         self.anchor = theta[inside][:1] if bool(inside.any()) else prior.sample(torch.Size((1,)))
         self.floor = prior.log_prob(self.anchor)[0] - _WALL
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Base":
+        """Return a copy that shares the prior: it is the user's, and some cannot be copied."""
+        other = copy.copy(self)
+        other.anchor, other.floor = self.anchor.clone(), self.floor.clone()
+        return other
+
     def to(self, device: torch.device | str) -> "Base":
         """Move the base to a device; a distribution that cannot move itself is built anew."""
         if torch.device(device) != self.anchor.device:
@@ -67,6 +74,9 @@ class Base:
 
     def sample(self, num: int) -> Tensor:
         """Return draws of shape (num, d)."""
+        if isinstance(self.distribution, RestrictedPrior):
+            # It would report on every call what it has rejected.
+            return self.distribution.sample(torch.Size((num,)), print_rejected_frac=False)
         return self.distribution.sample(torch.Size((num,)))
 
     def log_prob(self, theta: Tensor) -> Tensor:

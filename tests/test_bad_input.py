@@ -372,3 +372,28 @@ def test_interruption_keeps_the_best_weights_and_can_be_resumed():
     whole = make().append_simulations(THETA, X)
     whole.train(max_num_epochs=5)
     assert whole.summary["validation_loss"] == trainer.summary["validation_loss"]
+
+
+# Numbers that float32 cannot tell apart
+
+
+@pytest.mark.parametrize("name", ["theta", "x"])
+def test_lost_digits_are_warned_of(name):
+    values = {"theta": THETA.double(), "x": X.double()}
+    values[name] = values[name] + torch.tensor([0.0, 2_460_000.5]).double()
+    trainer = make(prior=None)
+    with pytest.warns(UserWarning, match=f"{name} loses digits .* column 1.*Subtract an offset"):
+        trainer.append_simulations(**values)
+
+
+def test_values_beyond_float32_are_refused():
+    with pytest.raises(ValueError, match=r"x holds values of up to .*e\+300.*another unit"):
+        make().append_simulations(THETA, 1e300 * (X.double() + 2))
+
+
+def test_an_observation_of_another_type_is_taken():
+    trainer = make("coupling_nsf")
+    trainer.append_simulations(THETA, X).train(max_num_epochs=1)
+    posterior = trainer.build_posterior()
+    expected = posterior.log_prob(THETA[:3], x=X[:1])
+    assert torch.equal(posterior.log_prob(THETA[:3], x=X[:1].double()), expected)

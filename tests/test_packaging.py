@@ -1,6 +1,7 @@
 """What gets installed: all packages, no top-level `tasks`, pins that hold for every Python."""
 
 import configparser
+import importlib
 import re
 import sysconfig
 from importlib.metadata import distribution, distributions
@@ -95,3 +96,8 @@ def test_what_is_asked_for_is_pinned_once(python, config):
     for requirement in map(Requirement, asked):
         version = pinned[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), requirement
+
+
+def test_plots_of_sbi_can_be_imported():
+    # sbi does not declare all that they need.
+    importlib.import_module("sbi.analysis")

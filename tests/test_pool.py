@@ -1,6 +1,7 @@
 """The pool of flow and proxy: its bound, its normaliser, its draws, and what chooses its weight."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -14,7 +15,7 @@ from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.held_out import pool_weight, surest
-from sbi_jeffreys.proxy import Base
+from sbi_jeffreys.proxy import Base, proxy_nn
 
 PRIOR = Independent(Normal(torch.zeros(2), 5 * torch.ones(2)), 1)
 # The flow's scale, and the proxy's: near enough for the bounds to be off.
@@ -217,6 +218,37 @@ def test_the_weight_is_part_of_the_state():
     other.load_state_dict(estimator.state_dict())
     assert other.weight == 0.5
     assert torch.equal(other.log_prob(theta, x), estimator.log_prob(theta, x))
+
+
+def _default(weight: float) -> JeffreysEstimator:
+    """Return the default flow and proxy, untrained, of Gaussian simulations."""
+    theta = PRIOR.sample((200,))
+    x = theta + torch.randn(200, 2)
+    estimator = JeffreysEstimator(
+        flow_nn(PRIOR)(theta, x), theta, x, base=Base(PRIOR, theta), build_proxy=proxy_nn()
+    )
+    estimator.weight = weight
+    return estimator.eval()
+
+
+def test_threads_get_what_one_gets_and_leave_the_generator_alone():
+    for estimator in (gaussians(0.5), _default(0.5)):
+        xs, theta = torch.randn(12, 1, 2), torch.randn(1, 6, 2)
+
+        def density(x, estimator=estimator, theta=theta):
+            return estimator.log_prob(theta, x.expand(6, 2)).detach()
+
+        expected = [density(x) for x in xs]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(density, xs))
+        assert all(map(torch.equal, found, expected))
+        states = set()
+        for seed in range(3):
+            torch.manual_seed(seed)
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(density, xs))
+            states.add(torch.rand(1).item())
+        assert len(states) == 3
 
 
 def test_what_is_remembered_of_one_x_is_forgotten_when_weights_change():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from sbi.utils import BoxUniform, MultipleIndependent, process_prior
+from sbi.utils import BoxUniform, MultipleIndependent, RestrictedPrior, process_prior
 from sbi.utils.sbiutils import ImproperEmpirical
 from torch import nn
 from torch.distributions import (
@@ -228,3 +228,25 @@ def test_proxy_nn_passes_its_arguments_on(kwargs, width, layers):
 def test_unknown_proxy(name):
     with pytest.raises(ValueError, match=f"{name!r}.*'mlp'"):
         proxy_nn(name)
+
+
+class Uncopyable(BoxUniform):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("no copies")
+
+
+def test_a_copy_shares_the_prior():
+    base = Base(Uncopyable(-torch.ones(2), torch.ones(2)), torch.zeros(3, 2))
+    other = copy.deepcopy(base)
+    assert other.distribution is base.distribution
+    assert other.anchor is not base.anchor
+    assert torch.equal(other.log_prob(torch.zeros(1, 2)), base.log_prob(torch.zeros(1, 2)))
+
+
+def test_a_restricted_prior_does_not_print(capsys):
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    restricted = RestrictedPrior(prior, lambda theta: theta[:, 0] > 0, sample_with="rejection")
+    base = Base(restricted, restricted.sample((5,)))
+    capsys.readouterr()
+    assert (base.sample(50)[:, 0] > 0).all()
+    assert capsys.readouterr().out == ""
