@@ -2,7 +2,7 @@
 
 The default flow starts at the linear posterior in closed form, which four steps at the default
 rates move by a few tenths of a nat at most. At ten times these rates they lose one nat or all that
-the start explains, and hundreds of steps do not win it back (docs/method.md). So who asks for
+the start explains, and hundreds of steps do not win it back (docs/trials.md). So who asks for
 higher rates gets them if a few steps on a copy do no such harm, and the defaults otherwise.
 """
 

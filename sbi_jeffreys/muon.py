@@ -2,7 +2,7 @@ r"""Muon: descent along orthogonalised momentum, for the matrices inside of a fl
 
 Where a flow follows its proxy, what costs is the number of steps. Orthogonalising the momentum of a
 weight matrix lets all of its directions learn at the same rate, not only the few that dominate the
-gradient: the flow follows in fewer steps than with Adam (docs/method.md). Everything that is no
+gradient: the flow follows in fewer steps than with Adam (docs/trials.md). Everything that is no
 matrix (and the embedding network) is left to Adam.
 
 torch has an optimizer of that name since version 2.9; it takes matrices one by one, where a flow
