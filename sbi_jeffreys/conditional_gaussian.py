@@ -1,17 +1,17 @@
 r"""A Gaussian whose mean and covariance depend on x, as one layer of the flow.
 
-.. math:: y = A(c)\, \theta + m(c), \qquad p(y) = N(0, I)
+.. math:: y = s(c)\, ((I + L(c))\, \theta + m(c)), \qquad p(y) = N(0, I)
 
-with :math:`A` lower triangular and its diagonal positive, both from one network of the embedded
-data :math:`c`. Where posteriors are Gaussian, :math:`y` is standard normal whatever their means,
-scales and correlations do with x, and by the Bernstein-von Mises theorem that is where informative
-data lead. Spline layers alone have a hard time with it: within their bounds they bend, but they do
-not shift, and each correlates only features that it keeps apart.
+with scales :math:`s > 0`, :math:`L` strictly lower triangular and a shift :math:`m`, all from one
+network of the embedded data :math:`c`. Where posteriors are Gaussian, :math:`y` is standard normal
+whatever their means, scales and correlations do with x, and by the Bernstein-von Mises theorem that
+is where informative data lead. Spline layers alone have a hard time with it: within their bounds
+they bend, but they do not shift, and each correlates only features that it keeps apart.
 
-With more than 20 parameters :math:`A` is diagonal. A network has no use there for thousands of
+With more than 20 parameters :math:`L` is zero. A network has no use there for thousands of
 outputs more, and the inverse of many large ones loses all digits.
 
-A and m come from c alone: sampling evaluates them once per x, whatever the number of samples.
+All three come from c alone: sampling evaluates them once per x, whatever the number of samples.
 
 References:
     Asymptotic Statistics (van der Vaart, 1998), chapter 10.2: the Bernstein-von Mises theorem
@@ -76,7 +76,7 @@ class ConditionalGaussian(LazyTransform):
         c = cut_outliers((c - self.center) / self.scale)
         shift, log_scale, lower = self.hyper(c).tensor_split([d, 2 * d], dim=-1)
         log_scale = _bounded(log_scale, torch.where(log_scale > 0, _NARROW, _WIDE))
-        # The network says A and m, whose bounds are those of the inverse.
+        # The network says s, s m and s L; what is bounded are m and L.
         scale = log_scale.exp()
         shift = _bounded(shift / scale, _SHIFT)
         if not len(self.places):

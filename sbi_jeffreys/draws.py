@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .estimator import JeffreysEstimator
+from .flows import evaluating
 
 __all__ = ["Draws", "ReverseQueue", "ReverseSet", "negatives"]
 
@@ -143,11 +144,5 @@ def _sample_sets(
 
 def _frozen_sample(estimator: JeffreysEstimator, num: int, context: Tensor) -> Tensor:
     """Sample the flow as it would be used: without gradient, and without dropout."""
-    training = [module for module in estimator.flow.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
+    with evaluating(estimator.flow):
         return estimator.sample_embedded(num, context)
-    finally:
-        for module in training:
-            module.training = True

@@ -10,9 +10,11 @@ with :math:`h(u) = \sum_i h_i(u_i)` convex and increasing. On the Lagrangian
 :math:`\sum_i \lambda_i D_i`, the slack is at its stationary point :math:`h_i'(u_i) = \lambda_i`,
 and the multiplier ascends,
 
-.. math:: \lambda_i \leftarrow \mathrm{P}_i [\lambda_i + \eta (D_i - u_i(\lambda_i))]
+.. math:: \lambda_i \leftarrow \mathrm{P}_i [\lambda_i + \eta \alpha_i (D_i - u_i(\lambda_i))]
 
-where :math:`\mathrm{P}_i` projects onto the slopes that :math:`h_i` can have. The fixed point is
+where :math:`\alpha_i` is the curvature of :math:`h_i`, so that a rate :math:`\eta` means the same
+for all prices, and :math:`\mathrm{P}_i` projects onto the slopes that :math:`h_i` can have. The
+fixed point is
 :math:`\lambda_i = h_i'(D_i)`: the worse a divergence, the more it weighs, as far as the price of
 giving it up allows.
 

@@ -24,8 +24,8 @@ from .training import Training
 __all__ = ["check_rates", "default_rates"]
 
 _STEPS = 4
-# Nats lost after any of the steps from which on a rate is too high. Over fifteen tasks with 100 to
-# 10,000 simulations it is 0.5 at most at the default rates, and 1.1 to 3 at ten times these.
+# Nats lost after any of the steps from which on a rate is too high. Over ten tasks with 100 to
+# 10,000 simulations it is 0.2 at most at the default rates, and 1.5 to 3 at ten times these.
 _TOO_MUCH = 0.9
 # Nats by which one held-out row can speak: few rows may be hit by an outlier.
 _SAY = 3.0

@@ -1,11 +1,12 @@
 r"""The default flow: zuko's neural spline flow with coupling layers, behind soft walls.
 
-zuko's own transformations, stacked as its ``NSF`` stacks them. Four things are ours: the soft
-walls that keep the flow inside of the prior's support (:mod:`sbi_jeffreys.walls`), the linear part
-of the posterior, taken out in closed form (:mod:`sbi_jeffreys.linear`), a layer that is a Gaussian
-given x (:mod:`sbi_jeffreys.conditional_gaussian`), and the way the spline and its layers are
-evaluated (:mod:`sbi_jeffreys.splines`, :mod:`sbi_jeffreys.autoregressive`): the same parameters,
-the same values.
+zuko's coupling layers and splines. Ours are the features of x (:mod:`sbi_jeffreys.features`), the
+soft walls that keep the flow inside of the prior's support (:mod:`sbi_jeffreys.walls`), the linear
+part of the posterior, taken out in closed form (:mod:`sbi_jeffreys.linear`), a layer that is a
+Gaussian given x (:mod:`sbi_jeffreys.conditional_gaussian`), which features each layer transforms
+(:func:`_order`), and the way the spline and its layers are evaluated
+(:mod:`sbi_jeffreys.splines`, :mod:`sbi_jeffreys.autoregressive`): the same parameters, the same
+values.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 DEFAULT_FLOW = "coupling_nsf"
-# Eight take a tenth to a fifth more time and gain nothing ("jeffreys, eight bins" in the ablation).
+# Eight take more time and gain nothing ("jeffreys, eight bins" in the ablation).
 NUM_BINS = 5
 
 # Smallest slope of the splines, as in zuko.

@@ -39,7 +39,7 @@ _SPREADS = 4.0
 _ROWS, _DRAWS, _STEPS = 64, 32, 32
 # The same for its likelihood. Data in steps are spread over them at random, so many times.
 _LIKELIHOOD_ROWS, _LIKELIHOOD_STEPS, _LIKELIHOOD_COPIES = 2000, 8, 8
-# x over which the mean of log Z is taken in the end: its standard deviation over x is 1 to 5 nats.
+# x over which the mean of log Z is taken in the end: on some tasks it varies by nats from x to x.
 _CENTER_ROWS = 512
 
 # Weights of the pool among which held-out data choose, and how many rows are asked.

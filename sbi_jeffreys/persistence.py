@@ -13,7 +13,6 @@ The file records that it is missing, and :func:`load` takes it again.
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,6 +33,7 @@ from torch.distributions import Distribution
 
 from ._version import __version__
 from .estimator import JeffreysEstimator
+from .files import atomic_write
 from .flows import DEFAULT_FLOW, accelerate, flow_nn
 from .proxy import Base, ProxyBuilder, proxy_nn
 from .stored_distributions import (
@@ -75,6 +75,7 @@ def save(
             nothing. "coupling_nsf" is the default of ``JeffreysNPE``.
 
     Raises:
+        FileNotFoundError: If there is no such folder.
         TypeError: If it is neither a ``DirectPosterior`` nor a density estimator.
         ValueError: If the name is unknown, or an estimator that is built by that name does not
             reproduce the trained one.
@@ -114,7 +115,8 @@ def save(
             | {"torch": str(torch.__version__)}
         ),
     }
-    _write_atomically(Path(path), to_bytes(tensors, metadata))
+    with atomic_write(Path(path)) as temporary:
+        temporary.write_bytes(to_bytes(tensors, metadata))
 
 
 def load(
@@ -345,19 +347,6 @@ def _check_probes(estimator: ConditionalDensityEstimator, tensors: Tensors, *, e
 
 
 # Files
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary neighbour and rename it: no reader ever sees half a file."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:

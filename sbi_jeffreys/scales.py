@@ -85,7 +85,7 @@ def shift_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
 def standardizer(x: Tensor) -> Standardize:
     """Return a module that subtracts each column's mean and divides by its standard deviation.
 
-    As sbi's ``standardizing_net``, which leaves standard deviations below 1e-7 as they are.
+    As sbi's ``standardizing_net``, which takes standard deviations below 1e-7 for 1e-7.
 
     Args:
         x: Shape (n, *event). Rows with NaN or inf do not count.

@@ -9,18 +9,16 @@ evaluation that a folder's records share stands in ``config.json`` beside them.
 import contextlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import TEMPORARY, atomic_write
 from .jobs import Evaluation, Job
 
 __all__ = [
     "SCHEMA",
     "RecordError",
-    "atomic_write",
     "lock_folder",
     "read_record",
     "record_path",
@@ -30,7 +28,6 @@ __all__ = [
 ]
 
 SCHEMA = 1
-TEMPORARY = ".tmp-"
 REQUIRED = ("job", "evaluation", "timings", "training", "metrics", "observations", "error")
 
 
@@ -56,23 +53,6 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, and rename it to `path` once it is on the disk."""
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # Before the renaming: after a power cut the new name must not point to nothing.
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_stale(folder: Path) -> None:

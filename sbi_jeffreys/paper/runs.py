@@ -7,7 +7,6 @@ next to them, and runs with other settings are refused, not mixed.
 
 # ruff: noqa: T201
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,6 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
+
+from ..files import atomic_write
 
 __all__ = ["Result", "run_all"]
 
@@ -102,10 +103,8 @@ def _run_one(
         warnings.simplefilter("ignore", RuntimeWarning)
         result = function(settings=settings, **arguments)
     # The table last: it says that the run is complete.
-    scratch = folder / f".{key}.npz"
-    np.savez_compressed(scratch, allow_pickle=False, **result.arrays)
-    os.replace(scratch, _file(folder, key, ".npz"))
-    scratch = folder / f".{key}.csv"
-    result.table.to_csv(scratch, index=False)
-    os.replace(scratch, _file(folder, key))
+    with atomic_write(_file(folder, key, ".npz")) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **result.arrays)
+    with atomic_write(_file(folder, key)) as temporary:
+        result.table.to_csv(temporary, index=False)
     return key, time.perf_counter() - start

@@ -1,0 +1,37 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["TEMPORARY", "atomic_write"]
+
+# What the names of files begin with that are still being written.
+TEMPORARY = ".tmp-"
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary neighbour to write to, and rename it once it is on the disk.
+
+    No reader ever sees half a file, and a writer that is killed leaves the old one.
+
+    Args:
+        path: File to write.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write {path.name} to.")
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        # Before the renaming: after a power cut the new name must not point to nothing.
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
