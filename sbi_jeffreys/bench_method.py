@@ -213,7 +213,7 @@ def _trained(
         with quiet():
             trainer = new()
             if settings:
-                trainer._proxy_settings |= settings
+                trainer._settings |= settings
             trainer.append_simulations(theta, x).train(**train)
             if times > 1:
                 # As long again and again, whatever held-out data say.

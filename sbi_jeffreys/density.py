@@ -17,9 +17,8 @@ An epoch is at least :data:`STEPS_PER_EPOCH` steps: a pass over a hundred sample
 little to look at held-out data after it.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,6 +46,7 @@ from .proxy import Base, EnergyProxy, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
 from .run import run_epochs
 from .samples import check_points, check_trainable, split_samples
+from .seeding import forked, seeded
 from .steps import Settings
 from .training import Training
 
@@ -192,7 +192,7 @@ class JeffreysDensity:
             None if values is None else check_points(name, values, dim=samples.shape[1])
             for name, values in others.items()
         )
-        with self._seeded():
+        with seeded(self._seed):
             if held_out is None:
                 samples, held_out = split_samples(samples, validation_fraction)
             check_trainable(samples)
@@ -252,7 +252,7 @@ class JeffreysDensity:
                 last = copy_of_weights(training.estimator) if keep_last else {}
                 self._look(held_out.theta, test, epoch)
                 if callback is not None:
-                    with torch.random.fork_rng(devices=[]):
+                    with forked():
                         callback(self)
 
         diverged = run_epochs(
@@ -297,16 +297,6 @@ class JeffreysDensity:
         for key, value in losses.items():
             self._summary[key].append(value)
 
-    @contextlib.contextmanager
-    def _seeded(self) -> Iterator[None]:
-        """Run under the own seed, and leave torch's global generator as it was."""
-        if self._seed is None:
-            yield
-            return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            yield
-
     @property
     def _fitted(self) -> JeffreysEstimator:
         if self._estimator is None:
@@ -344,7 +334,7 @@ class JeffreysDensity:
         there is a warning. It is estimated once, under the density's own seed.
         """
         if self._log_partition is None:
-            with self._seeded():
+            with seeded(self._seed):
                 _ = self.proxy
                 self._log_partition = settled_log_partition(self._fitted)
         return self._log_partition

@@ -12,12 +12,12 @@ import warnings
 from dataclasses import replace
 from itertools import chain, islice, repeat
 
-import torch
 from torch import Tensor
 
 from .batches import Data, LoaderData, ones
 from .descent import TrainingDiverged
 from .held_out import flow_losses
+from .seeding import forked
 from .steps import Settings
 from .training import Training
 
@@ -82,8 +82,7 @@ def _most_lost(training: Training, data: Data | LoaderData, held_out: Data | Loa
     """Return what a copy has lost on held-out rows after the worst of its first steps, nats."""
     proxy, s = training.estimator.proxy, training.settings
     assert proxy is not None
-    devices = [] if s.device == "cpu" else [s.device]
-    with torch.random.fork_rng(devices=devices):
+    with forked(s.device):
         # Prior and kernel are the user's, may be anything, and are only asked.
         shared = {id(own): own for own in (proxy.base, training.kernel)}
         trial = copy.deepcopy(training, shared)

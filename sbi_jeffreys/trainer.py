@@ -43,6 +43,7 @@ from .patience import copy_of_weights
 from .proxy import Base, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
 from .run import run_epochs
+from .seeding import forked, seeded
 from .steps import Settings
 from .training import Training
 
@@ -124,7 +125,7 @@ class JeffreysNPE(NPE_C):
         check_not_negative(proxy_weight_decay=proxy_weight_decay)
         if prior is None and proxy == "likelihood":
             proxy = "mlp"
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             # sbi draws from the prior to look at it; the user's random numbers stay theirs.
             super().__init__(
                 prior=prior,
@@ -144,7 +145,7 @@ class JeffreysNPE(NPE_C):
         self._build_proxy = proxy_builder(proxy)
         self._weighting = weighting(objective)
         self._draws = draws if draws is not None else Draws()
-        self._proxy_settings: dict[str, Any] = {
+        self._settings: dict[str, Any] = {
             "proxy_learning_rate": proxy_learning_rate,
             "proxy_weight_decay": proxy_weight_decay,
         }
@@ -304,21 +305,12 @@ class JeffreysNPE(NPE_C):
         """Shape of one x, once simulations are there."""
         return self._x_roundwise[0].shape[1:] if self._x_roundwise else None
 
-    @property
-    def _generators(self) -> list[str]:
-        """Devices other than the CPU whose random numbers training draws."""
-        return [] if self._device == "cpu" else [self._device]
-
     @contextlib.contextmanager
     def _seeded(self, resume: bool) -> Iterator[None]:
         """Run under the trainer's own seed, and leave torch's global generator as it was."""
-        if self._seed is None:
-            yield
-            return
-        with torch.random.fork_rng(devices=self._generators):
-            torch.manual_seed(self._seed + max(self._data_round_index))
-            if resume and self._generator_state is not None:
-                torch.set_rng_state(self._generator_state)
+        seed = None if self._seed is None else self._seed + max(self._data_round_index)
+        state = self._generator_state if resume else None
+        with seeded(seed, self._device, state):
             try:
                 yield
             finally:
@@ -450,7 +442,7 @@ class JeffreysNPE(NPE_C):
             if failed and training.epoch == first:
                 training.estimator.weight = weight
             self._finish(training, first, loss, train_config.show_train_summary)
-        with torch.random.fork_rng(devices=self._generators):
+        with forked(self._device):
             center_partition(training.estimator, train_loader, self._device)
         return training.estimator
 
@@ -471,7 +463,7 @@ class JeffreysNPE(NPE_C):
     def _settle(self, training: Training, held_out: Any) -> float:
         """Put the weights back that held-out data speak for, and pool; return the flow's loss."""
         # Draws are none of the training's, which may be resumed.
-        with torch.random.fork_rng(devices=self._generators):
+        with forked(self._device):
             loss = training.settle(held_out)
             # A proxy knows nothing of what lies between the proposals of later rounds.
             if training.from_prior:
@@ -490,7 +482,7 @@ class JeffreysNPE(NPE_C):
             stop_after_epochs=config.stop_after_epochs,
             clip_max_norm=config.clip_max_norm,
             device=self._device,
-            **self._proxy_settings,
+            **self._settings,
         )
         if all(map(le, self._too_high, (settings.learning_rate, settings.proxy_learning_rate))):
             settings = default_rates(settings)
