@@ -1,4 +1,7 @@
-"""Where batches come from: the stored simulations by index, or a loader of torch's."""
+"""Where batches come from: the stored simulations by index, or a loader of torch's.
+
+How many of the simulations are held out is decided here too, for both.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "LoaderData", "ones"]
+__all__ = ["Data", "LoaderData", "num_to_train_on", "ones", "through_loaders"]
 
 
 def ones(x: Tensor) -> Tensor:
@@ -62,3 +65,44 @@ class LoaderData:
             self._head = torch.cat(thetas), torch.cat(xs)
         theta, x = self._head
         return theta[:num].to(device), x[:num].to(device)
+
+
+def num_to_train_on(num: int, fraction: float | None) -> int:
+    """Return how many of so many simulations are there to train on.
+
+    Args:
+        num: Number of simulations.
+        fraction: Fraction of them that is held out; ``None`` if others are.
+
+    Raises:
+        ValueError: If they are too few to train and to validate.
+    """
+    num_train = num if fraction is None else int((1 - fraction) * num)
+    if num_train < 2 or (fraction is not None and num_train == num):
+        raise ValueError(
+            f"{num} simulations are too few: {num_train} to train on and {num - num_train} to "
+            "validate; append more, or pass validation_data."
+        )
+    return num_train
+
+
+def through_loaders(
+    loaders: tuple[Any, Any], sizes: tuple[int, int], options: dict[str, Any]
+) -> tuple[LoaderData, LoaderData]:
+    """Return what to train on and what is held out, through loaders of torch's.
+
+    Args:
+        loaders: The two, as sbi builds them.
+        sizes: Numbers of simulations in the two.
+        options: What the loaders were built with, for the message.
+
+    Raises:
+        ValueError: If either has no batch.
+    """
+    if min(map(len, loaders)) == 0:
+        raise ValueError(
+            f"dataloader_kwargs {options} leave no batch of {sizes[0]} simulations to train on and "
+            f"{sizes[1]} to validate; lower batch_size, or pass drop_last=False."
+        )
+    # sbi's loader of held-out rows shuffles; losses are compared row by row.
+    return LoaderData(loaders[0]), LoaderData(list(loaders[1]))

@@ -13,12 +13,14 @@ from torch.distributions import Distribution
 
 __all__ = [
     "as_float",
+    "check_atomic",
     "check_finite",
     "check_held_out",
     "check_not_negative",
     "check_positive",
     "check_prior",
     "check_simulations",
+    "check_training",
     "constant_column",
     "fraction_outside_prior",
     "warn_outside_prior",
@@ -240,6 +242,53 @@ def check_held_out(
             f"x of validation_data holds NaN or inf in {invalid} of {len(x)} rows; remove them."
         )
     return theta, x
+
+
+def check_training(
+    *,
+    clip_max_norm: float | None,
+    validation_fraction: float,
+    validation_data: Any,
+    dataloader_kwargs: dict[str, Any] | None,
+    **positive: float,
+) -> None:
+    """Refuse arguments of ``JeffreysNPE.train`` that are out of range, or do not go together.
+
+    Args:
+        clip_max_norm: Positive, or ``None``.
+        validation_fraction: Between 0 and 1.
+        validation_data: Held-out simulations, or ``None``; not with ``dataloader_kwargs``.
+        dataloader_kwargs: Arguments of torch's loaders, or ``None``.
+        positive: The others, by their names.
+
+    Raises:
+        TypeError: If a number is none.
+        ValueError: With the name and the value of the first that will not do.
+    """
+    check_positive(**positive)
+    if clip_max_norm is not None:
+        check_positive(clip_max_norm=clip_max_norm)
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}.")
+    if validation_data is not None and dataloader_kwargs is not None:
+        raise ValueError(
+            "validation_data and dataloader_kwargs cannot be combined: torch's loaders split the "
+            "stored simulations. Leave one of them out."
+        )
+
+
+def check_atomic(batch_size: int, num_held_out: int) -> None:
+    """Refuse what leaves the atomic loss nothing to contrast a parameter with.
+
+    Raises:
+        ValueError: If a batch, or what is held out, is fewer than 2 simulations.
+    """
+    if batch_size < 2 or num_held_out < 2:
+        raise ValueError(
+            f"The atomic loss of later rounds contrasts the parameters of a batch: it needs at "
+            f"least 2, got training_batch_size={batch_size} and {num_held_out} held-out "
+            "simulations. Append more simulations, or raise training_batch_size."
+        )
 
 
 def fraction_outside_prior(theta: Tensor, prior: Distribution | None) -> float:

@@ -10,7 +10,15 @@ from typing import Any
 
 from .duals import DualState
 
-__all__ = ["EPOCH_KEYS", "RUN_KEYS", "append_epoch", "dual_entries", "new_record"]
+__all__ = [
+    "EPOCH_KEYS",
+    "RUN_KEYS",
+    "append_epoch",
+    "dual_entries",
+    "new_record",
+    "report_epoch",
+    "report_run",
+]
 
 EPOCH_KEYS = (
     "training_loss",  # flow's cross-entropy on the training simulations, nats
@@ -38,6 +46,8 @@ EPOCH_KEYS = (
 RUN_KEYS = ("epochs_trained", "best_validation_loss")
 """Lists with one entry per call of ``train``."""
 
+_DIVERGENCES = ("forward", "reverse", "proxy")
+
 
 def new_record() -> dict[str, list[Any]]:
     """Return an empty record."""
@@ -61,11 +71,54 @@ def append_epoch(record: dict[str, list[Any]], values: Mapping[str, float]) -> N
         record[key].append(float(values.get(key, float("nan"))))
 
 
+def report_epoch(
+    record: dict[str, list[Any]], tracker: Any, bar: Any, epoch: Mapping[str, float]
+) -> None:
+    """Tell the record, a tracker of sbi's and a progress bar of tqdm's of an epoch.
+
+    Args:
+        record: Changed in place.
+        tracker: Takes the numbers as they are.
+        bar: Moves by one.
+        epoch: Numbers by key.
+
+    Raises:
+        KeyError: If a key is not one of ``EPOCH_KEYS``; all that the tracker raises.
+    """
+    append_epoch(record, epoch)
+    tracker.log_metrics(epoch, step=len(record["training_loss"]) - 1)
+    multipliers = [epoch[f"multiplier_{name}"] for name in _DIVERGENCES]
+    bar.set_postfix(
+        {
+            "held-out NLL": f"{epoch['validation_loss']:.3f}",
+            "multipliers": " ".join(f"{value:.2f}" for value in multipliers),
+        }
+    )
+    bar.update()
+
+
+def report_run(
+    record: dict[str, list[Any]], tracker: Any, step: int, values: Mapping[str, float]
+) -> None:
+    """Tell the record and a tracker of sbi's how a call of ``train`` has ended.
+
+    Args:
+        record: Changed in place.
+        tracker: Flushed.
+        step: Number of the call's round, from 1 on.
+        values: Numbers by key: those of ``RUN_KEYS``, and others of which the record has lists.
+    """
+    for key, value in values.items():
+        record[key].append(value)
+    for key, value in values.items():
+        tracker.log_metric(key, value, step=step)
+    tracker.flush()
+
+
 def dual_entries(dual: DualState) -> dict[str, float]:
     """Return the multipliers and slacks of a dual problem by their keys in the record."""
-    names = ("forward", "reverse", "proxy")
     return {
         f"{kind}_{name}": value
         for kind, values in (("multiplier", dual.multipliers), ("slack", dual.slacks))
-        for name, value in zip(names, values.tolist(), strict=True)
+        for name, value in zip(_DIVERGENCES, values.tolist(), strict=True)
     }

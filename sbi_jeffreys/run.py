@@ -1,4 +1,4 @@
-"""Epoch after epoch to the end of a training, and what is said if it diverges on the way."""
+"""A run of a training: its start, epoch after epoch to the end, and which weights it leaves."""
 
 import warnings
 from collections.abc import Callable
@@ -7,9 +7,38 @@ from torch import nn
 
 from .batches import Data, LoaderData
 from .descent import TrainingDiverged
+from .first_steps import check_rates
+from .held_out import pool_weight
+from .seeding import forked
 from .training import Training
 
-__all__ = ["run_epochs"]
+__all__ = ["begin", "run_epochs", "settle"]
+
+
+def begin(training: Training, data: Data | LoaderData, held_out: Data | LoaderData) -> bool:
+    """Look at held-out data, and at what the learning rates do, before the first epoch.
+
+    Args:
+        training: To begin, or to be resumed.
+        data: What to train on.
+        held_out: What to look at.
+
+    Returns:
+        Whether the rates were lowered, of which there is a warning
+        (:func:`~sbi_jeffreys.first_steps.check_rates`).
+
+    Raises:
+        ValueError: If the held-out loss is not finite.
+    """
+    if isinstance(held_out, LoaderData):
+        training.forget_rows()
+    training.start(held_out)
+    if not training.best_weights:
+        raise ValueError(
+            "The held-out loss is not finite before the first epoch; look for NaN and inf "
+            "in x (exclude_invalid_x=True removes them), and for theta outside the prior."
+        )
+    return training.steps == 0 and check_rates(training, data, held_out)
 
 
 def run_epochs(
@@ -58,6 +87,20 @@ def run_epochs(
         )
         return True
     return False
+
+
+def settle(training: Training, held_out: Data | LoaderData) -> float:
+    """Put the weights back that held-out data speak for, and pool; return the flow's loss, nats.
+
+    A proxy knows nothing of what lies between the proposals of later rounds, and has no say there.
+    """
+    estimator, device = training.estimator, training.settings.device
+    # Draws are none of the training's, which may be resumed.
+    with forked(device):
+        loss = training.settle(held_out)
+        if training.from_prior:
+            estimator.weight = pool_weight(estimator, held_out, device, training.kernel)
+    return loss
 
 
 def _is_finite(module: nn.Module) -> bool:

@@ -2,13 +2,14 @@ r"""`JeffreysNPE`: the joint training as an sbi trainer. Glue only.
 
 The objective lives in :mod:`sbi_jeffreys.objective`, the multipliers move in
 :mod:`sbi_jeffreys.duals`; a step is in :mod:`sbi_jeffreys.steps`, what follows from held-out data
-in :mod:`sbi_jeffreys.training`.
+in :mod:`sbi_jeffreys.training`, how a run begins and ends in :mod:`sbi_jeffreys.run`.
 """
 
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from operator import le
 from typing import Any
 
@@ -22,13 +23,15 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from .batches import Data, LoaderData, ones
+from .batches import Data, num_to_train_on, ones, through_loaders
 from .checks import (
+    check_atomic,
     check_held_out,
     check_not_negative,
     check_positive,
     check_prior,
     check_simulations,
+    check_training,
     constant_column,
     fraction_outside_prior,
     warn_outside_prior,
@@ -36,13 +39,13 @@ from .checks import (
 from .draws import Draws
 from .duals import Weighting, is_maximum_likelihood, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
-from .first_steps import check_rates, default_rates
+from .first_steps import default_rates
 from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn, starts_in_closed_form
-from .held_out import center_partition, pool_weight
+from .held_out import center_partition
 from .patience import copy_of_weights
 from .proxy import Base, ProxyBuilder, proxy_builder
-from .record import append_epoch, new_record
-from .run import run_epochs
+from .record import new_record, report_epoch, report_run
+from .run import begin, run_epochs, settle
 from .seeding import forked, seeded
 from .steps import Settings
 from .training import Training
@@ -258,23 +261,18 @@ class JeffreysNPE(NPE_C):
             raise RuntimeError("No simulations: call append_simulations(theta, x) before train().")
         if resume_training and self._training is None:
             raise RuntimeError("Nothing to resume: call train() without resume_training first.")
-        check_positive(
+        check_training(
             num_atoms=num_atoms,
             training_batch_size=training_batch_size,
             learning_rate=learning_rate,
             stop_after_epochs=stop_after_epochs,
             max_num_epochs=max_num_epochs,
+            clip_max_norm=clip_max_norm,
+            validation_fraction=validation_fraction,
+            validation_data=validation_data,
+            dataloader_kwargs=dataloader_kwargs,
         )
-        if clip_max_norm is not None:
-            check_positive(clip_max_norm=clip_max_norm)
-        if not 0 < validation_fraction < 1:
-            raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}.")
         if validation_data is not None:
-            if dataloader_kwargs is not None:
-                raise ValueError(
-                    "validation_data and dataloader_kwargs cannot be combined: torch's loaders "
-                    "split the stored simulations. Leave one of them out."
-                )
             self._validation_data = check_held_out(validation_data, self._prior, self._event_shape)
         elif not resume_training:
             self._validation_data = None
@@ -331,14 +329,7 @@ class JeffreysNPE(NPE_C):
         """
         theta, x, masks = self.get_simulations(starting_round)
         held_out = self._validation_data
-        num_train = len(theta)
-        if held_out is None:
-            num_train = int((1 - validation_fraction) * len(theta))
-        if num_train < 2 or (held_out is None and num_train == len(theta)):
-            raise ValueError(
-                f"{len(theta)} simulations are too few: {num_train} to train on and "
-                f"{len(theta) - num_train} to validate; append more, or pass validation_data."
-            )
+        num_train = num_to_train_on(len(theta), validation_fraction if held_out is None else None)
         if dataloader_kwargs is not None:
             loaders = super().get_dataloaders(
                 starting_round,
@@ -347,14 +338,8 @@ class JeffreysNPE(NPE_C):
                 resume_training,
                 dataloader_kwargs,
             )
-            if min(len(loader) for loader in loaders) == 0:
-                raise ValueError(
-                    f"dataloader_kwargs {dataloader_kwargs} leave no batch of {num_train} "
-                    f"simulations to train on and {len(theta) - num_train} to validate; lower "
-                    "batch_size, or pass drop_last=False."
-                )
-            # sbi's loader of held-out rows shuffles; losses are compared row by row.
-            return LoaderData(loaders[0]), LoaderData(list(loaders[1]))
+            sizes = num_train, len(theta) - num_train
+            return through_loaders(loaders, sizes, dataloader_kwargs)
         if not resume_training:
             order = torch.randperm(len(theta))
             self.train_indices, self.val_indices = order[:num_train], order[num_train:]
@@ -408,69 +393,38 @@ class JeffreysNPE(NPE_C):
         """Run the joint training in place of sbi's loop."""
         weight = self._neural_net.weight
         training = self._prepare(train_config, loss_args)
-        training.estimator.weight = 0.0
-        first = training.epoch
-        bar = tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch")
-
-        def after_epoch(epoch: dict[str, float]) -> None:
-            append_epoch(self._summary, epoch)
-            self._tracker.log_metrics(epoch, step=len(self._summary["training_loss"]) - 1)
-            bar.set_postfix(_postfix(epoch))
-            bar.update()
-
+        estimator, first, asked = training.estimator, training.epoch, training.settings
+        estimator.weight = 0.0
         failed, diverged = True, False
         try:
-            self._start(training, train_loader, val_loader)
-            failed = diverged = run_epochs(
-                training,
-                train_loader,
-                val_loader,
-                after_epoch,
-                max_num_epochs=train_config.max_num_epochs,
-                outliers_in="x",
-                stacklevel=5,
-            )
+            with tqdm(
+                disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch"
+            ) as bar:
+                if begin(training, train_loader, val_loader):
+                    self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
+                failed = diverged = run_epochs(
+                    training,
+                    train_loader,
+                    val_loader,
+                    partial(report_epoch, self._summary, self._tracker, bar),
+                    max_num_epochs=train_config.max_num_epochs,
+                    outliers_in="x",
+                    stacklevel=5,
+                )
         except KeyboardInterrupt:
             failed = False
             raise
         finally:
             # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
-            bar.close()
-            self._last_weights = None if diverged else copy_of_weights(training.estimator)
+            self._last_weights = None if diverged else copy_of_weights(estimator)
             training.restore_best()
-            loss = training.best_loss if failed else self._settle(training, val_loader)
+            loss = training.best_loss if failed else settle(training, val_loader)
             if failed and training.epoch == first:
-                training.estimator.weight = weight
+                estimator.weight = weight
             self._finish(training, first, loss, train_config.show_train_summary)
         with forked(self._device):
-            center_partition(training.estimator, train_loader, self._device)
-        return training.estimator
-
-    def _start(self, training: Training, data: Any, held_out: Any) -> None:
-        """Look at the held-out data, and at what the learning rates do, before the first epoch."""
-        if isinstance(held_out, LoaderData):
-            training.forget_rows()
-        training.start(held_out)
-        if not training.best_weights:
-            raise ValueError(
-                "The held-out loss is not finite before the first epoch; look for NaN and inf "
-                "in x (exclude_invalid_x=True removes them), and for theta outside the prior."
-            )
-        asked = training.settings
-        if training.steps == 0 and check_rates(training, data, held_out):
-            self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
-
-    def _settle(self, training: Training, held_out: Any) -> float:
-        """Put the weights back that held-out data speak for, and pool; return the flow's loss."""
-        # Draws are none of the training's, which may be resumed.
-        with forked(self._device):
-            loss = training.settle(held_out)
-            # A proxy knows nothing of what lies between the proposals of later rounds.
-            if training.from_prior:
-                training.estimator.weight = pool_weight(
-                    training.estimator, held_out, self._device, training.kernel
-                )
-        return loss
+            center_partition(estimator, train_loader, self._device)
+        return estimator
 
     def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
         """Return the training to run: a new one, or the last one to resume."""
@@ -487,46 +441,26 @@ class JeffreysNPE(NPE_C):
         if all(map(le, self._too_high, (settings.learning_rate, settings.proxy_learning_rate))):
             settings = default_rates(settings)
         atomic = self._round > 0 and not loss_args.force_first_round_loss
+        hook = self._atomic_loss if atomic else None
         if atomic:
-            self._check_atomic(config.training_batch_size)
+            others = self._validation_data
+            num_held_out = len(self.val_indices if others is None else others[0])
+            check_atomic(config.training_batch_size, num_held_out)
         if config.resume_training and self._training is not None:
-            return self._resume(settings, loss_args, atomic)
+            last, kernel = self._last_weights, loss_args.calibration_kernel
+            self._training = self._training.resumed(last, settings, kernel, hook)
+            return self._training
         self._training = Training(
             estimator,
             self._weighting,
             self._draws,
             settings,
             loss_args.calibration_kernel,
-            self._atomic_loss if atomic else None,
+            hook,
             from_prior=self._round == 0,
             simple_start=self._simple_start and not estimator.learns_embedding,
         )
         return self._training
-
-    def _resume(self, settings: Settings, loss_args: Any, atomic: bool) -> Training:
-        """Return the last training, where it stopped."""
-        assert self._training is not None
-        training = self._training
-        if self._last_weights is None:
-            # It diverged: go on from the best weights, with new optimizers and multipliers.
-            training = training.anew(settings)
-        else:
-            training.estimator.load_state_dict(self._last_weights)
-        kernel = loss_args.calibration_kernel
-        training.go_on(settings, kernel, self._atomic_loss if atomic else None)
-        self._training = training
-        return training
-
-    def _check_atomic(self, batch_size: int) -> None:
-        """Refuse what leaves the atomic loss nothing to contrast a parameter with."""
-        held_out = self._validation_data
-        num_held_out = len(self.val_indices) if held_out is None else len(held_out[0])
-        if batch_size < 2 or num_held_out < 2:
-            raise ValueError(
-                f"The atomic loss of later rounds contrasts the parameters of a batch: it needs "
-                f"at least 2, got training_batch_size={batch_size} and {num_held_out} held-out "
-                "simulations. Append more simulations, or raise training_batch_size."
-            )
 
     def _atomic_loss(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
         """Return sbi's loss for parameters that come from a proposal, shape (B,)."""
@@ -546,17 +480,11 @@ class JeffreysNPE(NPE_C):
         training.estimator.eval()
         training.estimator.zero_grad(set_to_none=True)
         self.epoch, self._best_val_loss = training.epoch, loss
-        self._summary["epochs_trained"].append(training.epoch - first)
-        self._summary["best_validation_loss"].append(loss)
-        self._summary["pool_weight"].append(training.estimator.weight)
-        for key in ("epochs_trained", "best_validation_loss", "pool_weight"):
-            self._tracker.log_metric(key, self._summary[key][-1], step=self._round + 1)
-        self._tracker.flush()
+        values = {
+            "epochs_trained": training.epoch - first,
+            "best_validation_loss": loss,
+            "pool_weight": training.estimator.weight,
+        }
+        report_run(self._summary, self._tracker, self._round + 1, values)
         if show_summary:
             tqdm.write(self._describe_round(self._round, self._summary))
-
-
-def _postfix(epoch: Mapping[str, float]) -> dict[str, str]:
-    shown = {"held-out NLL": f"{epoch['validation_loss']:.3f}"}
-    multipliers = [epoch[f"multiplier_{name}"] for name in ("forward", "reverse", "proxy")]
-    return shown | {"multipliers": " ".join(f"{m:.2f}" for m in multipliers)}

@@ -91,6 +91,29 @@ class Training(JointSteps):
         self.patience.go_on(settings.stop_after_epochs, trials=self._trials)
         self._looks.watch = settings.proxy_plateau and forward_loss is None
 
+    def resumed(
+        self,
+        weights: dict[str, Tensor] | None,
+        settings: Settings,
+        kernel: Callable[[Tensor], Tensor],
+        forward_loss: LossHook | None,
+    ) -> "Training":
+        """Return the training to go on with: where this one stopped, or :meth:`anew`.
+
+        Args:
+            weights: Those at which it stopped; ``None`` if it diverged.
+            settings: Hyper-parameters from here on.
+            kernel: Calibration kernel from here on.
+            forward_loss: Forward loss from here on.
+        """
+        training = self
+        if weights is None:
+            training = self.anew(settings)
+        else:
+            self.estimator.load_state_dict(weights)
+        training.go_on(settings, kernel, forward_loss)
+        return training
+
     def anew(self, settings: Settings) -> "Training":
         """Return a training from the best weights on, with new optimizers and multipliers."""
         other = replace(self, settings=settings)

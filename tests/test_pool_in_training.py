@@ -8,6 +8,7 @@ import torch
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
 from sbi.utils import BoxUniform
 
+import sbi_jeffreys.run
 import sbi_jeffreys.trainer
 from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.batches import Data, ones
@@ -22,7 +23,7 @@ def _seed() -> None:
 @pytest.fixture
 def a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let held-out data say a quarter."""
-    monkeypatch.setattr(sbi_jeffreys.trainer, "pool_weight", lambda *args: 0.25)
+    monkeypatch.setattr(sbi_jeffreys.run, "pool_weight", lambda *args: 0.25)
 
 
 def _trainer(**kwargs: object) -> JeffreysNPE:
@@ -83,7 +84,7 @@ def test_a_training_that_is_stopped_has_a_weight_and_one_that_never_began_keeps_
     with pytest.raises(KeyboardInterrupt):
         trainer.train(resume_training=True)
     assert trainer._neural_net.weight == 0.25
-    monkeypatch.setattr(trainer, "_start", lambda *args: _raise(ValueError("no")))
+    monkeypatch.setattr(sbi_jeffreys.trainer, "begin", lambda *args: _raise(ValueError("no")))
     trainer._neural_net.weight = 0.5
     with pytest.raises(ValueError, match="no"):
         trainer.train(resume_training=True)
