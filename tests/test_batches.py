@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from sbi_jeffreys.batches import Data, LoaderData
+from sbi_jeffreys.batches import Data, LoaderData, num_to_train_on, through_loaders
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +69,34 @@ def test_loader_data():
     some_theta, some_x = data.head(4, "cpu")
     assert torch.equal(some_theta, theta[:4])
     assert torch.equal(some_x, x[:4])
+
+
+@pytest.mark.parametrize(
+    ("num", "fraction", "num_train"), [(100, 0.1, 90), (3, 0.1, 2), (3, None, 3), (2, None, 2)]
+)
+def test_number_to_train_on(num, fraction, num_train):
+    assert num_to_train_on(num, fraction) == num_train
+
+
+@pytest.mark.parametrize(("num", "fraction"), [(2, 0.1), (1, None), (10, 0.9), (10, 0.0)])
+def test_too_few_to_train_on_or_to_hold_out(num, fraction):
+    with pytest.raises(ValueError, match=f"{num} simulations are too few"):
+        num_to_train_on(num, fraction)
+
+
+def test_held_out_rows_of_a_loader_that_shuffles_come_in_one_order():
+    rows = TensorDataset(*simulate(20), torch.ones(20, 1))
+    loader = DataLoader(rows, batch_size=5, shuffle=True)
+    _, held_out = through_loaders((loader, loader), (20, 20), {})
+    first, second = (
+        torch.cat([batch[0] for batch in held_out.batches(5, "cpu", shuffle=False)])
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
+def test_a_loader_without_a_batch_is_refused():
+    rows = TensorDataset(*simulate(4), torch.ones(4, 1))
+    loaders = DataLoader(rows, batch_size=2), DataLoader(rows, batch_size=5, drop_last=True)
+    with pytest.raises(ValueError, match="no batch of 4 simulations to train on and 4 to validate"):
+        through_loaders(loaders, (4, 4), {"batch_size": 5})

@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from sbi_jeffreys.record import EPOCH_KEYS, RUN_KEYS, append_epoch, new_record
+from sbi_jeffreys.record import (
+    EPOCH_KEYS,
+    RUN_KEYS,
+    append_epoch,
+    new_record,
+    report_epoch,
+    report_run,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +53,37 @@ def test_unknown_quantities_are_refused_and_nothing_is_changed(key):
     with pytest.raises(KeyError, match=f"'{key}'"):
         append_epoch(record, {"training_loss": 1.0, key: 2.0})
     assert record == new_record()
+
+
+class Told:
+    """Tracker and progress bar that keep what they are told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
+
+
+def test_an_epoch_is_told_to_record_tracker_and_bar():
+    record, tracker, bar = new_record(), Told(), Told()
+    epoch = {f"multiplier_{name}": 1.0 for name in ("forward", "reverse", "proxy")}
+    epoch["validation_loss"] = 0.12345
+    for step in range(2):
+        report_epoch(record, tracker, bar, epoch)
+        assert tracker.calls[step] == ("log_metrics", (epoch,), {"step": step})
+    assert record["validation_loss"] == [0.12345, 0.12345]
+    shown = {"held-out NLL": "0.123", "multipliers": "1.00 1.00 1.00"}
+    assert bar.calls == 2 * [("set_postfix", (shown,), {}), ("update", (), {})]
+
+
+def test_the_end_of_a_call_is_told_to_record_and_tracker():
+    record, tracker = new_record(), Told()
+    report_run(record, tracker, 3, {"epochs_trained": 7, "best_validation_loss": 0.5})
+    assert record["epochs_trained"] == [7]
+    assert record["best_validation_loss"] == [0.5]
+    assert tracker.calls == [
+        ("log_metric", ("epochs_trained", 7), {"step": 3}),
+        ("log_metric", ("best_validation_loss", 0.5), {"step": 3}),
+        ("flush", (), {}),
+    ]
