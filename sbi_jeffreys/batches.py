@@ -3,19 +3,46 @@
 How many of the simulations are held out is decided here too, for both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "LoaderData", "num_to_train_on", "ones", "through_loaders"]
+__all__ = ["Data", "LoaderData", "PerRow", "num_to_train_on", "ones", "through_loaders"]
 
 
 def ones(x: Tensor) -> Tensor:
     """Calibration kernel that weighs all rows alike: 1 for each, shape (n,)."""
     return x.new_ones(len(x))
+
+
+class PerRow:
+    """A user's calibration kernel, with one weight for each row.
+
+    Args:
+        kernel: Function of x (n, *event); what it returns may be a number or of shape (n,).
+    """
+
+    def __init__(self, kernel: Callable[[Tensor], Any]) -> None:
+        self._kernel = kernel
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return weights, shape (n,), of data (n, *event).
+
+        Raises:
+            ValueError: If the kernel's weights have another shape.
+        """
+        weights = torch.as_tensor(self._kernel(x), dtype=x.dtype, device=x.device)
+        if weights.dim() == 0:
+            return weights.expand(len(x))
+        if weights.shape != (len(x),):
+            raise ValueError(
+                f"calibration_kernel returned shape {tuple(weights.shape)} for {len(x)} x: return "
+                f"one weight for each, shape ({len(x)},)."
+            )
+        return weights
 
 
 class Data(NamedTuple):

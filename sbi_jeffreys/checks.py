@@ -1,6 +1,7 @@
 """Checks of what users hand in: each says what was wrong, with the value, and what to do."""
 
 import math
+import operator
 import warnings
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_not_negative",
     "check_positive",
     "check_prior",
+    "check_seed",
     "check_simulations",
     "check_training",
     "constant_column",
@@ -60,6 +62,18 @@ def _is_finite(name: str, value: float) -> bool:
         return math.isfinite(value)
     except TypeError as error:
         raise TypeError(f"{name} must be a number, got {value!r}.") from error
+
+
+def check_seed(seed: Any) -> int | None:
+    """Return the seed as a Python integer.
+
+    Raises:
+        TypeError: If it is none, nor ``None``.
+    """
+    try:
+        return None if seed is None else operator.index(seed)
+    except TypeError as error:
+        raise TypeError(f"seed must be an integer or None, got {seed!r}.") from error
 
 
 def check_prior(prior: Any) -> Distribution | None:

@@ -18,18 +18,20 @@ from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from sbi.inference.trainers.npe.npe_base import PosteriorEstimatorTrainer
 from sbi.inference.trainers.npe.npe_c import NPE_C
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
+from sbi.utils import RestrictedPrior
 from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from .batches import Data, num_to_train_on, ones, through_loaders
+from .batches import Data, PerRow, num_to_train_on, ones, through_loaders
 from .checks import (
     check_atomic,
     check_held_out,
     check_not_negative,
     check_positive,
     check_prior,
+    check_seed,
     check_simulations,
     check_training,
     constant_column,
@@ -85,7 +87,8 @@ class JeffreysNPE(NPE_C):
             generator in charge, as in sbi.
 
     Raises:
-        TypeError: If the prior is no distribution with a density, or the proxy no builder.
+        TypeError: If the prior is no distribution with a density, the proxy no builder, or the seed
+            no integer.
         ValueError: If a name is unknown or a hyper-parameter not positive.
 
     References:
@@ -152,7 +155,7 @@ class JeffreysNPE(NPE_C):
             "proxy_learning_rate": proxy_learning_rate,
             "proxy_weight_decay": proxy_weight_decay,
         }
-        self._seed = seed
+        self._seed = check_seed(seed)
         self._generator_state: Tensor | None = None
         self._validation_data: tuple[Tensor, Tensor] | None = None
         self._training: Training | None = None
@@ -235,8 +238,8 @@ class JeffreysNPE(NPE_C):
                 data (:meth:`sbi_jeffreys.training.Training.settle`).
             max_num_epochs: Largest number of epochs.
             clip_max_norm: Norm at which gradients are clipped, of flow and proxy separately.
-            calibration_kernel: As in sbi; it weighs all divergences. Pairs that the proxy
-                simulates have no x to weigh, and take its mean.
+            calibration_kernel: As in sbi, one weight for each x or a number; it weighs all
+                divergences. Pairs that the proxy simulates have no x to weigh, and take its mean.
             resume_training: Go on where the last call stopped.
             force_first_round_loss: As in sbi.
             discard_prior_samples: As in sbi.
@@ -289,7 +292,7 @@ class JeffreysNPE(NPE_C):
                 stop_after_epochs=stop_after_epochs,
                 max_num_epochs=max_num_epochs,
                 clip_max_norm=clip_max_norm,
-                calibration_kernel=ones if calibration_kernel is None else calibration_kernel,
+                calibration_kernel=PerRow(calibration_kernel) if calibration_kernel else ones,
                 resume_training=resume_training,
                 force_first_round_loss=force_first_round_loss,
                 discard_prior_samples=discard_prior_samples,
@@ -346,8 +349,8 @@ class JeffreysNPE(NPE_C):
         train = Data(theta, x, masks, self.train_indices)
         if held_out is None:
             return train, Data(theta, x, masks, self.val_indices)
-        ones = torch.ones(len(held_out[0]), 1, dtype=masks.dtype)
-        return train, Data(*held_out, ones, torch.arange(len(ones)))
+        others = torch.ones(len(held_out[0]), 1, dtype=masks.dtype)
+        return train, Data(*held_out, others, torch.arange(len(others)))
 
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
         """Build the flow as sbi does, then join it with a proxy."""
@@ -365,6 +368,8 @@ class JeffreysNPE(NPE_C):
         theta = theta[self.train_indices].cpu()
         flow = self._neural_net
         accelerate(flow)
+        # The flow alone can be saved, too.
+        flow.spec = {"density_estimator": self._spec["density_estimator"]}
         with_proxy = not is_maximum_likelihood(self._weighting)
         self._neural_net = JeffreysEstimator(
             flow,
@@ -450,6 +455,7 @@ class JeffreysNPE(NPE_C):
             last, kernel = self._last_weights, loss_args.calibration_kernel
             self._training = self._training.resumed(last, settings, kernel, hook)
             return self._training
+        restricted = any(isinstance(p, RestrictedPrior) for p in self._proposal_roundwise)
         self._training = Training(
             estimator,
             self._weighting,
@@ -457,7 +463,7 @@ class JeffreysNPE(NPE_C):
             settings,
             loss_args.calibration_kernel,
             hook,
-            from_prior=self._round == 0,
+            from_prior=self._round == 0 and not restricted,
             simple_start=self._simple_start and not estimator.learns_embedding,
         )
         return self._training

@@ -397,3 +397,27 @@ def test_an_observation_of_another_type_is_taken():
     posterior = trainer.build_posterior()
     expected = posterior.log_prob(THETA[:3], x=X[:1])
     assert torch.equal(posterior.log_prob(THETA[:3], x=X[:1].double()), expected)
+
+
+# Kernels and seeds
+
+
+def test_a_kernel_may_be_a_number():
+    losses = {}
+    for kernel in (lambda x: 0.5, lambda x: 0.5 * torch.ones(len(x))):
+        trainer = make().append_simulations(THETA, X)
+        trainer.train(max_num_epochs=1, calibration_kernel=kernel)
+        losses[trainer.summary["training_loss"][0]] = kernel
+    assert len(losses) == 1
+
+
+def test_a_kernel_of_another_shape_is_refused():
+    trainer = make().append_simulations(THETA, X)
+    with pytest.raises(ValueError, match=r"shape \(6, 1\) for 6 x.*one weight for each"):
+        trainer.train(calibration_kernel=lambda x: torch.ones(len(x), 1))
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5])
+def test_a_seed_is_an_integer(seed):
+    with pytest.raises(TypeError, match=f"seed must be an integer or None, got {seed!r}"):
+        make(seed=seed)

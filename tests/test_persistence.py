@@ -92,9 +92,7 @@ NAMED = {"density_estimator": "coupling_nsf", "proxy": "likelihood"}
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_round_trip_for_priors(prior, tmp_path):
-    # The proxy's base does not take a MultipleIndependent yet.
-    objective = "ml" if prior == "multiple" else "dual"
-    original = train(PRIORS[prior], objective=objective)
+    original = train(PRIORS[prior])
     save(original, tmp_path / "posterior")
     loaded = load(tmp_path / "posterior")
     assert_same(loaded, original, torch.ones(1, 3))
@@ -126,6 +124,20 @@ def test_round_trip_without_proxy_and_with_keyword_arguments(tmp_path):
     loaded = load(tmp_path / "posterior")
     assert_same(loaded, original, torch.ones(1, 3))
     assert torch.equal(loaded.default_x, original.default_x)
+
+
+def test_round_trip_of_the_flow_alone(tmp_path):
+    theta = BOX.sample((60,))
+    trainer = JeffreysNPE(BOX, seed=0, show_progress_bars=False, tracker=QuietTracker())
+    estimator = trainer.append_simulations(theta, theta + 1.0).train(max_num_epochs=1)
+    original = trainer.build_posterior(estimator.flow)
+    save(original, tmp_path / "posterior")
+    assert_same(load(tmp_path / "posterior"), original, torch.ones(1, 2))
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere.* to write posterior"):
+        save(sbi_posterior("maf"), tmp_path / "nowhere" / "posterior", density_estimator="maf")
 
 
 def test_round_trip_of_what_npe_trains(tmp_path):

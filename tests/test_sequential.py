@@ -185,6 +185,9 @@ def test_restricted_prior_counts_as_the_prior():
     trainer.append_simulations(theta, simulate(theta), proposal=restricted)
     trainer.train(max_num_epochs=1)
     assert trainer._round == 0
+    # Of the rest of the prior the proxy knows nothing: it simulates no pairs there.
+    assert not trainer._training.from_prior
+    trainer.build_posterior()
 
 
 def test_simulations_without_proposal_after_a_later_round():
