@@ -23,26 +23,17 @@ import zuko
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from sbi.inference.posteriors import DirectPosterior
-from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
-from sbi.neural_nets.factory import model_builders
-from sbi.utils import BoxUniform
 from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor
 from torch.distributions import Distribution
 
 from ._version import __version__
-from .estimator import JeffreysEstimator
 from .files import atomic_write
-from .flows import DEFAULT_FLOW, accelerate, flow_nn
-from .proxy import Base, ProxyBuilder, proxy_nn
-from .stored_distributions import (
-    Tensors,
-    describe_distribution,
-    missing_class,
-    rebuild_distribution,
-)
-from .walls import SoftWalls
+from .flows import DEFAULT_FLOW
+from .proxy import ProxyBuilder
+from .stored_distributions import Tensors, describe_distribution, rebuild_distribution
+from .stored_estimators import check_probes, describe_estimator, is_nameable, rebuild_estimator
 
 __all__ = ["load", "save"]
 
@@ -51,9 +42,6 @@ _FORMAT = "sbi_jeffreys.posterior"
 # Gaussian given x and other splines, since 3 it and the proxy may see logarithms. Since 3.1 flow
 # and proxy are pooled with a weight; before, it was zero.
 _FORMAT_VERSION = (3, 1)
-# Rows of the dummy data: enough for every builder's z-scoring.
-_DUMMY_ROWS = 64
-_PROBES = 5
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 
@@ -90,7 +78,7 @@ def save(
         raise TypeError(
             f"save() takes a DirectPosterior or an estimator, got {type(posterior).__name__}."
         )
-    tensors, structure = _describe_estimator(estimator, density_estimator)
+    tensors, structure = describe_estimator(estimator, density_estimator)
     if isinstance(posterior, DirectPosterior):
         structure["posterior"] = {
             "prior": describe_distribution(posterior.prior, "prior", tensors),
@@ -101,11 +89,11 @@ def save(
             tensors["default_x"] = posterior.default_x
     # Copies, since tensors in a file share no memory.
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    if structure["density_estimator"] is not None and _nameable(structure):
-        rebuilt = _rebuild_estimator(structure, tensors, None, None, None)
+    if structure["density_estimator"] is not None and is_nameable(structure):
+        rebuilt = rebuild_estimator(structure, tensors, None, None, None)
         # Another device rounds in its own way.
         on_cpu = next(estimator.parameters()).device.type == "cpu"
-        _check_probes(rebuilt, tensors, exact=on_cpu)
+        check_probes(rebuilt, tensors, exact=on_cpu)
     metadata = {
         "format": _FORMAT,
         "format_version": ".".join(map(str, _FORMAT_VERSION)),
@@ -147,8 +135,8 @@ def load(
     tensors, structure = _read(Path(path))
     # Builders draw initial weights, sbi checks priors: who loads keeps his random numbers.
     with torch.random.fork_rng(devices=[]):
-        estimator = _rebuild_estimator(structure, tensors, build, build_proxy, prior)
-        _check_probes(estimator, tensors, exact=False)
+        estimator = rebuild_estimator(structure, tensors, build, build_proxy, prior)
+        check_probes(estimator, tensors, exact=False)
         estimator.to(device)
         recorded = structure.get("posterior")
         if recorded is None:
@@ -174,179 +162,6 @@ def _direct_posterior(
     if default_x is not None:
         posterior.set_default_x(default_x.to(device))
     return posterior
-
-
-# Estimators
-
-
-def _describe_estimator(
-    estimator: ConditionalDensityEstimator, name: str | None
-) -> tuple[Tensors, dict[str, Any]]:
-    joint = isinstance(estimator, JeffreysEstimator)
-    proxy = estimator.proxy if isinstance(estimator, JeffreysEstimator) else None
-    spec: Mapping[str, Any] = getattr(estimator, "spec", None) or {}
-    name = name or spec.get("density_estimator")
-    if name not in (None, DEFAULT_FLOW, *model_builders):
-        raise ValueError(
-            f"Unknown density_estimator {name!r}; choose one of "
-            f"{[DEFAULT_FLOW, *model_builders]}, or "
-            "none: then load() takes the builder again."
-        )
-    weights = estimator.state_dict()
-    if joint:
-        # It stands in the structure, where it has been since format 3.1.
-        del weights["pool_weight"]
-    tensors = {f"estimator.{k}": v for k, v in weights.items()}
-    structure: dict[str, Any] = {
-        "joint": joint,
-        "weight": float(getattr(estimator, "weight", 0.0)) if joint else 0.0,
-        "density_estimator": name,
-        "density_estimator_kwargs": dict(spec.get("density_estimator_kwargs", {})),
-        "walls": any(getattr(m, "f", None) is SoftWalls for m in estimator.modules()),
-        "input_shape": list(estimator.input_shape),
-        "condition_shape": list(estimator.condition_shape),
-        "proxy": None,
-        "base": None,
-    }
-    if proxy is not None:
-        structure["proxy"] = {
-            "name": spec.get("proxy"),
-            "kwargs": dict(spec.get("proxy_kwargs", {})),
-        }
-        structure["base"] = describe_distribution(proxy.base.distribution, "base", tensors)
-        tensors["base_anchor"] = proxy.base.anchor
-    return tensors | _probe(estimator), structure
-
-
-def _nameable(structure: Mapping[str, Any]) -> bool:
-    """Return whether the file will hold everything that its models need."""
-    proxy, base = structure["proxy"], structure["base"]
-    return proxy is None or (proxy["name"] is not None and missing_class(base) is None)
-
-
-def _rebuild_estimator(
-    structure: Mapping[str, Any],
-    tensors: Tensors,
-    build: ConditionalEstimatorBuilder[ConditionalDensityEstimator] | None,
-    build_proxy: ProxyBuilder | None,
-    prior: Distribution | None,
-) -> ConditionalDensityEstimator:
-    builder = build or _builder(structure)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        theta = torch.rand(_DUMMY_ROWS, *structure["input_shape"])
-        x = torch.randn(_DUMMY_ROWS, *structure["condition_shape"])
-        estimator = builder(theta, x)
-        if structure["joint"]:
-            estimator = _join(estimator, theta, x, structure, tensors, build_proxy, prior)
-    prefix = "estimator."
-    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    if structure["joint"]:
-        weights["pool_weight"] = torch.tensor(structure.get("weight", 0.0))
-    try:
-        estimator.load_state_dict(weights)
-    except RuntimeError as error:
-        name = structure["density_estimator"]
-        what = "the builder that was passed" if build else f"density_estimator {name!r}"
-        raise ValueError(
-            f"The weights do not fit into what {what} builds. Use the name or the builder that the "
-            f"estimator was trained with. {error}"
-        ) from error
-    estimator.eval()
-    return estimator
-
-
-def _builder(
-    structure: Mapping[str, Any],
-) -> ConditionalEstimatorBuilder[ConditionalDensityEstimator]:
-    name, kwargs = structure["density_estimator"], structure["density_estimator_kwargs"]
-    if name is None:
-        raise ValueError(
-            "This estimator was built by a function of its own, which a file cannot hold: pass it "
-            "again, load(path, build=...)."
-        )
-    if name != DEFAULT_FLOW:
-        return posterior_nn(model=name, **kwargs)
-    # Where the walls stand is among the tensors; that there are any is structure.
-    d = structure["input_shape"][0]
-    return flow_nn(
-        BoxUniform(torch.zeros(d), torch.ones(d)) if structure["walls"] else None, **kwargs
-    )
-
-
-def _join(
-    flow: ConditionalDensityEstimator,
-    theta: Tensor,
-    x: Tensor,
-    structure: Mapping[str, Any],
-    tensors: Tensors,
-    build_proxy: ProxyBuilder | None,
-    prior: Distribution | None,
-) -> JeffreysEstimator:
-    """Join a flow with a proxy, as the trainer does."""
-    accelerate(flow)
-    proxy = structure["proxy"]
-    if proxy is None:
-        return JeffreysEstimator(flow, theta, x)
-    if build_proxy is None:
-        if proxy["name"] is None:
-            raise ValueError(
-                "This proxy was built by a function of its own, which a file cannot hold: pass it "
-                "again, load(path, build_proxy=...)."
-            )
-        build_proxy = proxy_nn(proxy["name"], **proxy["kwargs"])
-    distribution = rebuild_distribution(structure["base"], "base", tensors, prior)
-    # The anchor is all that a base keeps of the training data.
-    base = Base(distribution, tensors["base_anchor"])
-    return JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
-
-
-# Probes
-
-
-@torch.no_grad()
-def _probe(estimator: ConditionalDensityEstimator) -> Tensors:
-    """Return points near the estimator's own samples, and its log densities there."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(_PROBES, *estimator.condition_shape, generator=generator)
-    training = estimator.training
-    estimator.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        x = x.to(next(estimator.parameters()).device)
-        theta = _flow(estimator).sample(torch.Size((1,)), x)
-    found = _log_probs(estimator, theta, x)
-    estimator.train(training)
-    return {"probe_theta": theta, "probe_x": x} | found
-
-
-def _log_probs(estimator: ConditionalDensityEstimator, theta: Tensor, x: Tensor) -> Tensors:
-    found = {"probe_flow": _flow(estimator).log_prob(theta, x)}
-    proxy = getattr(estimator, "proxy", None)
-    if proxy is not None:
-        found["probe_proxy"] = proxy.log_prob_unnormalized(theta, x)
-    return found
-
-
-def _flow(estimator: ConditionalDensityEstimator) -> ConditionalDensityEstimator:
-    """Return the flow of a joint model: its density needs no draws, which devices differ in."""
-    return estimator.flow if isinstance(estimator, JeffreysEstimator) else estimator
-
-
-@torch.no_grad()
-def _check_probes(estimator: ConditionalDensityEstimator, tensors: Tensors, *, exact: bool) -> None:
-    found = _log_probs(estimator, tensors["probe_theta"], tensors["probe_x"])
-    tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-3, "atol": 1e-3}
-    for key, value in found.items():
-        if not torch.allclose(value, tensors[key], equal_nan=True, **tolerance):
-            raise ValueError(
-                f"The rebuilt {key.removeprefix('probe_')} does not reproduce the saved one: its "
-                "log densities differ. The builder or the prior is another than the one it was "
-                "trained with, or keeps state outside of its state_dict()."
-            )
-
-
-# Files
 
 
 def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
