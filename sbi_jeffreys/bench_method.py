@@ -29,9 +29,10 @@ from torch.distributions import Distribution
 
 from .benchmark.report.compare import bootstrap_interval
 from .conditional_gaussian import ConditionalGaussian
+from .costs import HuberCost, LinearCost
 from .diagnostics import diagnose_proxy
 from .draws import Draws
-from .duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
+from .duals import FixedWeights, ResilientDual, weighting
 from .flows import NUM_BINS, flow_nn
 from .objective import Limits
 from .proxy import proxy_nn

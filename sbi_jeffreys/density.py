@@ -27,16 +27,10 @@ from typing_extensions import Self
 
 from .batches import Data, ones
 from .checks import check_not_negative, check_positive
+from .costs import HuberCost, LinearCost
 from .divergences import cross_entropy
 from .draws import Draws
-from .duals import (
-    HuberCost,
-    LinearCost,
-    ResilientDual,
-    Weighting,
-    is_maximum_likelihood,
-    weighting,
-)
+from .duals import ResilientDual, Weighting, is_maximum_likelihood, weighting
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, flow_builder
 from .objective import Limits

@@ -7,16 +7,8 @@ import pytest
 import torch
 from scipy.optimize import NonlinearConstraint, minimize
 
-from sbi_jeffreys.duals import (
-    DualState,
-    FixedWeights,
-    HuberCost,
-    LinearCost,
-    QuadraticCost,
-    ResilientDual,
-    settled,
-    weighting,
-)
+from sbi_jeffreys.costs import HuberCost, LinearCost, QuadraticCost
+from sbi_jeffreys.duals import DualState, FixedWeights, ResilientDual, settled, weighting
 
 COSTS = [
     pytest.param(LinearCost(), id="linear"),

@@ -11,9 +11,10 @@ from sbi.utils import BoxUniform
 import sbi_jeffreys.steps as steps_module
 from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.conditional_gaussian import ConditionalGaussian
+from sbi_jeffreys.costs import HuberCost, LinearCost
 from sbi_jeffreys.descent import TrainingDiverged
 from sbi_jeffreys.draws import Draws
-from sbi_jeffreys.duals import FixedWeights, HuberCost, LinearCost, ResilientDual, weighting
+from sbi_jeffreys.duals import FixedWeights, ResilientDual, weighting
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.muon import Muon

@@ -40,7 +40,8 @@ import torch
 from matplotlib.figure import Figure
 from scipy.optimize import minimize, nnls
 
-from ..duals import QuadraticCost, ResilientDual
+from ..costs import QuadraticCost
+from ..duals import ResilientDual
 from ..plotting import PALETTE
 from .claims import Claim, judge
 from .figures import save, styled
