@@ -427,6 +427,12 @@ class JeffreysNPE(NPE_C):
             if failed and training.epoch == first:
                 estimator.weight = weight
             self._finish(training, first, loss, train_config.show_train_summary)
+        if not (diverged or training.converged):
+            warnings.warn(
+                f"Training ended with max_num_epochs={train_config.max_num_epochs} while held-out "
+                "data still saw progress: raise it, or go on with resume_training=True.",
+                stacklevel=4,
+            )
         with forked(self._device):
             center_partition(estimator, train_loader, self._device)
         return estimator

@@ -2,6 +2,7 @@
 
 import linecache
 import logging
+import warnings
 
 import pytest
 import torch
@@ -421,3 +422,14 @@ def test_a_kernel_of_another_shape_is_refused():
 def test_a_seed_is_an_integer(seed):
     with pytest.raises(TypeError, match=f"seed must be an integer or None, got {seed!r}"):
         make(seed=seed)
+
+
+def test_who_stops_a_run_by_its_epochs_is_told():
+    trainer = make().append_simulations(THETA, X)
+    with pytest.warns(UserWarning, match=r"max_num_epochs=2 .* resume_training=True") as caught:
+        trainer.train(max_num_epochs=2)
+    line = linecache.getline(caught[0].filename, caught[0].lineno)
+    assert line.strip() == "trainer.train(max_num_epochs=2)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train(resume_training=True, stop_after_epochs=1)
