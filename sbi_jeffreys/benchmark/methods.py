@@ -157,12 +157,15 @@ def _jeffreys(**kwargs: Any) -> _TrainerBuilder:
     )
 
 
-def _direct(build: _TrainerBuilder, members: int = 1, **kwargs: Any) -> Fit:
+def _direct(
+    build: _TrainerBuilder, members: int = 1, *, flow_alone: bool = False, **kwargs: Any
+) -> Fit:
     """Return a method that trains density estimators of the posterior, and mixes them.
 
     Args:
         build: Function of (prior, seed) that builds a trainer.
         members: Number of estimators.
+        flow_alone: Whether the flow of ``JeffreysNPE`` is taken without its proxy.
         kwargs: Arguments of the trainer's ``train``.
     """
 
@@ -170,8 +173,9 @@ def _direct(build: _TrainerBuilder, members: int = 1, **kwargs: Any) -> Fit:
         prior: Distribution, theta: Tensor, x: Tensor, *, seed: int, quick: bool = False
     ) -> Fitted:
         trainers = [build(prior, seed + k) for k in range(members)]
-        estimators = tuple(_train(trainer, theta, x, quick, **kwargs) for trainer in trainers)
-        posteriors = [trainer.build_posterior() for trainer in trainers]
+        trained = [_train(trainer, theta, x, quick, **kwargs) for trainer in trainers]
+        estimators = tuple(each.flow if flow_alone else each for each in trained)
+        posteriors = [t.build_posterior(e) for t, e in zip(trainers, estimators, strict=True)]
         return Fitted(
             posterior=posteriors[0] if members == 1 else EnsemblePosterior(posteriors),
             log_prob=_mean_density(estimators),
@@ -238,6 +242,7 @@ def _vector_field(build: Callable[..., Any]) -> Fit:
 
 
 register("jeffreys", _direct(_jeffreys()))
+register("jeffreys_flow", _direct(_jeffreys(), flow_alone=True))
 register("jeffreys_fixed", _direct(_jeffreys(objective="fixed")))
 register("ml", _direct(_jeffreys(objective="ml")))
 register("ml_ensemble", _direct(_jeffreys(objective="ml"), NUM_MEMBERS))

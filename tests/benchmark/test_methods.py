@@ -14,6 +14,7 @@ MCMC = ("nle", "nre")
 WITH_DENSITY = {
     "jeffreys": 1,
     "jeffreys_fixed": 1,
+    "jeffreys_flow": 1,
     "ml": 1,
     "ml_ensemble": 5,
     "npe": 1,
@@ -56,6 +57,13 @@ def test_density(name, simulations):
     torch.testing.assert_close(fitted.log_prob(theta, x), expected.detach())
     samples = fitted.posterior.sample((20,), x=x[:1], show_progress_bars=False)
     assert samples.shape == (20, 2)
+
+
+def test_the_flow_alone_is_that_of_the_pool(simulations):
+    pool, alone = (fit(name, simulations).estimators[0] for name in ("jeffreys", "jeffreys_flow"))
+    assert not hasattr(alone, "proxy")
+    theta, x = simulations
+    assert torch.equal(alone.log_prob(theta[None], x), pool.flow.log_prob(theta[None], x))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
