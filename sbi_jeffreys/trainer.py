@@ -428,9 +428,11 @@ class JeffreysNPE(NPE_C):
                 estimator.weight = weight
             self._finish(training, first, loss, train_config.show_train_summary)
         if not (diverged or training.converged):
+            # It begins as sbi's does, for whoever filters that.
             warnings.warn(
-                f"Training ended with max_num_epochs={train_config.max_num_epochs} while held-out "
-                "data still saw progress: raise it, or go on with resume_training=True.",
+                f"Maximum number of epochs `max_num_epochs={train_config.max_num_epochs}` reached "
+                "while held-out data still saw progress: raise it, or go on with "
+                "resume_training=True.",
                 stacklevel=4,
             )
         with forked(self._device):

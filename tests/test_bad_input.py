@@ -426,7 +426,7 @@ def test_a_seed_is_an_integer(seed):
 
 def test_who_stops_a_run_by_its_epochs_is_told():
     trainer = make().append_simulations(THETA, X)
-    with pytest.warns(UserWarning, match=r"max_num_epochs=2 .* resume_training=True") as caught:
+    with pytest.warns(UserWarning, match=r"Maximum number .*=2` .* resume_training=True") as caught:
         trainer.train(max_num_epochs=2)
     line = linecache.getline(caught[0].filename, caught[0].lineno)
     assert line.strip() == "trainer.train(max_num_epochs=2)"
