@@ -264,7 +264,7 @@ def _zuko_sample_with_log_prob(
 ) -> tuple[Tensor, Tensor]:
     """Return samples of a zuko flow (num, B, d) and its log density there (num, B), in one pass."""
     # The default flow's base is a standard normal.
-    base, rows = flow.base(context), 1 if generator else len(context)
+    base, rows = flow.base(context), len(context) if generator is None else 1
     noise = base.mean.new_empty(num, rows, base.mean.shape[-1]).normal_(generator=generator)
     theta = noise.expand(-1, len(context), -1)
     total = base.log_prob(theta)
