@@ -12,6 +12,8 @@ from sbi.utils.user_input_checks import process_prior
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .seeding import forked
+
 __all__ = [
     "as_float",
     "check_atomic",
@@ -90,7 +92,7 @@ def check_prior(prior: Any) -> Distribution | None:
             f"prior must be a torch distribution, got {type(prior).__name__}. Wrap other priors "
             "with sbi.utils.process_prior, or pass prior=None."
         )
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         # Looking at the prior must not move the user's random numbers.
         return _check_distribution(prior)
 
@@ -167,7 +169,7 @@ def check_simulations(
             "the data of all simulations must have one shape."
         )
     if prior is not None and not isinstance(prior, ImproperEmpirical):
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             dim = prior.sample().numel()
         if theta.shape[1] != dim:
             raise ValueError(

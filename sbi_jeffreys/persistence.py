@@ -32,6 +32,7 @@ from ._version import __version__
 from .files import atomic_write
 from .flows import DEFAULT_FLOW
 from .proxy import ProxyBuilder
+from .seeding import forked
 from .stored_distributions import Tensors, describe_distribution, rebuild_distribution
 from .stored_estimators import check_probes, describe_estimator, is_nameable, rebuild_estimator
 
@@ -134,7 +135,7 @@ def load(
     """
     tensors, structure = _read(Path(path))
     # Builders draw initial weights, sbi checks priors: who loads keeps his random numbers.
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         estimator = rebuild_estimator(structure, tensors, build, build_proxy, prior)
         check_probes(estimator, tensors, exact=False)
         estimator.to(device)

@@ -27,6 +27,8 @@ from torch.distributions import (
     StudentT,
 )
 
+from .seeding import seeded
+
 __all__ = ["SIMULATORS", "Simulator"]
 
 
@@ -49,8 +51,7 @@ class Simulator:
             num: Number of simulations.
             generator: Its seed decides.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator.initial_seed())
+        with seeded(generator.initial_seed()):
             theta = self.prior.sample(torch.Size((num,)))
             return theta, self.run(theta)
 

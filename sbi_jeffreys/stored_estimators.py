@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, accelerate, flow_nn
 from .proxy import Base, ProxyBuilder, proxy_nn
+from .seeding import seeded
 from .stored_distributions import (
     Tensors,
     describe_distribution,
@@ -108,8 +109,7 @@ def rebuild_estimator(
         ValueError: If a builder is needed and missing, or the weights do not fit.
     """
     builder = build or _builder(structure)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         theta = torch.rand(_DUMMY_ROWS, *structure["input_shape"])
         x = torch.randn(_DUMMY_ROWS, *structure["condition_shape"])
         estimator = builder(theta, x)

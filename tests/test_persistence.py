@@ -28,10 +28,7 @@ from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.proxy import PairMLP
 from sbi_jeffreys.quiet import QuietTracker
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
-    pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated"),  # nflows
-]
+pytestmark = pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")  # nflows
 
 BOX = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
 PRIORS = {

@@ -29,6 +29,8 @@ from sbi.diagnostics.sbc import check_uniformity_frequentist
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from torch import Tensor
 
+from ..seeding import seeded
+
 __all__ = ["Coverage", "coverage"]
 
 
@@ -95,8 +97,7 @@ def coverage(
     # constant for each x, which costs many draws and changes no rank.
     marginals = [lambda t, _, k=k: t[:, k] for k in range(theta.shape[1])]
     reductions = [*marginals, lambda t, x_i: posterior.potential(t, x=x_i)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         ranks, _ = run_sbc(theta, x, posterior, draws, reductions, show_progress_bar=False)
         tarp, grid = run_tarp(
             theta, x, posterior, num_posterior_samples=draws, show_progress_bar=False

@@ -15,6 +15,8 @@ from sklearn.datasets import make_circles, make_moons
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
 
+from ..seeding import seeded
+
 __all__ = ["DATA_SETS", "Sizes", "Split", "draw", "gaussian_mixture", "split"]
 
 
@@ -50,8 +52,7 @@ def _outer(vectors: Tensor) -> Tensor:
 
 
 def _mixture(num: int, rng: Generator) -> np.ndarray:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**31)))
+    with seeded(int(rng.integers(2**31))):
         return gaussian_mixture().sample(torch.Size((num,))).numpy()
 
 
