@@ -41,7 +41,7 @@ class AutoregressiveSpline(Transform):
     """One layer at some conditions.
 
     Args:
-        layer: zuko's layer, with our spline as its ``univariate``.
+        layer: zuko's layer with our spline (:func:`sbi_jeffreys.flows.accelerate`).
         condition: Shape (*, c), or ``None``.
 
     Example:
@@ -100,8 +100,7 @@ class AutoregressiveSpline(Transform):
         # Before the first group is known the condition is all there is, once for all that share it.
         x = y.new_zeros(len(y), *[1] * (len(shape) - len(self._given)), *self._given)
         total = y.new_zeros(shape)
-        for group in self.layer.order.unique():
-            features = (self.layer.order == group).nonzero().squeeze(-1)
+        for features in self.layer.groups():
             where = x.shape[1:]
             phi = self._parameters(
                 x.reshape(len(x), where.numel()), self._condition_rows(where), features

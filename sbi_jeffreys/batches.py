@@ -57,8 +57,7 @@ class Data(NamedTuple):
         """Yield (theta, x, masks) of nearly equal size, by index: nothing is copied twice."""
         num = len(self.rows)
         order = self.rows[torch.randperm(num)] if shuffle else self.rows
-        for rows in order.tensor_split(max(1, num // size)):
-            rows = rows.to(self.theta.device)
+        for rows in order.to(self.theta.device).tensor_split(max(1, num // size)):
             yield tuple(t[rows].to(device) for t in (self.theta, self.x, self.masks))
 
     def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:

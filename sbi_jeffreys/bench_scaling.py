@@ -19,7 +19,7 @@ import torch
 from sbi.utils import BoxUniform
 from torch import Tensor, nn
 
-from .bench_train import peak_memory
+from .benchmark.machine import peak_memory_mb
 from .flows import DEFAULT_FLOW, flow_nn
 from .quiet import QuietTracker, quiet
 from .trainer import JeffreysNPE
@@ -62,7 +62,7 @@ def _simulate(case: Case) -> tuple[Tensor, Tensor]:
 def _print_measured(case: Case) -> None:
     """Train, and print what it took as JSON."""
     torch.set_num_threads(1)
-    before = peak_memory()
+    before = peak_memory_mb()
     theta, x = _simulate(case)
     prior = BoxUniform(-torch.ones(case.d), torch.ones(case.d))
     build: Any = DEFAULT_FLOW
@@ -79,10 +79,8 @@ def _print_measured(case: Case) -> None:
     with torch.no_grad():
         loss = -estimator.log_prob(theta[None, :1000], x[:1000]).mean().item()
     seconds = min(trainer.summary["epoch_durations_sec"])
-    above = peak_memory() - before - theta.nbytes - x.nbytes
-    print(
-        json.dumps({"seconds_per_epoch": seconds, "megabytes": above / 1e6, "training_nll": loss})
-    )
+    above = peak_memory_mb() - before - (theta.nbytes + x.nbytes) / 1e6
+    print(json.dumps({"seconds_per_epoch": seconds, "megabytes": above, "training_nll": loss}))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,13 +22,14 @@ from sbi.utils import BoxUniform
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from .benchmark.machine import peak_memory_mb
 from .features import features_of
 from .flows import DEFAULT_FLOW, NUM_BINS, plain_flow
 from .quiet import QuietTracker, quiet
 from .tasks import get_task
 from .trainer import JeffreysNPE
 
-__all__ = ["METHODS", "peak_memory", "run_bench"]
+__all__ = ["METHODS", "run_bench"]
 
 # Turns that each method takes, and epochs in a turn; the first epoch of a turn warms up.
 _TURNS, _EPOCHS = 3, 5
@@ -193,7 +194,7 @@ def _memory(method: str, n: int) -> float:
 
 def _print_memory() -> None:
     torch.set_num_threads(1)
-    before = peak_memory()
+    before = peak_memory_mb()
     method, n = sys.argv[1:]
     theta = 2 * torch.rand(int(n), _MEMORY_DIM) - 1
     x = theta + torch.randn(int(n), _MEMORY_DIM)
@@ -202,18 +203,5 @@ def _print_memory() -> None:
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.append_simulations(theta, x).train(max_num_epochs=1)
-    data = theta.nbytes + x.nbytes
-    print(json.dumps((peak_memory() - before - data) / 1e6))
-
-
-def peak_memory() -> int:
-    """Return the largest resident size of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: there a child starts from the peak of its parent.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    data = (theta.nbytes + x.nbytes) / 1e6
+    print(json.dumps(peak_memory_mb() - before - data))

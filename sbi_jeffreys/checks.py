@@ -2,17 +2,18 @@
 
 import math
 import operator
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
-from sbi.utils.sbiutils import ImproperEmpirical, within_support
+from sbi.utils.sbiutils import within_support
 from sbi.utils.user_input_checks import process_prior
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .priors import draw, proper
 from .seeding import forked
+from .warn import warn
 
 __all__ = [
     "as_float",
@@ -22,6 +23,7 @@ __all__ = [
     "check_not_negative",
     "check_positive",
     "check_prior",
+    "check_same_rows",
     "check_seed",
     "check_simulations",
     "check_training",
@@ -85,7 +87,7 @@ def check_prior(prior: Any) -> Distribution | None:
         TypeError: If it is no torch distribution, or cannot evaluate its density.
         ValueError: If it is a scalar distribution, or one with several batch dimensions.
     """
-    if prior is None or isinstance(prior, ImproperEmpirical):
+    if proper(prior) is None:
         return prior
     if not isinstance(prior, Distribution):
         raise TypeError(
@@ -98,7 +100,7 @@ def check_prior(prior: Any) -> Distribution | None:
 
 
 def _check_distribution(prior: Distribution) -> Distribution:
-    sample = prior.sample()
+    sample = draw(prior, 1)[0]
     if sample.dim() == 0:
         raise ValueError(
             f"prior is scalar: {prior!r} draws numbers, not vectors. Give it one dimension, "
@@ -168,9 +170,10 @@ def check_simulations(
             f"One x has shape {tuple(x.shape[1:])}, in earlier simulations {tuple(event_shape)}: "
             "the data of all simulations must have one shape."
         )
-    if prior is not None and not isinstance(prior, ImproperEmpirical):
+    prior = proper(prior)
+    if prior is not None:
         with forked():
-            dim = prior.sample().numel()
+            dim = draw(prior, 1).numel()
         if theta.shape[1] != dim:
             raise ValueError(
                 f"theta has {theta.shape[1]} parameters, the prior has {dim}; pass the parameters "
@@ -206,11 +209,10 @@ def _check_resolution(name: str, values: Tensor, rounded: Tensor) -> None:
     lost = varies & (error > _LOST * values.nan_to_num(nan=0.0).std(dim=0, correction=0))
     if bool(lost.any()):
         column = int(lost.flatten().nonzero()[0])
-        warnings.warn(
+        warn(
             f"{name} loses digits that matter in column {column}: models are trained in float32, "
             f"which rounds its values by up to {error.flatten()[column].item():.2g}. Subtract an "
-            "offset from it first.",
-            stacklevel=4,
+            "offset from it first."
         )
 
 
@@ -258,6 +260,23 @@ def check_held_out(
             f"x of validation_data holds NaN or inf in {invalid} of {len(x)} rows; remove them."
         )
     return theta, x
+
+
+def check_same_rows(rows: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor] | None) -> None:
+    """Refuse to resume a training with other held-out rows: its losses would not compare.
+
+    Raises:
+        ValueError: If they are others than before, or a fraction was held out then.
+    """
+    same = before is not None and all(
+        a.shape == b.shape and torch.equal(a, b.to(a)) for a, b in zip(rows, before, strict=True)
+    )
+    if not same:
+        raise ValueError(
+            "A training that is resumed goes on with the held-out rows it began with, since losses "
+            "on others do not compare: leave validation_data out, or train without "
+            "resume_training."
+        )
 
 
 def check_training(
@@ -309,7 +328,8 @@ def check_atomic(batch_size: int, num_held_out: int) -> None:
 
 def fraction_outside_prior(theta: Tensor, prior: Distribution | None) -> float:
     """Return the fraction of the parameters, shape (n, d), outside of the prior's support."""
-    if prior is None or isinstance(prior, ImproperEmpirical):
+    prior = proper(prior)
+    if prior is None:
         return 0.0
     return 1 - within_support(prior, theta).float().mean().item()
 
@@ -318,8 +338,7 @@ def warn_outside_prior(theta: Tensor, prior: Distribution | None) -> None:
     """Warn, with the fraction, if parameters lie outside of the prior's support."""
     outside = fraction_outside_prior(theta, prior)
     if outside > 0:
-        warnings.warn(
+        warn(
             f"{outside:.1%} of theta lie outside of the prior's support. They are kept, and the "
-            "posterior will have no mass there; check that the prior is the one simulated from.",
-            stacklevel=3,
+            "posterior will have no mass there; check that the prior is the one simulated from."
         )

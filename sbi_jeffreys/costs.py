@@ -16,6 +16,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from .checks import check_positive
+
 __all__ = ["Cost", "HuberCost", "LinearCost", "QuadraticCost"]
 
 
@@ -43,12 +45,6 @@ class Cost(Protocol):
         """Return the nearest slope that h can have."""
 
 
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
-            raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
-
-
 @dataclass(frozen=True)
 class LinearCost:
     r"""Price :math:`h(u) = s u`: a fixed weight, for a divergence known up to a constant."""
@@ -57,7 +53,7 @@ class LinearCost:
     curvature: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        _positive(rate=self.rate)
+        check_positive(rate=self.rate)
 
     def value(self, slack: Tensor) -> Tensor:
         """Return h(u)."""
@@ -83,7 +79,7 @@ class QuadraticCost:
     stiffness: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive(stiffness=self.stiffness)
+        check_positive(stiffness=self.stiffness)
 
     @property
     def curvature(self) -> float:
@@ -115,7 +111,7 @@ class HuberCost:
     bound: float = 4.0
 
     def __post_init__(self) -> None:
-        _positive(stiffness=self.stiffness, bound=self.bound)
+        check_positive(stiffness=self.stiffness, bound=self.bound)
 
     @property
     def curvature(self) -> float:

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from .base import Base
 from .batches import Data, ones
-from .checks import check_not_negative, check_positive
+from .checks import check_not_negative, check_positive, check_seed
 from .costs import HuberCost, LinearCost
 from .divergences import cross_entropy
 from .draws import Draws
@@ -36,7 +37,7 @@ from .flows import DEFAULT_FLOW, flow_builder
 from .objective import Limits
 from .partition import log_unnormalized, measure_log_partition, settled_log_partition
 from .patience import copy_of_weights
-from .proxy import Base, EnergyProxy, ProxyBuilder, proxy_builder
+from .proxy import EnergyProxy, ProxyBuilder, proxy_builder
 from .record import append_epoch, new_record
 from .run import run_epochs
 from .samples import check_points, check_trainable, split_samples
@@ -138,7 +139,7 @@ class JeffreysDensity:
             "proxy_learning_rate": proxy_learning_rate,
             "proxy_weight_decay": proxy_weight_decay,
         }
-        self._seed = seed
+        self._seed = check_seed(seed)
         self._estimator: JeffreysEstimator | None = None
         self._log_partition: float | None = None
         self._summary: dict[str, list[Any]] = {}
@@ -238,6 +239,11 @@ class JeffreysDensity:
         """Train, and leave the weights to be kept in the estimator."""
         keep_last = training.settings.stop_after_epochs == _NEVER
         training.start(held_out)
+        if not training.best_weights:
+            raise ValueError(
+                "The held-out loss is not finite before the first epoch: the density that was "
+                "built gives held-out samples no finite density. Look for outliers among them."
+            )
         last = training.best_weights
 
         def after_epoch(epoch: dict[str, float]) -> None:
@@ -256,7 +262,6 @@ class JeffreysDensity:
             after_epoch,
             max_num_epochs=max_num_epochs,
             outliers_in="the samples",
-            stacklevel=4,
         )
         loss = training.best_loss
         if diverged:

@@ -65,21 +65,25 @@ def descend(
     """
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    if not math.isfinite(loss.item()):
-        raise TrainingDiverged(f"the objective became {loss.item()}.")
     loss.backward()
+    # Each model has its own norm: a proxy in trouble must not slow the flow down.
+    gradients = [_gradients(optimizer) for optimizer in optimizers]
+    # Without any it is a step of the flow alone.
+    gradients = [each for each in gradients if each]
+    norms = [torch.stack(torch._foreach_norm(each)).norm() for each in gradients]
+    # All in one transfer: a GPU stops for each.
+    objective, *found = torch.stack([loss.detach(), *norms]).tolist()
+    if not math.isfinite(objective):
+        raise TrainingDiverged(f"the objective became {objective}.")
     limit = float("inf") if clip_max_norm is None else clip_max_norm
-    for optimizer in optimizers:
-        # Each model has its own norm: a proxy in trouble must not slow the flow down.
-        parameters = optimizer.param_groups[0]["params"]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if not gradients:
-            # A step of the flow alone.
-            continue
-        norm = torch.stack(torch._foreach_norm(gradients)).norm().item()
+    for each, norm in zip(gradients, found, strict=True):
         if not math.isfinite(norm):
             raise TrainingDiverged(f"the norm of the gradient became {norm}.")
         if norm > limit:
-            torch._foreach_mul_(gradients, limit / norm)
+            torch._foreach_mul_(each, limit / norm)
     for optimizer in optimizers:
         optimizer.step()
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]

@@ -15,7 +15,7 @@ from torch import Tensor
 from .estimator import JeffreysEstimator
 from .flows import evaluating
 
-__all__ = ["Draws", "ReverseQueue", "ReverseSet", "negatives"]
+__all__ = ["Draws", "Negatives", "ReverseQueue", "ReverseSet", "negatives"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Draws:
     Args:
         flow: Samples K of the flow for each x in D2, at least 2.
         base: Draws M of the base, shared by the batch, at least 1.
-        fraction: Fraction of a batch's x that enter D2 in one step. Samples for a whole batch last
-            for 1 / fraction steps.
+        fraction: Fraction of a batch's x that enter D2 in one step, rounded to 1/n. Samples for a
+            whole batch last for n steps.
         simulated: Pairs that the proxy simulates itself, for each row of the batch.
         jitter: Scale of the noise on x in D2, in standard deviations of the embedded x.
         gauge: Weight of the gauge.
@@ -58,7 +58,26 @@ class Draws:
                 raise ValueError(f"{name}={value} must be a finite number, not negative.")
 
 
-def negatives(estimator: JeffreysEstimator, theta: Tensor, num: int, *, from_base: bool) -> Tensor:
+class Negatives(NamedTuple):
+    """Draws of the marginal of theta (M, d), and which of the batch's rows they are (M,), if any.
+
+    A row of the batch is no negative of itself.
+    """
+
+    theta: Tensor
+    rows: Tensor | None = None
+
+    def without_own(self, log_weights: Tensor) -> Tensor:
+        """Return log weights of the negatives at each row (M, B), minus infinity at its own."""
+        if self.rows is None:
+            return log_weights
+        rows = torch.arange(log_weights.shape[1], device=log_weights.device)
+        return log_weights.masked_fill(self.rows.unsqueeze(1) == rows, -torch.inf)
+
+
+def negatives(
+    estimator: JeffreysEstimator, theta: Tensor, num: int, *, from_base: bool
+) -> Negatives:
     """Return draws of the marginal of theta that the ranking loss contrasts data with.
 
     Args:
@@ -69,12 +88,13 @@ def negatives(estimator: JeffreysEstimator, theta: Tensor, num: int, *, from_bas
             proposals, of which the batch is a sample.
 
     Returns:
-        The draws, shape (M, d), or (B, d) where the batch is smaller.
+        The draws, B of them where the batch is smaller.
     """
     if from_base:
         assert estimator.proxy is not None
-        return estimator.proxy.base.sample(num).to(theta)
-    return theta[torch.randperm(len(theta), device=theta.device)[:num]]
+        return Negatives(estimator.proxy.base.sample(num).to(theta))
+    rows = torch.randperm(len(theta), device=theta.device)[:num]
+    return Negatives(theta[rows], rows)
 
 
 class ReverseSet(NamedTuple):

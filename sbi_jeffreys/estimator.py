@@ -20,12 +20,14 @@ from zuko.flows.core import Flow
 
 from . import pool
 from .autoregressive import AutoregressiveSpline
+from .base import Base
 from .features import Features
 from .flows import evaluating, starts_in_closed_form
 from .likelihood import LikelihoodEnergy
 from .linear import LinearPosterior, is_learnt
-from .proxy import Base, EnergyProxy, FromLinear, ProxyBuilder
-from .scales import spread
+from .proxy import EnergyProxy, FromLinear, ProxyBuilder
+from .scales import shift_and_scale
+from .seeding import forked, seed_generators
 
 __all__ = ["ROWS_FOR_SCALE", "JeffreysEstimator"]
 
@@ -74,9 +76,9 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         self.spec: dict[str, Any] = {}
         self._embeds = _embedding_owner(flow) is not None
         if not self._embeds:
-            rows = x[:ROWS_FOR_SCALE].flatten(1)
-            self.register_buffer("_x_mean", rows.mean(dim=0))
-            self.register_buffer("_x_std", spread(rows))
+            mean, std = shift_and_scale(x[:ROWS_FOR_SCALE].flatten(1))
+            self.register_buffer("_x_mean", mean)
+            self.register_buffer("_x_std", std)
         self.proxy: EnergyProxy | None = None
         if base is not None and build_proxy is not None:
             self.proxy = EnergyProxy(self._network(theta, x, base, build_proxy), base, self.embed)
@@ -134,9 +136,17 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             input: Parameters.
             condition: Data; one dimension of size 1 takes the size of the other's.
             kwargs: For the flow, where it stands alone.
+
+        Raises:
+            RuntimeError: If a gradient in x is asked of the pool, whose normaliser has none.
         """
         if not self.weight:
             return self.flow.log_prob(input, condition, **kwargs)
+        if condition.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                "x requires a gradient, which the pool of flow and proxy does not have: its "
+                "normaliser is estimated from draws. Take that of the flow, estimator.flow."
+            )
         theta, _, num = self._broadcast_and_align(input, condition)
         if condition.dim() > len(self.condition_shape) + 1:
             # An x for each parameter.
@@ -286,14 +296,8 @@ _GLOBAL_GENERATOR = threading.Lock()
 @contextlib.contextmanager
 def _in_place_of_global(generator: torch.Generator) -> Iterator[None]:
     """Let what can only draw from the global generator begin where this one does."""
-    cuda = generator.device.type == "cuda"
-    devices = [generator.device] if cuda else []
-    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=devices):
-        # Not torch.manual_seed: it seeds all devices, also those that nobody puts back.
-        if cuda:
-            torch.cuda.manual_seed(generator.initial_seed())
-        else:
-            torch.default_generator.manual_seed(generator.initial_seed())
+    with _GLOBAL_GENERATOR, forked(generator.device):
+        seed_generators(generator.initial_seed(), generator.device)
         yield
 
 

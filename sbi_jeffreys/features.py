@@ -20,6 +20,8 @@ References:
       Magee and Robb, 1988), https://doi.org/10.1080/01621459.1988.10478575
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +71,8 @@ class Features(nn.Module):
         one = x.new_ones(x.shape[1])
         self.register_buffer("bent", torch.zeros_like(one).bool() if bent is None else bent)
         self.register_buffer("unit", one if unit is None else unit)
+        # As one of Python's values: to ask a GPU would stop it, in every step.
+        self._bends = bool(self.bent.any())
         mean, std = shift_and_scale(self._bend(x))
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
@@ -78,9 +82,13 @@ class Features(nn.Module):
         return (self._bend(x) - self.mean) / self.std
 
     def _bend(self, x: Tensor) -> Tensor:
-        if not bool(self.bent.any()):
+        if not self._bends:
             return x
         return torch.where(self.bent, torch.asinh(x / self.unit), x)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._bends = bool(self.bent.any())
 
     def spread_steps(self, features: Tensor, steps: Tensor) -> Tensor:
         """Return features whose data were moved by so many units.
@@ -89,7 +97,7 @@ class Features(nn.Module):
             features: Shape (*, c).
             steps: In units u for columns that are bent, in features for the others, shape (*, c).
         """
-        if not bool(self.bent.any()):
+        if not self._bends:
             return features + steps
         bent = torch.sinh(features * self.std + self.mean) + steps
         bent = (torch.asinh(bent) - self.mean) / self.std

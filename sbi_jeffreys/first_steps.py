@@ -8,7 +8,6 @@ higher rates gets them if a few steps on a copy do no such harm, and the default
 
 import copy
 import math
-import warnings
 from dataclasses import replace
 from itertools import chain, islice, repeat
 
@@ -17,9 +16,11 @@ from torch import Tensor
 from .batches import Data, LoaderData, ones
 from .descent import TrainingDiverged
 from .held_out import flow_losses
+from .patience import SAY
 from .seeding import forked
 from .steps import Settings
 from .training import Training
+from .warn import warn
 
 __all__ = ["check_rates", "default_rates"]
 
@@ -27,8 +28,6 @@ _STEPS = 4
 # Nats lost after any of the steps from which on a rate is too high. Over ten tasks with 100 to
 # 10,000 simulations it is 0.2 at most at the default rates, and 1.5 to 3 at ten times these.
 _TOO_MUCH = 0.9
-# Nats by which one held-out row can speak: few rows may be hit by an outlier.
-_SAY = 3.0
 
 
 def check_rates(training: Training, data: Data | LoaderData, held_out: Data | LoaderData) -> bool:
@@ -58,13 +57,12 @@ def check_rates(training: Training, data: Data | LoaderData, held_out: Data | Lo
     rates = (lowered.learning_rate, lowered.proxy_learning_rate)
     for optimizer, rate in zip(training.optimizers, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
-    warnings.warn(
+    warn(
         f"learning_rate={asked.learning_rate:g} with proxy_learning_rate="
         f"{asked.proxy_learning_rate:g} is too high: a few steps lose "
-        f"{'all' if lost >= _SAY else f'{lost:.1f} nats'} of what the start explains. Training "
+        f"{'all' if lost >= SAY else f'{lost:.1f} nats'} of what the start explains. Training "
         f"goes on with {rates[0]:g} and {rates[1]:g}; pass lower rates to choose them yourself.",
         RuntimeWarning,
-        stacklevel=6,
     )
     return True
 
@@ -95,10 +93,10 @@ def _most_lost(training: Training, data: Data | LoaderData, held_out: Data | Loa
                 with trial.average.in_place():
                     change = _losses(trial, held_out) - first
                 # What is no number is as bad as it can be.
-                change = change.nan_to_num(_SAY, _SAY, _SAY).clamp(-_SAY, _SAY)
+                change = change.nan_to_num(SAY, SAY, SAY).clamp(-SAY, SAY)
                 most = max(most, change.mean().item())
         except TrainingDiverged:
-            return _SAY
+            return SAY
         return most
 
 

@@ -19,7 +19,6 @@ from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from sbi.neural_nets.factory import model_builders
-from sbi.utils.sbiutils import ImproperEmpirical
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from zuko.distributions import DiagNormal
@@ -32,6 +31,7 @@ from .autoregressive import AutoregressiveSpline, is_layered
 from .conditional_gaussian import ConditionalGaussian
 from .features import features_of
 from .linear import LinearRegression, column_scales, is_learnt, to_standard_space
+from .priors import proper
 from .scales import standardizer
 from .splines import RationalQuadraticSpline
 
@@ -219,7 +219,7 @@ def flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
             )
         return density_estimator
     if density_estimator == DEFAULT_FLOW:
-        return flow_nn(None if isinstance(prior, ImproperEmpirical) else prior)
+        return flow_nn(proper(prior))
     if density_estimator not in model_builders:
         raise ValueError(
             f"Unknown density_estimator {density_estimator!r}; choose {DEFAULT_FLOW!r}, one of "
@@ -249,6 +249,21 @@ def accelerate(flow: nn.Module) -> None:
 
 class _SplineTransform(MaskedAutoregressiveTransform):
     """zuko's transformation, evaluated with rows in the last dimension."""
+
+    # The order that groups were last made of, its version, and the groups.
+    _found: tuple[Tensor, int, list[Tensor]] | None = None
+
+    def groups(self) -> list[Tensor]:
+        """Return the features of each group, in the order in which an inverse finds them.
+
+        They are remembered: what asks a GPU for its values makes it wait.
+        """
+        order = self.order
+        version = -1 if order.is_inference() else order._version
+        if self._found is None or self._found[0] is not order or self._found[1] != version:
+            groups = [(order == group).nonzero().squeeze(-1) for group in order.unique()]
+            self._found = order, version, groups
+        return self._found[2]
 
     def forward(self, c: Tensor | None = None) -> Transform:
         # What a user has changed since is left to zuko.

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from .divergences import cross_entropy, huber, log_partition, log_variance, ranking_nce, reverse_kl
-from .draws import Draws, ReverseQueue, ReverseSet
+from .draws import Draws, Negatives, ReverseQueue, ReverseSet
 from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .proxy import EnergyProxy
@@ -89,7 +89,7 @@ def batch_terms(
     weights: Tensor,
     draws: Draws,
     *,
-    base_draws: Tensor,
+    base_draws: Negatives,
     queue: ReverseQueue | None = None,
     forward_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     limits: Limits = LIMITS,
@@ -102,7 +102,7 @@ def batch_terms(
         x: Data, shape (B, *event).
         weights: Weight of each pair (the calibration kernel), shape (B,).
         draws: Numbers of samples.
-        base_draws: Negatives from the marginal of theta, shape (M, d).
+        base_draws: Negatives from the marginal of theta.
         queue: Samples left over from earlier steps; by default there are none.
         forward_loss: Loss of (theta, x) of shape (B,) that takes the place of the flow's negative
             log density: sbi's atomic loss in later rounds.
@@ -116,7 +116,7 @@ def batch_terms(
     context = estimator.embed(x)
     queue = ReverseQueue() if queue is None else queue
     there = queue.next(estimator, theta, context, weights, draws)
-    found = _evaluate(estimator, theta, context, there, draws, base_draws)
+    found = _evaluate(estimator, theta, context, there, draws, base_draws.theta)
     log_z = log_partition(found.proxy_samples, found.flow_samples.detach())
     loss = cross_entropy(found.flow_data) if forward_loss is None else forward_loss(theta, x)
     # In later rounds theta and the negatives come from proposals: the flow's samples are weighed
@@ -125,7 +125,9 @@ def batch_terms(
     return BatchTerms(
         forward=(weights * loss).mean(),
         reverse=_reverse_loss(found, there, weights, limits),
-        proxy=_proxy_loss(found, there, weights, draws.fraction if first_round else 0.0),
+        proxy=_proxy_loss(
+            found, there, weights, base_draws, draws.fraction if first_round else 0.0
+        ),
         gauge=_gauge_loss(found, there, log_z, with_base=first_round),
         reverse_estimate=reverse_kl(found.flow_samples, found.proxy_samples, log_z).detach().mean(),
     )
@@ -262,15 +264,19 @@ def _reverse_loss(found: _Evaluated, there: ReverseSet, weights: Tensor, limits:
 
 
 def _proxy_loss(
-    found: _Evaluated, there: ReverseSet, weights: Tensor, against_flow: float
+    found: _Evaluated,
+    there: ReverseSet,
+    weights: Tensor,
+    base_draws: Negatives,
+    against_flow: float,
 ) -> Tensor:
     """Return D3: the data ranked among base draws and among flow samples, and their likelihood.
 
     ``against_flow`` is the weight of the ranking among flow samples.
     """
     plain = there.plain
-    among_base = torch.cat((found.ratio_data[None], found.ratio_base[:, : len(weights)]))
-    loss = (weights * ranking_nce(among_base)).mean()
+    others = base_draws.without_own(found.ratio_base[:, : len(weights)])
+    loss = (weights * ranking_nce(torch.cat((found.ratio_data[None], others)))).mean()
     if plain and against_flow:
         # Weights against the flow: its own samples, and the data, relative to its density.
         # The flow is only the proposal here: its part in the ratio is a number.

@@ -7,13 +7,13 @@ downwards.
 """
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
 from .diagnostics import diagnose_proxy
 from .estimator import JeffreysEstimator
+from .warn import warn
 
 __all__ = ["log_unnormalized", "measure_log_partition", "settled_log_partition"]
 
@@ -49,11 +49,10 @@ def settled_log_partition(estimator: JeffreysEstimator) -> float:
         if change < _TOLERANCE:
             return log_z
         if num >= _MOST_PIECES:
-            warnings.warn(
+            warn(
                 f"log Z of the proxy is not settled: {log_z:.3f} after {2 * num * _PIECE} draws, "
                 f"{change:.3f} more or less than from half of them. Where the flow misses a part "
                 "of the proxy, the estimate is too low and flatters the proxy.",
                 RuntimeWarning,
-                stacklevel=4,
             )
             return log_z

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Patience", "ProxyPlateau", "copy_of_weights", "pace_of"]
+__all__ = ["SAY", "Patience", "ProxyPlateau", "copy_of_weights", "pace_of"]
 
 # Progress in nats within the patience that postpones a trial, and that still counts after one has
 # failed. Less is kept, but a run that only creeps has arrived.
@@ -36,9 +36,9 @@ _FIRST_STEPS = 200
 _SLOWEST = 0.1
 # Steps, and looks, without progress of the proxy until its best weights are put back.
 _PLATEAU, _LOOKS = 96, 4
-# Nats by which one held-out row can speak for or against a proxy. Far from all other x a likelihood
-# may lose thousands while it gains everywhere else: a mean would listen to that x alone.
-_SAY = 3.0
+SAY = 3.0
+"""Nats by which one held-out row can speak for or against a model. Far from all other x it may lose
+thousands while it gains everywhere else: a mean would listen to that x alone."""
 
 
 def copy_of_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -162,11 +162,7 @@ class ProxyPlateau:
         # A loss that is no number is as bad as one can be.
         losses = losses.nan_to_num(nan=torch.finfo(losses.dtype).max)
         best = self.best
-        if (
-            best is None
-            or len(losses) != len(best)
-            or (losses - best).clamp(-_SAY, _SAY).mean() < 0
-        ):
+        if best is None or len(losses) != len(best) or (losses - best).clamp(-SAY, SAY).mean() < 0:
             self.best, self.weights = losses, copy_of_weights(proxy)
             self.begin_anew(steps)
         else:

@@ -24,13 +24,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from sbi.inference.posteriors import DirectPosterior
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
-from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor
 from torch.distributions import Distribution
 
 from ._version import __version__
 from .files import atomic_write
 from .flows import DEFAULT_FLOW
+from .priors import moved
 from .proxy import ProxyBuilder
 from .seeding import forked
 from .stored_distributions import Tensors, describe_distribution, rebuild_distribution
@@ -134,6 +134,9 @@ def load(
             the prior is needed and missing, or is another than the one that was used.
     """
     tensors, structure = _read(Path(path))
+    if prior is not None and device != "cpu":
+        # It may be on the device already, as sbi's trainers want it; what is rebuilt is not.
+        prior = moved(prior, "cpu")
     # Builders draw initial weights, sbi checks priors: who loads keeps his random numbers.
     with forked():
         estimator = rebuild_estimator(structure, tensors, build, build_proxy, prior)
@@ -155,7 +158,7 @@ def _direct_posterior(
 ) -> DirectPosterior:
     posterior = DirectPosterior(
         estimator,
-        prior if device == "cpu" else move_distribution_to_device(prior, device),
+        prior if device == "cpu" else moved(prior, device),
         max_sampling_batch_size=recorded["max_sampling_batch_size"],
         device=device,
         enable_transform=recorded["enable_transform"],

@@ -78,10 +78,10 @@ def plot_training(record: Any) -> Figure:
     r"""Plot what was recorded in training, epoch by epoch.
 
     Panels: held-out negative log likelihood of flow and proxy, where a dot marks the flow's best
-    epoch of each round; divergences, with slacks dashed; multipliers; mean of
-    :math:`\log Z_\psi(x)` with a band of one standard deviation over x; effective sample size of
-    importance weights. A panel of which nothing was recorded is left out. Epochs of several rounds
-    follow one another; dotted lines stand between rounds.
+    epoch (by its bounded loss) in each call of `train()`; divergences, with slacks dashed;
+    multipliers; mean of :math:`\log Z_\psi(x)` with a band of one standard deviation over x;
+    effective sample size of importance weights. A panel of which nothing was recorded is left out.
+    Epochs of several calls of `train()` follow one another; dotted lines stand between them.
 
     Args:
         record: A trainer after `train()`, or its `summary`.
@@ -175,10 +175,13 @@ def _mark_rounds(ax: Axes, summary: Mapping[str, Any]) -> None:
 
 def _mark_best(ax: Axes, summary: Mapping[str, Any]) -> None:
     loss = _values(summary, "validation_loss")
+    # What early stopping goes by, where it was recorded.
+    judged = _values(summary, "validation_loss_bounded")
+    judged = judged if len(judged) == len(loss) else loss
     best = [
-        epochs.start + int(np.nanargmin(loss[epochs]))
+        epochs.start + int(np.nanargmin(judged[epochs]))
         for epochs in _rounds(summary)
-        if np.isfinite(loss[epochs]).any()
+        if np.isfinite(judged[epochs]).any()
     ]
     ax.plot(
         np.add(best, 1), loss[best], "o", color=PALETTE[0], markeredgecolor="white", label="best"

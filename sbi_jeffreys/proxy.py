@@ -12,91 +12,21 @@ part for each, so that S parameters and B conditions cost S + B products there i
 parameters that several conditions share (draws from the prior) are embedded once.
 """
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from sbi.utils import RestrictedPrior
-from sbi.utils.sbiutils import ImproperEmpirical, within_support
-from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
 
+from .base import WALL, Base
 from .likelihood import LikelihoodEnergy
 from .linear import MOST_FEATURES, LinearPosterior
 from .scales import spread
 
-__all__ = ["Base", "EnergyProxy", "FromLinear", "PairMLP", "proxy_builder", "proxy_nn"]
+__all__ = ["EnergyProxy", "FromLinear", "PairMLP", "proxy_builder", "proxy_nn"]
 
 ProxyBuilder = Callable[[Tensor, Tensor], nn.Module]
 """Builds the network in :math:`f_\\psi` from parameters (n, d) and embedded data (n, c)."""
-
-# How far below the base's density at a typical parameter the soft base falls outside of its
-# support: enough to push a flow back, not so much that one leaked sample outweighs a batch.
-_WALL = 10.0
-
-
-class Base:
-    """Base density :math:`b` of the proxy: the prior, or a wide Gaussian in its place.
-
-    Args:
-        prior: Prior distribution; ``None`` and sbi's ``ImproperEmpirical`` (which stands for no
-            prior and cannot be sampled) are replaced by a Gaussian of twice the scale of theta.
-        theta: Parameters of the training simulations, shape (n, d).
-    """
-
-    def __init__(self, prior: Distribution | None, theta: Tensor) -> None:
-        if prior is None or isinstance(prior, ImproperEmpirical):
-            normal = Normal(theta.mean(dim=0), 2 * spread(theta))
-            prior = Independent(normal, 1, validate_args=False)
-        self.distribution: Distribution = prior
-        inside = within_support(prior, theta)
-        self.anchor = theta[inside][:1] if bool(inside.any()) else prior.sample(torch.Size((1,)))
-        self.floor = prior.log_prob(self.anchor)[0] - _WALL
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Base":
-        """Return a copy that shares the prior: it is the user's, and some cannot be copied."""
-        other = copy.copy(self)
-        other.anchor, other.floor = self.anchor.clone(), self.floor.clone()
-        return other
-
-    def to(self, device: torch.device | str) -> "Base":
-        """Move the base to a device; a distribution that cannot move itself is built anew."""
-        if torch.device(device) != self.anchor.device:
-            # A copy: some move in place, and the prior is the user's.
-            self.distribution = move_distribution_to_device(
-                copy.deepcopy(self.distribution), device
-            )
-        self.anchor, self.floor = self.anchor.to(device), self.floor.to(device)
-        return self
-
-    def sample(self, num: int) -> Tensor:
-        """Return draws of shape (num, d)."""
-        if isinstance(self.distribution, RestrictedPrior):
-            # It would report on every call what it has rejected.
-            return self.distribution.sample(torch.Size((num,)), print_rejected_frac=False)
-        return self.distribution.sample(torch.Size((num,)))
-
-    def log_prob(self, theta: Tensor) -> Tensor:
-        """Return :math:`\\log b`, shape (*,) for theta (*, d); minus infinity outside."""
-        return self._log_prob(theta, torch.full_like(self.floor, -torch.inf))
-
-    def log_prob_soft(self, theta: Tensor) -> Tensor:
-        """Return :math:`\\log b`, with a finite floor in place of minus infinity."""
-        return self._log_prob(theta, self.floor)
-
-    def _log_prob(self, theta: Tensor, outside: Tensor) -> Tensor:
-        # Some of sbi's distributions take (n, d) only.
-        flat = theta.reshape(-1, theta.shape[-1])
-        inside = within_support(self.distribution, flat)
-        # Distributions that validate their arguments refuse what lies outside.
-        flat = torch.where(inside.unsqueeze(-1), flat, self.anchor[0])
-        log_prob = self.distribution.log_prob(flat)
-        # torch counts the upper bound of a uniform to its support, but gives it no density.
-        log_prob = torch.where(inside & (log_prob > -torch.inf), log_prob, outside)
-        return log_prob.reshape(theta.shape[:-1])
 
 
 class PairMLP(nn.Module):
@@ -110,6 +40,7 @@ class PairMLP(nn.Module):
         hidden_layers: Number of layers after the first.
 
     Example:
+        >>> import torch
         >>> network = PairMLP(torch.randn(100, 2), torch.randn(100, 3))
         >>> network(torch.randn(16, 1, 2), torch.randn(5, 3)).shape
         torch.Size([16, 5])
@@ -224,7 +155,7 @@ class FromLinear(nn.Module):
         """Return :math:`f_\\psi`, shape (S, B), for theta (S, B, d) and embedded x (B, c)."""
         start = self.linear.log_prob(theta, context) - self.base.log_prob_soft(theta)
         # A regression must not decide what lies far out: the network can overrule this much.
-        return self.network(theta, context) + start.clamp_min(-_WALL)
+        return self.network(theta, context) + start.clamp_min(-WALL)
 
 
 class EnergyProxy(nn.Module):

@@ -115,10 +115,16 @@ def report_run(
     tracker.flush()
 
 
-def dual_entries(dual: DualState) -> dict[str, float]:
-    """Return the multipliers and slacks of a dual problem by their keys in the record."""
+def dual_entries(dual: DualState, stiffness: float = 1.0) -> dict[str, float]:
+    """Return the multipliers and slacks of a dual problem by their keys in the record.
+
+    Args:
+        dual: What the dual holds.
+        stiffness: What it has seen D2 times: its slack is in the same units.
+    """
+    slacks = dual.slacks / dual.slacks.new_tensor([1.0, stiffness, 1.0])
     return {
         f"{kind}_{name}": value
-        for kind, values in (("multiplier", dual.multipliers), ("slack", dual.slacks))
+        for kind, values in (("multiplier", dual.multipliers), ("slack", slacks))
         for name, value in zip(_DIVERGENCES, values.tolist(), strict=True)
     }

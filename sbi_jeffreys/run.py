@@ -1,6 +1,5 @@
 """A run of a training: its start, epoch after epoch to the end, and which weights it leaves."""
 
-import warnings
 from collections.abc import Callable
 
 from torch import nn
@@ -11,6 +10,7 @@ from .first_steps import check_rates
 from .held_out import pool_weight
 from .seeding import forked
 from .training import Training
+from .warn import warn
 
 __all__ = ["begin", "run_epochs", "settle"]
 
@@ -49,7 +49,6 @@ def run_epochs(
     *,
     max_num_epochs: int,
     outliers_in: str,
-    stacklevel: int,
 ) -> bool:
     """Train until held-out data see no more improvement.
 
@@ -60,8 +59,6 @@ def run_epochs(
         after_epoch: Takes the record of each epoch.
         max_num_epochs: Largest number of epochs of this call.
         outliers_in: What a user may look for outliers in.
-        stacklevel: Frames from here to the caller whom the warning is for, counted as in
-            ``warnings.warn``.
 
     Returns:
         Whether it diverged, of which there is a warning; its best weights are to be put back.
@@ -78,12 +75,11 @@ def run_epochs(
         # Some estimators refuse NaN themselves, before the training sees it.
         if not isinstance(error, TrainingDiverged) and _is_finite(training.estimator):
             raise
-        warnings.warn(
+        warn(
             f"Training diverged in epoch {training.epoch + 1}: {error} The weights of the best "
             f"epoch (held-out loss {training.best_loss:.3f}) are kept. Lower learning_rate "
             f"(now {training.rates[0]:g}), or look for outliers in {outliers_in}.",
             RuntimeWarning,
-            stacklevel=stacklevel,
         )
         return True
     return False

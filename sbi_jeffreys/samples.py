@@ -33,7 +33,7 @@ def split_samples(samples: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
 
 
 def check_points(name: str, values: Any, dim: int | None = None) -> Tensor:
-    """Return points as float32.
+    """Return points as float32, on the CPU.
 
     Args:
         name: What they are called in messages.
@@ -44,7 +44,7 @@ def check_points(name: str, values: Any, dim: int | None = None) -> Tensor:
         TypeError: If they are no array of real numbers.
         ValueError: If shape or values are not usable.
     """
-    points = as_float(name, values)
+    points = as_float(name, values).cpu()
     if points.dim() != 2 or 0 in points.shape:
         raise ValueError(
             f"{name} must have shape (n, d), got {tuple(points.shape)}. For a single number per "

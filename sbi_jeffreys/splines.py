@@ -23,13 +23,14 @@ References:
     Neural Spline Flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032, equations 4 to 8
 """
 
-import math
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
+from zuko.transforms import MonotonicRQSTransform
+
+from .spline_bins import bins_of, constants, look_up
 
 __all__ = ["RationalQuadraticSpline", "spline", "spline_inverse", "spline_inverse_and_slope"]
 
@@ -152,76 +153,10 @@ def spline_inverse_and_slope(
     return x, torch.where(y.abs() < bound, log_slope, torch.zeros_like(log_slope))
 
 
-@cache
-def _constants(
-    bins: int, slope: float, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return squashing factors (3 K - 1,), bins' numbers (K, 1), ones below (K, K), a zero."""
-    of: dict[str, Any] = {"dtype": dtype, "device": device}
-    c = torch.full((3 * bins - 1,), 1.0 / abs(math.log(slope)), **of)
-    c[: 2 * bins] *= 2
-    numbers = torch.arange(bins, device=device).unsqueeze(-1)
-    return c, numbers, torch.ones(bins, bins, **of).tril_(), torch.zeros((), **of)
-
-
-class _Bins(NamedTuple):
-    """Bins along both axes, in units of the domain but for one factor.
-
-    ``sizes`` and ``ends`` (d, 2, K, *rows), which sum to ``total`` (d, 2, *rows); ``knots``, the
-    logarithms of the slopes (d, K + 1, *rows); ``squash``, by how much every parameter was
-    squashed (d, 3 K - 1, *rows).
-    """
-
-    sizes: Tensor
-    ends: Tensor
-    total: Tensor
-    knots: Tensor
-    squash: Tensor
-
-
-def _bins(phi: Tensor, slope: float) -> _Bins:
-    """Return the bins that parameters (d, 3 K - 1, *rows) say."""
-    K = (phi.shape[1] + 1) // 3
-    c, _, below, _ = _constants(K, slope, phi.dtype, phi.device)
-    # Division by 1 + |c phi| keeps every parameter within the bounds that `slope` sets.
-    squash = (phi * c.view(-1, *[1] * (phi.dim() - 2))).abs_().add_(1).reciprocal_()
-    phi = phi * squash
-    # A softmax, whose exponents cannot overflow any more.
-    sizes = phi[:, : 2 * K].unflatten(1, (2, K)).exp()
-    # Sums by a product, which is faster; not on a GPU, where products may be rounded (TF32).
-    rows = phi[0, 0].numel()
-    flat = sizes.reshape(*sizes.shape[:3], rows)
-    ends = (flat.cumsum(2) if sizes.is_cuda else below @ flat).view_as(sizes)
-    # The outermost slopes are one, so that the identity outside joins smoothly.
-    outermost = torch.zeros_like(phi[:, :1])
-    knots = torch.cat((outermost, phi[:, 2 * K :], outermost), dim=1)
-    return _Bins(sizes, ends, ends[:, :, -1], knots, squash)
-
-
-def _look_up(unit: Tensor, bins: _Bins, axis: int) -> tuple[Tensor, ...]:
-    """Find each of ``unit`` (d, *rows) in a bin, by widths (axis 0) or heights (axis 1).
-
-    Returns, in units of the domain, the bin's number k (d, 1, *rows), its size and start along
-    both axes (d, 2, *rows), and the slopes at its ends (d, 2, *rows).
-    """
-    rows = unit.shape[1:]
-    edges = bins.ends[:, axis, :-1]
-    k = (edges < (unit * bins.total[:, axis]).unsqueeze(1)).sum(dim=1, keepdim=True)
-    index = k.unsqueeze(1).expand(-1, 2, 1, *rows)
-    sizes, ends, knots = bins.sizes, bins.ends, bins.knots
-    if sizes.shape[3:] != rows:
-        sizes, ends = (t.expand(*t.shape[:3], *rows) for t in (sizes, ends))
-        knots = knots.expand(*knots.shape[:2], *rows)
-    size = sizes.gather(2, index).squeeze(2)
-    start = ends.gather(2, index).squeeze(2).sub_(size)
-    slopes = knots.gather(1, torch.cat((k, k + 1), dim=1)).exp_()
-    return k, size.div_(bins.total), start.div_(bins.total), slopes
-
-
 def _inverse(y: Tensor, phi: Tensor, bound: float, slope: float) -> tuple[Tensor, ...]:
     """Return x; and z, s, d0 and d1 there, as at the top."""
     unit = torch.add(y, bound).div_(2 * bound)
-    _, size, start, slopes = _look_up(unit, _bins(phi, slope), axis=1)
+    _, size, start, slopes = look_up(unit, bins_of(phi, slope), axis=1)
     w, h = size.unbind(1)
     x0, y0 = start.unbind(1)
     d0, d1 = slopes.unbind(1)
@@ -251,9 +186,9 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, phi: Tensor, bound: float, slope: float):
         ctx.bound, ctx.slope = bound, slope
-        bins = _bins(phi, slope)
+        bins = bins_of(phi, slope)
         unit = torch.add(x, bound).div_(2 * bound)
-        k, size, start, slopes = _look_up(unit, bins, axis=0)
+        k, size, start, slopes = look_up(unit, bins, axis=0)
         w, h = size.unbind(1)
         x0, y0 = start.unbind(1)
         d0, d1 = slopes.unbind(1)
@@ -266,64 +201,106 @@ class _Forward(torch.autograd.Function):
         q = (s * z).addcmul_(d0, zc).mul_(z).div_(b)
         y = torch.addcmul(y0, h, q).mul_(2 * bound).sub_(bound)
         inside = x.abs() < bound
-        zero = _constants(bins.sizes.shape[2], slope, x.dtype, x.device)[3]
+        zero = constants(bins.sizes.shape[2], slope, x.dtype, x.device)[3]
         ctx.save_for_backward(
-            inside, bins.squash, bins.sizes, bins.total, k, slopes, z, zc, s, b, q, a, w, h
+            x, phi, inside, bins.squash, bins.sizes, bins.total, k, slopes, z, zc, s, b, q, a, w, h
         )
         return torch.where(inside, y, x), torch.where(inside, log_slope, zero)
 
     @staticmethod
     def backward(ctx, gy: Tensor, gl: Tensor):
+        x, phi, inside, squash, sizes, total, k, slopes, *in_bin = ctx.saved_tensors
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "The spline's gradient is written out and has no derivative of its own: "
-                "create_graph=True, as for second derivatives of log_prob, is not supported. Take "
-                "differences of the gradient, or sbi's NPE with 'zuko_nsf'."
-            )
-        inside, squash, sizes, total, k, slopes, z, zc, s, b, q, a, w, h = ctx.saved_tensors
-        d0, d1 = slopes.unbind(1)
-        K = sizes.shape[2]
-        _, numbers, _, zero = _constants(K, ctx.slope, gy.dtype, gy.device)
+            return *_gradient_by_zuko(x, phi, gy, gl, ctx.bound, ctx.slope), None, None
+        zero = constants(sizes.shape[2], ctx.slope, gy.dtype, gy.device)[3]
         # y came out of the unit interval by a factor of 2 B, x goes into it by the same.
         gx_outside = torch.where(inside, zero, gy)
         gl = torch.where(inside, gl, zero)
         gy = torch.where(inside, gy, zero).mul_(2 * ctx.bound)
-
-        # By n, b and a, as functions of z, s, d0 and d1; a itself contains -b.
-        v = z * zc
-        gn = gy * h / b
-        ga = gl / a
-        gb = -torch.addcmul(ga, gn, q).add_(gl / b, alpha=2)
-        m = zc - z
-        c = torch.sub(d0 + d1, s, alpha=2)
-        gz = (gb * c).addcmul_(gn, d0).mul_(m).addcmul_(ga, d1 - d0).addcmul_(gn * s, z, value=2)
-        gs = torch.addcmul(ga, gn, z * z).add_(gb).addcmul_(gb, v, value=-2).add_(gl / s, alpha=2)
-        gd1 = (gb * v).addcmul_(ga, z).mul_(d1)
-        gd0 = (gn + gb).mul_(v).addcmul_(ga, zc).mul_(d0)
-        # By the ends of the bin: z = (x - x0) / w, s = h / w.
-        gx = gz / w
-        gs = gs / w
-        gw = torch.addcmul(gx * z, gs, s).neg_()
-        gh = torch.addcmul(gs, gy, q)
-
-        gphi = torch.empty_like(squash)
+        gx, gsize, gslopes = _gradient_in_bin(gy, gl, slopes, *in_bin)
         # x0 and y0 are sums of the bins before k, so their derivatives reach all of these.
-        gstart = torch.stack((-gx, gy), dim=1).unsqueeze(2)
-        gsizes = torch.where((numbers < k).unsqueeze(1), gstart, zero)
-        index = k.unsqueeze(1).expand(-1, 2, 1, -1)
-        gsizes.scatter_(2, index, torch.stack((gw, gh), dim=1).unsqueeze(2))
-        # Through the softmax.
-        sizes = sizes / total.unsqueeze(2)
-        gsizes.mul_(sizes)
-        torch.addcmul(
-            gsizes,
-            sizes,
-            gsizes.sum(dim=2, keepdim=True),
-            value=-1,
-            out=gphi[:, : 2 * K].unflatten(1, (2, K)),
-        )
+        gstart = torch.stack((-gx, gy), dim=1)
+        gphi = torch.empty_like(squash)
+        _gradient_of_sizes(gphi, gstart, gsize, sizes, total, k, ctx.slope)
+        K = sizes.shape[2]
         gknots = gy.new_zeros(len(gy), K + 1, gy.shape[1])
-        gknots.scatter_(1, torch.cat((k, k + 1), dim=1), torch.stack((gd0, gd1), dim=1))
+        gknots.scatter_(1, torch.cat((k, k + 1), dim=1), gslopes)
         gphi[:, 2 * K :] = gknots[:, 1:-1]
         gphi.mul_(squash).mul_(squash)
         return gx.div_(2 * ctx.bound).add_(gx_outside), gphi, None, None
+
+
+def _gradient_in_bin(
+    gy: Tensor,
+    gl: Tensor,
+    slopes: Tensor,
+    z: Tensor,
+    zc: Tensor,
+    s: Tensor,
+    b: Tensor,
+    q: Tensor,
+    a: Tensor,
+    w: Tensor,
+    h: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gradients by x, by (w, h), shape (d, 2, N), and by the logarithms of (d0, d1)."""
+    d0, d1 = slopes.unbind(1)
+    # By n, b and a, as functions of z, s, d0 and d1; a itself contains -b.
+    v = z * zc
+    gn = gy * h / b
+    ga = gl / a
+    gb = -torch.addcmul(ga, gn, q).add_(gl / b, alpha=2)
+    m = zc - z
+    c = torch.sub(d0 + d1, s, alpha=2)
+    gz = (gb * c).addcmul_(gn, d0).mul_(m).addcmul_(ga, d1 - d0).addcmul_(gn * s, z, value=2)
+    gs = torch.addcmul(ga, gn, z * z).add_(gb).addcmul_(gb, v, value=-2).add_(gl / s, alpha=2)
+    gd1 = (gb * v).addcmul_(ga, z).mul_(d1)
+    gd0 = (gn + gb).mul_(v).addcmul_(ga, zc).mul_(d0)
+    # By the ends of the bin: z = (x - x0) / w, s = h / w.
+    gx = gz / w
+    gs = gs / w
+    gw = torch.addcmul(gx * z, gs, s).neg_()
+    gh = torch.addcmul(gs, gy, q)
+    return gx, torch.stack((gw, gh), dim=1), torch.stack((gd0, gd1), dim=1)
+
+
+def _gradient_of_sizes(
+    gphi: Tensor,
+    gstart: Tensor,
+    gsize: Tensor,
+    sizes: Tensor,
+    total: Tensor,
+    k: Tensor,
+    slope: float,
+) -> None:
+    """Write the gradient by the bins' exponents into the first 2 K rows of ``gphi``.
+
+    ``gstart`` and ``gsize``, shape (d, 2, N), are by start and size of bin k along both axes.
+    """
+    K = sizes.shape[2]
+    _, numbers, _, zero = constants(K, slope, gphi.dtype, gphi.device)
+    gsizes = torch.where((numbers < k).unsqueeze(1), gstart.unsqueeze(2), zero)
+    index = k.unsqueeze(1).expand(-1, 2, 1, -1)
+    gsizes.scatter_(2, index, gsize.unsqueeze(2))
+    # Through the softmax.
+    sizes = sizes / total.unsqueeze(2)
+    gsizes.mul_(sizes)
+    torch.addcmul(
+        gsizes,
+        sizes,
+        gsizes.sum(dim=2, keepdim=True),
+        value=-1,
+        out=gphi[:, : 2 * K].unflatten(1, (2, K)),
+    )
+
+
+def _gradient_by_zuko(
+    x: Tensor, phi: Tensor, gy: Tensor, gl: Tensor, bound: float, slope: float
+) -> tuple[Tensor | None, ...]:
+    """Return the gradient by x and phi in a form that can be differentiated again, but slower."""
+    bins = (phi.shape[1] + 1) // 3
+    parts = phi.movedim(1, -1).split([bins, bins, bins - 1], dim=-1)
+    outputs = MonotonicRQSTransform(*parts, bound=bound, slope=slope).call_and_ladj(x)
+    wanted = [each for each in (x, phi) if each.requires_grad]
+    found = iter(torch.autograd.grad(outputs, wanted, (gy, gl), create_graph=True))
+    return tuple(next(found) if each.requires_grad else None for each in (x, phi))

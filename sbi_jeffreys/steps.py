@@ -157,13 +157,16 @@ class JointSteps:
         descend(loss, self.optimizers, self.settings.clip_max_norm)
         self.steps += 1
         self.average.update(self.steps)
+        # In one transfer: a GPU stops for each.
+        reported = torch.stack((terms.forward.detach(), terms.reverse_estimate))
+        forward, reverse = reported.to("cpu", torch.float64)
         if whole:
-            self._reverse = terms.reverse_estimate.to("cpu", torch.float64)
+            self._reverse = reverse
         if self.estimator.proxy is not None:
             # A price with its curvature times s moves as the price itself does on s D2.
             reverse = self.stiffness * self._reverse
             self.dual = self.weighting.step(self.dual, self._divergences(reverse))
-        return torch.stack((terms.forward.detach().to("cpu", torch.float64), self._reverse))
+        return torch.stack((forward, self._reverse))
 
     def _evaluates_all(self) -> bool:
         """Return whether the next step evaluates all terms, or those of the flow alone."""

@@ -16,9 +16,10 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .base import Base
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, accelerate, flow_nn
-from .proxy import Base, ProxyBuilder, proxy_nn
+from .proxy import ProxyBuilder, proxy_nn
 from .seeding import seeded
 from .stored_distributions import (
     Tensors,
@@ -184,9 +185,9 @@ def _probe(estimator: ConditionalDensityEstimator) -> Tensors:
     x = torch.randn(_PROBES, *estimator.condition_shape, generator=generator)
     training = estimator.training
     estimator.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        x = x.to(next(estimator.parameters()).device)
+    device = next(estimator.parameters()).device
+    with seeded(0, device):
+        x = x.to(device)
         theta = _flow(estimator).sample(torch.Size((1,)), x)
     found = _log_probs(estimator, theta, x)
     estimator.train(training)

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from operator import le
 from typing import Any
@@ -24,6 +25,7 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
+from .base import Base
 from .batches import Data, PerRow, num_to_train_on, ones, through_loaders
 from .checks import (
     check_atomic,
@@ -31,6 +33,7 @@ from .checks import (
     check_not_negative,
     check_positive,
     check_prior,
+    check_same_rows,
     check_seed,
     check_simulations,
     check_training,
@@ -42,15 +45,17 @@ from .draws import Draws
 from .duals import Weighting, is_maximum_likelihood, weighting
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from .first_steps import default_rates
-from .flows import DEFAULT_FLOW, accelerate, flow_builder, flow_nn, starts_in_closed_form
+from .flows import DEFAULT_FLOW, accelerate, flow_builder, starts_in_closed_form
 from .held_out import center_partition
 from .patience import copy_of_weights
-from .proxy import Base, ProxyBuilder, proxy_builder
+from .priors import proper
+from .proxy import ProxyBuilder, proxy_builder
 from .record import new_record, report_epoch, report_run
 from .run import begin, run_epochs, settle
-from .seeding import forked, seeded
+from .seeding import forked, generator_states, seeded
 from .steps import Settings
 from .training import Training
+from .warn import warn
 
 __all__ = ["JeffreysNPE"]
 
@@ -126,6 +131,8 @@ class JeffreysNPE(NPE_C):
         proxy_weight_decay: float = Settings.proxy_weight_decay,
         seed: int | None = None,
     ) -> None:
+        # As the user has it: later calls may name it as the proposal.
+        self._prior_as_given = prior
         prior = check_prior(prior)
         check_positive(proxy_learning_rate=proxy_learning_rate)
         check_not_negative(proxy_weight_decay=proxy_weight_decay)
@@ -156,7 +163,7 @@ class JeffreysNPE(NPE_C):
             "proxy_weight_decay": proxy_weight_decay,
         }
         self._seed = check_seed(seed)
-        self._generator_state: Tensor | None = None
+        self._generator_states: dict[str, Tensor] | None = None
         self._validation_data: tuple[Tensor, Tensor] | None = None
         self._training: Training | None = None
         self._simple_start = False
@@ -186,14 +193,30 @@ class JeffreysNPE(NPE_C):
             TypeError, ValueError: See :func:`sbi_jeffreys.checks.check_simulations`.
         """
         theta, x = check_simulations(theta, x, self._prior, self._event_shape)
+        proposal = self._with_our_prior(proposal)
         if proposal is None:
-            warn_outside_prior(theta, self._prior)
+            warn_outside_prior(theta.to(self._device), self._prior)
         with warnings.catch_warnings():
             if self._default_flow and constant_column(x.flatten(1)) is None:
                 # sbi says so of all that varies by less than 1e-14; our flow takes any unit.
                 warnings.filterwarnings("ignore", "Data has constant values", UserWarning)
             super().append_simulations(theta, x, proposal, exclude_invalid_x, data_device)
         return self
+
+    def _with_our_prior(self, proposal: Any) -> Any:
+        """Return a proposal that is the user's prior, or restricts it, as one of the trainer's.
+
+        The trainer may have wrapped the prior, and the wrapped one is another object to sbi.
+        """
+        given = self._prior_as_given
+        if proposal is None or given is None:
+            return proposal
+        if proposal is given:
+            return self._prior
+        if isinstance(proposal, RestrictedPrior) and proposal._prior is given:
+            proposal = copy.copy(proposal)
+            proposal._prior = self._prior
+        return proposal
 
     def train(
         self,
@@ -247,16 +270,19 @@ class JeffreysNPE(NPE_C):
             retrain_from_scratch: As in sbi.
             show_train_summary: As in sbi.
             dataloader_kwargs: As in sbi; with it, batches come from torch's DataLoader.
-            validation_data: Held-out (theta, x), in place of a fraction of the simulations.
+            validation_data: Held-out (theta, x), in place of a fraction of the simulations. A
+                training that is resumed keeps what it began with.
 
         Returns:
             An sbi density estimator: flow and proxy pooled with the weight ``.weight`` that
             held-out simulations choose (:mod:`sbi_jeffreys.pool`); the two are ``.flow`` and
-            ``.proxy``. In later rounds the weight is zero, the flow alone.
+            ``.proxy``. The weight is zero, the flow alone, in later rounds, with a restricted prior
+            as the proposal and after a divergence.
 
         Raises:
             RuntimeError: If there are no simulations, or nothing to resume.
-            ValueError: If a hyper-parameter is out of range or there are too few simulations.
+            ValueError: If a hyper-parameter is out of range, there are too few simulations, or a
+                resumed training is given other held-out rows.
             KeyboardInterrupt: On Ctrl-C, after the best weights have been put back; go on with
                 ``resume_training=True``.
         """
@@ -275,10 +301,16 @@ class JeffreysNPE(NPE_C):
             validation_data=validation_data,
             dataloader_kwargs=dataloader_kwargs,
         )
+        held_out = None
         if validation_data is not None:
-            self._validation_data = check_held_out(validation_data, self._prior, self._event_shape)
-        elif not resume_training:
-            self._validation_data = None
+            held_out = check_held_out(validation_data, self._prior, self._event_shape)
+        if not resume_training:
+            self._validation_data = held_out
+        elif held_out is not None:
+            check_same_rows(held_out, self._validation_data)
+        if self._training is None:
+            # Ctrl-C came before the first training began.
+            self._neural_net = None
         self._num_atoms = num_atoms
         self._use_combined_loss = use_combined_loss
         with self._seeded(resume_training):
@@ -310,12 +342,12 @@ class JeffreysNPE(NPE_C):
     def _seeded(self, resume: bool) -> Iterator[None]:
         """Run under the trainer's own seed, and leave torch's global generator as it was."""
         seed = None if self._seed is None else self._seed + max(self._data_round_index)
-        state = self._generator_state if resume else None
-        with seeded(seed, self._device, state):
+        states = self._generator_states if resume else None
+        with seeded(seed, self._device, states):
             try:
                 yield
             finally:
-                self._generator_state = torch.get_rng_state()
+                self._generator_states = generator_states(self._device)
 
     def get_dataloaders(
         self,
@@ -346,22 +378,37 @@ class JeffreysNPE(NPE_C):
         if not resume_training:
             order = torch.randperm(len(theta))
             self.train_indices, self.val_indices = order[:num_train], order[num_train:]
+        # sbi has its masks on the CPU.
+        masks = masks.to(theta.device)
         train = Data(theta, x, masks, self.train_indices)
         if held_out is None:
             return train, Data(theta, x, masks, self.val_indices)
-        others = torch.ones(len(held_out[0]), 1, dtype=masks.dtype)
+        others = masks.new_ones(len(held_out[0]), 1).to(held_out[0].device)
         return train, Data(*held_out, others, torch.arange(len(others)))
 
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
         """Build the flow as sbi does, then join it with a proxy."""
         fresh = self._neural_net is None or retrain_from_scratch
-        if fresh and self._default_flow and self._outside_prior(start_idx):
+        if fresh and self._default_flow:
             # Behind walls, held-out parameters beyond the others would have no density at all.
-            self._build_neural_net = flow_nn()
-        super()._initialize_neural_network(retrain_from_scratch, start_idx)
-        self._simple_start = fresh and starts_in_closed_form(self._neural_net)
+            walls = None if self._outside_prior(start_idx) else self._prior
+            self._build_neural_net = flow_builder(DEFAULT_FLOW, walls)
         if not fresh:
+            super()._initialize_neural_network(retrain_from_scratch, start_idx)
+            self._simple_start = False
             return
+        before = self._neural_net
+        try:
+            super()._initialize_neural_network(retrain_from_scratch, start_idx)
+            self._join_with_proxy(start_idx)
+        except BaseException:
+            # Also on Ctrl-C: half of an estimator would be in the way of the next call.
+            self._neural_net = before
+            raise
+
+    def _join_with_proxy(self, start_idx: int) -> None:
+        """Put flow and proxy in the place of the flow that sbi has built."""
+        self._simple_start = starts_in_closed_form(self._neural_net)
         theta, x, _ = self.get_simulations(start_idx)
         # All of theta, but no more x than the scale of the proxy's input needs.
         x = x[self.train_indices[:ROWS_FOR_SCALE]].cpu()
@@ -385,7 +432,7 @@ class JeffreysNPE(NPE_C):
         thetas = [self.get_simulations(start_idx)[0]]
         if self._validation_data is not None:
             thetas.append(self._validation_data[0].to(thetas[0]))
-        return fraction_outside_prior(torch.cat(thetas), self._prior) > 0
+        return fraction_outside_prior(torch.cat(thetas).to(self._device), self._prior) > 0
 
     def _run_training_loop(
         self,
@@ -414,7 +461,6 @@ class JeffreysNPE(NPE_C):
                     partial(report_epoch, self._summary, self._tracker, bar),
                     max_num_epochs=train_config.max_num_epochs,
                     outliers_in="x",
-                    stacklevel=5,
                 )
         except KeyboardInterrupt:
             failed = False
@@ -423,17 +469,20 @@ class JeffreysNPE(NPE_C):
             # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
             self._last_weights = None if diverged else copy_of_weights(estimator)
             training.restore_best()
-            loss = training.best_loss if failed else settle(training, val_loader)
-            if failed and training.epoch == first:
-                estimator.weight = weight
-            self._finish(training, first, loss, train_config.show_train_summary)
+            loss = training.best_loss
+            try:
+                if not failed:
+                    loss = settle(training, val_loader)
+                elif training.epoch == first:
+                    estimator.weight = weight
+            finally:
+                self._finish(training, first, loss, train_config.show_train_summary)
         if not (diverged or training.converged):
             # It begins as sbi's does, for whoever filters that.
-            warnings.warn(
+            warn(
                 f"Maximum number of epochs `max_num_epochs={train_config.max_num_epochs}` reached "
                 "while held-out data still saw progress: raise it, or go on with "
-                "resume_training=True.",
-                stacklevel=4,
+                "resume_training=True."
             )
         with forked(self._device):
             center_partition(estimator, train_loader, self._device)
@@ -464,10 +513,11 @@ class JeffreysNPE(NPE_C):
             self._training = self._training.resumed(last, settings, kernel, hook)
             return self._training
         restricted = any(isinstance(p, RestrictedPrior) for p in self._proposal_roundwise)
+        draws = replace(self._draws, simulated=0.0) if proper(self._prior) is None else self._draws
         self._training = Training(
             estimator,
             self._weighting,
-            self._draws,
+            draws,
             settings,
             loss_args.calibration_kernel,
             hook,

@@ -22,7 +22,7 @@ from torch import Tensor
 from .batches import Data, LoaderData
 from .descent import TrainingDiverged
 from .draws import ReverseQueue
-from .duals import FixedWeights, settled
+from .duals import settled
 from .held_out import LossHook, ProxyLooks, flow_losses
 from .patience import Patience, ProxyPlateau, copy_of_weights, pace_of
 from .record import dual_entries
@@ -76,7 +76,8 @@ class Training(JointSteps):
     @property
     def _trials(self) -> bool:
         """Whether a lower price can be tried, and held-out data can tell what comes of it."""
-        moves = self.estimator.proxy is not None and not isinstance(self.weighting, FixedWeights)
+        # A linear price of D2 has one slope, as fixed weights have.
+        moves = self.estimator.proxy is not None and self._settled(0.0) != self._settled(1.0)
         # Later rounds: the atomic loss draws its atoms, and scatters by as much as trials gain.
         return self.settings.trials and moves and self.forward_loss is None
 
@@ -118,6 +119,7 @@ class Training(JointSteps):
         """Return a training from the best weights on, with new optimizers and multipliers."""
         other = replace(self, settings=settings)
         other.patience.best = self.patience.best
+        other._held_out = self._held_out
         return other
 
     def validate(self, data: Data | LoaderData) -> dict[str, float]:
@@ -229,8 +231,11 @@ class Training(JointSteps):
             self.restore_best()
             return self.best_loss
         self.estimator.load_state_dict(self.first_weights)
-        first = self.losses(held_out)
-        self.restore_best()
+        try:
+            first = self.losses(held_out)
+        finally:
+            # Also on Ctrl-C.
+            self.restore_best()
         best = self.losses(held_out)
         gain = first - best
         error = gain.std().item() / len(gain) ** 0.5 if len(gain) > 1 else math.inf
@@ -266,7 +271,7 @@ class Training(JointSteps):
         Raises:
             TrainingDiverged: If the objective or the held-out loss was not finite.
         """
-        start = time.perf_counter()
+        start, stiffness = time.perf_counter(), self.stiffness
         record = self.run_epoch(data)
         with self.average.in_place():
             measured = self.validate(held_out)
@@ -282,7 +287,7 @@ class Training(JointSteps):
             self._go_back()
         elif self._looks.plateau.reached():
             self._return_proxy()
-        record |= measured | self.observe(measured) | dual_entries(self.dual)
+        record |= measured | self.observe(measured) | dual_entries(self.dual, stiffness)
         for name, rate in zip(("flow", "proxy"), self.rates, strict=False):
             record[f"learning_rate_{name}"] = rate
         return record | {"epoch_durations_sec": time.perf_counter() - start}

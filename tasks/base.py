@@ -114,7 +114,8 @@ class Task(ABC):
         _check_count(n)
         # Distributions take no generator; a seed drawn from ours decides their draw instead.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_draw_seed(generator))
+            # Not torch.manual_seed, which seeds the generators of GPUs too.
+            torch.default_generator.manual_seed(_draw_seed(generator))
             theta = self.prior.sample(torch.Size([n]))
         return theta, self.simulator(theta, generator=generator)
 

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Independent, Normal, constraints
 
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.quiet import QuietTracker
+from sbi_jeffreys.training import Training
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 THETA = 2 * torch.rand(60, 2, generator=torch.Generator().manual_seed(0)) - 1
@@ -294,6 +295,16 @@ def test_training_twice_says_how_to_go_on():
         trainer.train(max_num_epochs=1)
 
 
+@pytest.mark.parametrize("first", [None, (THETA[:20], X[:20])], ids=["fraction", "others"])
+def test_resuming_with_other_held_out_rows_is_refused(first):
+    trainer = make().append_simulations(THETA, X)
+    trainer.train(max_num_epochs=1, validation_data=first)
+    with pytest.raises(ValueError, match="goes on with the held-out rows it began with"):
+        trainer.train(validation_data=(THETA[20:40], X[20:40]), resume_training=True)
+    trainer.train(max_num_epochs=1, validation_data=first, resume_training=True)
+    assert usable(trainer)
+
+
 # Trouble during training
 
 
@@ -375,6 +386,47 @@ def test_interruption_keeps_the_best_weights_and_can_be_resumed():
     assert whole.summary["validation_loss"] == trainer.summary["validation_loss"]
 
 
+@pytest.mark.parametrize("name", ["_build_proxy", "_run_training_loop"])
+def test_interruption_before_the_first_epoch_leaves_nothing_in_the_way(name, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    trainer = make().append_simulations(THETA, X)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(max_num_epochs=1)
+    trainer.train(max_num_epochs=1)
+    assert usable(trainer)
+    # What there was before is still there.
+    before = trainer._neural_net
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(retrain_from_scratch=True, force_first_round_loss=True)
+    if name == "_build_proxy":
+        assert trainer._neural_net is before
+    trainer.train(max_num_epochs=1, retrain_from_scratch=True, force_first_round_loss=True)
+    assert usable(trainer)
+
+
+def test_interruption_at_the_very_end_keeps_the_best_weights(monkeypatch):
+    trainer = make("coupling_nsf").append_simulations(THETA, X.square())
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "losses", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(max_num_epochs=3)
+    training = trainer._training
+    for name, value in trainer._neural_net.state_dict().items():
+        assert torch.equal(value, training.best_weights[name])
+    assert trainer.summary["epochs_trained"] == [3]
+    assert training.best_weights is not training.first_weights
+
+
 # Numbers that float32 cannot tell apart
 
 
@@ -400,7 +452,7 @@ def test_an_observation_of_another_type_is_taken():
     assert torch.equal(posterior.log_prob(THETA[:3], x=X[:1].double()), expected)
 
 
-# Kernels and seeds
+# Kernels, seeds and warnings
 
 
 def test_a_kernel_may_be_a_number():
@@ -424,12 +476,30 @@ def test_a_seed_is_an_integer(seed):
         make(seed=seed)
 
 
+def lines_of(caught) -> list[str]:
+    return [linecache.getline(w.filename, w.lineno).strip() for w in caught]
+
+
+def test_warnings_name_the_users_line():
+    """From whatever depth, and not only where there is one way to get there."""
+    far = X.double() + 3e6
+    trainer = make()
+    with pytest.warns(UserWarning, match="loses digits") as caught:
+        trainer.append_simulations(THETA, far)
+    assert lines_of(caught)[:1] == ["trainer.append_simulations(THETA, far)"]
+    with pytest.warns(UserWarning, match="loses digits") as caught:
+        trainer.train(max_num_epochs=1, validation_data=(THETA, far))
+    assert lines_of(caught)[:1] == ["trainer.train(max_num_epochs=1, validation_data=(THETA, far))"]
+    with pytest.warns(UserWarning, match="outside of the prior") as caught:
+        make().append_simulations(THETA + 1, X)
+    assert lines_of(caught) == ["make().append_simulations(THETA + 1, X)"]
+
+
 def test_who_stops_a_run_by_its_epochs_is_told():
     trainer = make().append_simulations(THETA, X)
     with pytest.warns(UserWarning, match=r"Maximum number .*=2` .* resume_training=True") as caught:
         trainer.train(max_num_epochs=2)
-    line = linecache.getline(caught[0].filename, caught[0].lineno)
-    assert line.strip() == "trainer.train(max_num_epochs=2)"
+    assert lines_of(caught) == ["trainer.train(max_num_epochs=2)"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trainer.train(resume_training=True, stop_after_epochs=1)

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from elsewhere import elsewhere
 from torch.distributions import MultivariateNormal
 
 import sbi_jeffreys
@@ -167,6 +168,15 @@ def test_numpy_and_double_are_taken():
     assert found.log_prob(np.zeros((2, 2))).dtype == torch.float32
 
 
+def test_samples_from_elsewhere_are_taken(monkeypatch):
+    samples = torch.randn(60, 2)
+    expected = JeffreysDensity(seed=0).fit(samples, max_num_epochs=1).log_prob(samples[:3])
+    with elsewhere(monkeypatch) as device:
+        there = samples.to(device)
+        found = JeffreysDensity(seed=0).fit(there, max_num_epochs=1).log_prob(there[:3])
+    assert torch.equal(found, expected)
+
+
 def test_price_of_d2_is_steep():
     dual = density_dual(stiffness=50.0, bound=7.0)
     assert tuple(dual.costs) == (LinearCost(), HuberCost(50.0, 7.0), LinearCost())
@@ -255,6 +265,7 @@ def test_bad_samples(samples, arguments, error, message):
         ({"objective": 3}, TypeError, "objective must be a name"),
         ({"density_estimator": "nsff"}, ValueError, "Unknown density_estimator"),
         ({"proxy": "cnn"}, ValueError, "Unknown proxy"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer"),
         ({"batch_size": 0}, ValueError, "batch_size must be a positive number"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate must be a positive number"),
         ({"proxy_learning_rate": "fast"}, TypeError, "proxy_learning_rate must be a number"),

@@ -9,9 +9,9 @@ from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, Uniform, kl_divergence
 
+from sbi_jeffreys.base import Base
 from sbi_jeffreys.diagnostics import diagnose_proxy
 from sbi_jeffreys.estimator import JeffreysEstimator
-from sbi_jeffreys.proxy import Base
 
 PRIOR = MultivariateNormal(torch.zeros(2), torch.eye(2))
 NOISE = 0.5

@@ -273,7 +273,7 @@ class OnlyInit:
         (lambda: QuadraticCost(-1.0), ValueError, "stiffness.*-1.0"),
         (lambda: QuadraticCost(math.inf), ValueError, "stiffness.*inf"),
         (lambda: QuadraticCost(math.nan), ValueError, "stiffness.*nan"),
-        (lambda: QuadraticCost("2"), ValueError, "stiffness.*'2'"),
+        (lambda: QuadraticCost("2"), TypeError, "stiffness.*'2'"),
         (lambda: HuberCost(stiffness=0.0), ValueError, "stiffness.*0.0"),
         (lambda: HuberCost(bound=-3.0), ValueError, "bound.*-3.0"),
         (lambda: LinearCost(0.0), ValueError, "rate.*0.0"),

@@ -1,4 +1,4 @@
-"""The joint estimator: to sbi it is the flow, and it embeds x only once."""
+"""The joint estimator: what sbi sees of it, and that it embeds x only once."""
 
 import copy
 import io
@@ -12,11 +12,12 @@ from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import Independent, Normal
 
-from sbi_jeffreys.draws import Draws
+from sbi_jeffreys.base import Base
+from sbi_jeffreys.draws import Draws, Negatives
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.objective import batch_terms
-from sbi_jeffreys.proxy import Base, proxy_nn
+from sbi_jeffreys.proxy import proxy_nn
 
 # nflows, on which sbi's "nsf" is built, calls what torch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated:UserWarning")
@@ -309,7 +310,12 @@ def test_embedding_net_runs_once_per_batch(name, with_proxy):
     seen = []
     embedding.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     batch_terms(
-        estimator, theta[:20], x[:20], torch.ones(20), Draws(), base_draws=PRIOR.sample((8,))
+        estimator,
+        theta[:20],
+        x[:20],
+        torch.ones(20),
+        Draws(),
+        base_draws=Negatives(PRIOR.sample((8,))),
     )
     assert seen == [20]
 
@@ -325,6 +331,13 @@ def test_embedding_leaves_the_flow_as_it_was():
     assert estimator.flow.condition_shape == (1, 4, 4)
     # The user's net, not the stand-in.
     assert any(isinstance(m, nn.Conv2d) for m in estimator.flow.modules())
+
+
+def test_rows_that_are_no_numbers_do_not_count():
+    theta, x = simulate(100)
+    expected = make("custom", theta, x).embed(x)
+    x, theta = torch.cat((x, x[:1] * torch.nan)), torch.cat((theta, theta[:1]))
+    torch.testing.assert_close(make("custom", theta, x).embed(x[:-1]), expected)
 
 
 def test_constant_entries_of_x():

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from torch.distributions import Independent, LogNormal, Normal, Poisson
 
+from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.features import Features, features_of
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.likelihood import LikelihoodEnergy
-from sbi_jeffreys.proxy import Base, proxy_nn
+from sbi_jeffreys.proxy import proxy_nn
 from sbi_jeffreys.scales import nearer_as_logarithms
 
 PRIOR = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)

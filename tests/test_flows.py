@@ -10,10 +10,14 @@ from torch import nn
 from torch.distributions import Independent, LogNormal
 from zuko.transforms import MonotonicRQSTransform
 
+from sbi_jeffreys import JeffreysNPE
+from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import accelerate, flow_nn
-from sbi_jeffreys.proxy import Base, proxy_nn
+from sbi_jeffreys.proxy import proxy_nn
+from sbi_jeffreys.quiet import QuietTracker
 from sbi_jeffreys.splines import RationalQuadraticSpline
+from sbi_jeffreys.walls import SoftWalls
 
 SMALL = {"hidden_features": 16, "num_transforms": 2}
 
@@ -137,6 +141,32 @@ def test_simulations_outside_of_the_prior_keep_a_density():
     theta = torch.linspace(-1.5, 1.2, 300)[:, None]
     flow = flow_nn(prior, **SMALL)(theta, theta.clone())
     assert flow.log_prob(theta[None], theta).isfinite().all()
+
+
+def has_walls(estimator):
+    return any(getattr(m, "f", None) is SoftWalls for m in estimator.modules())
+
+
+def test_walls_come_back_with_simulations_inside():
+    """Who leaves the others out trains from scratch, with the walls of the prior."""
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    trainer = JeffreysNPE(prior, seed=0, show_progress_bars=False, tracker=QuietTracker())
+    theta = 2.4 * torch.rand(60, 2) - 1.2
+    x = theta + 0.2 * torch.randn(60, 2)
+    with pytest.warns(UserWarning, match="outside of the prior"):
+        trainer.append_simulations(theta, x)
+    estimator = trainer.train(max_num_epochs=1)
+    assert not has_walls(estimator)
+    inside = (theta.abs() < 1).all(dim=1)
+    proposal = trainer.build_posterior().set_default_x(x[0])
+    trainer.append_simulations(theta[inside], x[inside], proposal)
+    estimator = trainer.train(
+        max_num_epochs=1,
+        training_batch_size=10,
+        discard_prior_samples=True,
+        retrain_from_scratch=True,
+    )
+    assert has_walls(estimator)
 
 
 def test_starts_near_the_scale_of_theta():

@@ -4,12 +4,13 @@ import pytest
 import torch
 from sbi.utils import BoxUniform
 
+from sbi_jeffreys.base import Base
 from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.diagnostics import diagnose_proxy
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.held_out import ProxyLooks, bounded, center_partition, flow_losses
-from sbi_jeffreys.proxy import Base, proxy_nn
+from sbi_jeffreys.proxy import proxy_nn
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.likelihood import LikelihoodEnergy
-from sbi_jeffreys.proxy import Base, PairMLP, proxy_nn
+from sbi_jeffreys.proxy import PairMLP, proxy_nn
 
 
 @pytest.fixture(autouse=True)

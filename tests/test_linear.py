@@ -10,6 +10,7 @@ from sbi.utils import BoxUniform, MultipleIndependent
 from torch import nn
 from torch.distributions import Independent, LogNormal, MultivariateNormal, Normal
 
+from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.linear import (
@@ -18,7 +19,7 @@ from sbi_jeffreys.linear import (
     over_decades,
     to_standard_space,
 )
-from sbi_jeffreys.proxy import Base, FromLinear, PairMLP, proxy_nn
+from sbi_jeffreys.proxy import FromLinear, PairMLP, proxy_nn
 
 BOX = BoxUniform(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 5.0]))
 ZERO, ONE = torch.zeros(1), torch.ones(1)

@@ -10,12 +10,13 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 from sbi_jeffreys import objective
+from sbi_jeffreys.base import Base
 from sbi_jeffreys.divergences import log_partition, log_variance, ranking_nce
-from sbi_jeffreys.draws import Draws, ReverseQueue
+from sbi_jeffreys.draws import Draws, Negatives, ReverseQueue, negatives
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms
-from sbi_jeffreys.proxy import Base, proxy_nn
+from sbi_jeffreys.proxy import proxy_nn
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 BATCH = 12
@@ -44,7 +45,7 @@ class Problem:
                 for parameter in self.estimator.proxy.network.parameters():
                     parameter.add_(0.2 * torch.randn_like(parameter))
         self.theta, self.x = self.theta[:BATCH], self.x[:BATCH]
-        self.base_draws = PRIOR.sample((16,))
+        self.base_draws = Negatives(PRIOR.sample((16,)))
 
     def terms(self, theta=None, x=None, weights=None, draws=None, **kwargs) -> BatchTerms:
         torch.manual_seed(5)
@@ -312,7 +313,7 @@ def test_terms_are_those_of_the_divergences():
     # The gauge is left out: it may be estimated in several ways.
     ratios = torch.cat((
         estimator.proxy.log_ratio(theta, x),
-        estimator.proxy.log_ratio(problem.base_draws[:, None], x),
+        estimator.proxy.log_ratio(problem.base_draws.theta[:, None], x),
     ))  # fmt: skip
     at_data = estimator.proxy.log_prob_unnormalized(theta, x) - estimator.log_prob(theta[None], x)
     against_flow = ranking_nce(torch.cat((at_data[:, :plain], (log_proxy - log_flow)[:, :plain])))
@@ -386,6 +387,21 @@ def test_forward_loss_replaces_the_flows():
     assert problem.reached(terms.reverse) - {"embedding"} == {"flow", "proxy"}
 
 
+def test_a_row_is_no_negative_of_itself():
+    """In later rounds the batch is its own sample of the proposals."""
+    problem = Problem()
+    estimator = problem.estimator.eval()
+    theta, x = problem.theta, problem.x
+    problem.base_draws = negatives(estimator, theta, 16, from_base=False)
+    rows = problem.base_draws.rows
+    assert sorted(rows.tolist()) == list(range(BATCH))
+    terms = problem.terms(forward_loss=estimator.loss)
+    # With all of the batch as negatives each row is ranked among the batch, itself once.
+    ratios = estimator.proxy.log_ratio(theta[:, None], x)
+    expected = (ratios.logsumexp(dim=0) - ratios.diagonal()).mean()
+    torch.testing.assert_close(terms.proxy, expected, rtol=1e-4, atol=1e-5)
+
+
 class Narrow(nn.Module):
     """log ratio of N(0, 0.1²) to the prior, a normalised proxy; its parameter changes nothing."""
 
@@ -428,9 +444,9 @@ def test_gauge_of_a_normalised_proxy_is_zero(later_round):
     # Without the linear posterior that proxies start from.
     problem.estimator.proxy.network = Narrow()
     kwargs = {}
-    problem.base_draws = PRIOR.sample((20_000,))
+    problem.base_draws = Negatives(PRIOR.sample((20_000,)))
     if later_round:
-        problem.base_draws = 0.1 * torch.randn(20_000, 2)
+        problem.base_draws = Negatives(0.1 * torch.randn(20_000, 2))
         kwargs["forward_loss"] = lambda theta, x: flow.loss(theta, x)
     terms = problem.terms(theta=0.1 * torch.randn(BATCH, 2), **kwargs)
     # Relative variance of exp f under the prior: 8, by 20 000 draws.

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from sbi_jeffreys import pool
+from sbi_jeffreys.base import Base
 from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.held_out import pool_weight, surest
-from sbi_jeffreys.proxy import Base, proxy_nn
+from sbi_jeffreys.proxy import proxy_nn
 
 PRIOR = Independent(Normal(torch.zeros(2), 5 * torch.ones(2)), 1)
 # The flow's scale, and the proxy's: near enough for the bounds to be off.
@@ -271,6 +272,16 @@ def test_gradients_in_theta_are_those_of_the_density():
     (gradient,) = torch.autograd.grad(estimator.log_prob(theta, x).sum(), theta)
     mean, scale = pooled(0.5)
     assert torch.allclose(gradient, (mean - theta) / scale**2, atol=1e-4)
+
+
+def test_a_gradient_in_x_is_refused_where_it_would_be_wrong():
+    theta, x = PRIOR.sample((3,)), torch.zeros(3, 2, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"x requires a gradient.*estimator\.flow"):
+        gaussians(0.5).log_prob(theta, x)
+    with torch.no_grad():
+        gaussians(0.5).log_prob(theta, x)
+    (found,) = torch.autograd.grad(gaussians(0.0).log_prob(theta, x).sum(), x)
+    torch.testing.assert_close(found, (theta - x) / FLOW**2)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -18,7 +18,8 @@ from torch.distributions import (
     Uniform,
 )
 
-from sbi_jeffreys.proxy import Base, EnergyProxy, PairMLP, proxy_nn
+from sbi_jeffreys.base import Base
+from sbi_jeffreys.proxy import EnergyProxy, PairMLP, proxy_nn
 
 PRIORS = [
     pytest.param(BoxUniform(-torch.ones(2), 3 * torch.ones(2)), id="box"),

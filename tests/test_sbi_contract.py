@@ -25,7 +25,7 @@ from sbi_jeffreys.quiet import QuietTracker
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 X_O = torch.tensor([0.4, -0.2])
 SCALE = 0.2
-# The only default that differs: our flow in place of sbi's.
+# The defaults that differ.
 OTHER_DEFAULTS = {
     ("train", "learning_rate"): 4e-3,
     ("__init__", "density_estimator"): "coupling_nsf",
@@ -144,7 +144,7 @@ def test_every_kind_of_posterior(kind, trained):
 
 
 def test_parts_of_kinds_agree(trained):
-    """All kinds look at the same potential: the flow's log density inside of the prior."""
+    """All kinds look at the same potential: the pool's log density inside of the prior."""
     theta = PRIOR.sample((6,))
     values = [build(trained, kind).potential(theta, x=X_O) for kind in KINDS]
     expected = trained._neural_net.log_prob(theta[:, None], X_O[None])[:, 0]

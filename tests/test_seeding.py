@@ -1,9 +1,12 @@
 """Seeds: the same numbers every time, and nobody else's are moved."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from sbi_jeffreys.tasks import get_task
 
-from sbi_jeffreys.seeding import forked, seeded
+from sbi_jeffreys.seeding import forked, generator_states, seeded
 
 
 @pytest.fixture(autouse=True)
@@ -25,16 +28,18 @@ def test_a_seed_gives_its_own_numbers_and_leaves_the_generator():
 def test_a_state_goes_on_where_it_stopped():
     with seeded(7):
         torch.rand(3)
-        state = torch.get_rng_state()
+        states = generator_states()
         rest = torch.rand(3)
-    with seeded(7, state=state):
+    with seeded(7, states=states):
         assert torch.equal(torch.rand(3), rest)
 
 
 def test_without_a_seed_the_generator_is_torchs_whatever_the_state():
+    with seeded(1):
+        states = generator_states()
     expected = torch.rand(3)
     torch.manual_seed(0)
-    with seeded(None, state=torch.Generator().manual_seed(1).get_state()):
+    with seeded(None, states=states):
         assert torch.equal(torch.rand(3), expected)
 
 
@@ -48,3 +53,30 @@ def test_the_generator_is_put_back_after_an_error(own):
     with pytest.raises(ValueError, match="no"), own():
         fail()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_runs_on_the_cpu_seeds_no_gpu(monkeypatch):
+    """Nobody would put its generators back."""
+
+    def refuse(seed):
+        raise AssertionError("a GPU was seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    with pytest.raises(AssertionError, match="a GPU"):
+        torch.manual_seed(0)
+    with seeded(7):
+        torch.rand(3)
+    get_task("two_moons").simulate(3)
+
+
+def test_the_device_has_its_own_generator(monkeypatch):
+    """A GPU, played by what is asked of it."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda d: asked.append(("get", d)) or "state")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, d: asked.append(("set", s, d)))
+    monkeypatch.setattr(torch.cuda, "device", lambda d: asked.append(("on", d)) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: asked.append(("seed", seed)))
+    device = torch.device("cuda:1")
+    with seeded(7, "cuda:1"):
+        assert asked == [("get", device), ("on", device), ("seed", 7)]
+    assert asked[3:] == [("set", "state", "cuda:1")]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from sbi.utils import BoxUniform, RestrictedPrior
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.quiet import QuietTracker
@@ -67,11 +68,14 @@ def test_the_atomic_loss_is_that_of_sbi():
     trainer, theta, x, proposal = after_one_round()
     trainer.append_simulations(theta, x, proposal=proposal)
     trainer.train(max_num_epochs=1, num_atoms=4)
-    # Two equal priors cancel: the loss is a cross-entropy over 4 atoms, log 4 where flat.
-    masks = torch.ones(40, 1)
-    loss = trainer._training.forward_loss(theta, x, masks)
-    assert loss.shape == (40,)
-    assert 0 < loss.mean().item() < 2 * torch.log(torch.tensor(4.0)).item()
+    flow, hook = trainer._neural_net, trainer._training.forward_loss
+    assert hook(theta, x, torch.ones(40, 1)).shape == (40,)
+    # Of two rows each is the only other atom of the other one; a uniform prior cancels.
+    trainer._num_atoms = 2
+    loss = hook(theta[:2], x[:2], torch.ones(2, 1))
+    log_prob = flow.log_prob(theta[:2, None].expand(2, 2, 2), x[:2])  # (atom, x)
+    expected = log_prob.logsumexp(dim=0) - log_prob.diagonal()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_round_beats_the_first_at_the_observation():
@@ -188,6 +192,22 @@ def test_restricted_prior_counts_as_the_prior():
     # Of the rest of the prior the proxy knows nothing: it simulates no pairs there.
     assert not trainer._training.from_prior
     trainer.build_posterior()
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+def test_the_users_prior_is_the_prior(restricted):
+    """Also where the trainer works with a wrapped copy of it, as of priors in one dimension."""
+    prior = Normal(torch.zeros(1), torch.ones(1))
+    trainer = JeffreysNPE(prior, "mdn", seed=0, show_progress_bars=False, tracker=QuietTracker())
+    assert trainer._prior is not prior
+    proposal = prior
+    if restricted:
+        proposal = RestrictedPrior(prior, lambda t: t[:, 0] > 0, sample_with="rejection")
+    theta = torch.rand(60, 1)
+    trainer.append_simulations(theta, simulate(theta), proposal=proposal)
+    trainer.train(max_num_epochs=1)
+    assert trainer._round == 0
+    assert trainer._training.from_prior is not restricted
 
 
 def test_simulations_without_proposal_after_a_later_round():

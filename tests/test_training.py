@@ -9,6 +9,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
 import sbi_jeffreys.steps as steps_module
+from sbi_jeffreys.base import Base
 from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.conditional_gaussian import ConditionalGaussian
 from sbi_jeffreys.costs import HuberCost, LinearCost
@@ -18,7 +19,7 @@ from sbi_jeffreys.duals import FixedWeights, ResilientDual, weighting
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.muon import Muon
-from sbi_jeffreys.proxy import Base, proxy_nn
+from sbi_jeffreys.proxy import proxy_nn
 from sbi_jeffreys.record import EPOCH_KEYS, append_epoch, new_record
 from sbi_jeffreys.steps import Settings
 from sbi_jeffreys.training import Training
@@ -312,6 +313,16 @@ def test_beginning_anew_remembers_how_good_the_best_was():
     assert equal(best, again.best_weights)
 
 
+def test_beginning_anew_keeps_what_held_out_data_have_said():
+    """Without it curved prices would see data terms of zero, and their multipliers die."""
+    training, data, held_out = make(weights="dual_quadratic")
+    training.start(held_out)
+    training.advance(data, held_out)
+    seen = training._divergences(torch.tensor(0.5))
+    assert (seen[[0, 2]] > 0).all()
+    assert torch.equal(training.anew(training.settings)._divergences(torch.tensor(0.5)), seen)
+
+
 def test_start_makes_the_first_weights_the_best_and_does_so_once():
     training, _, held_out = make()
     before = snapshot(training.estimator)
@@ -472,8 +483,11 @@ def test_a_failed_trial_puts_the_best_weights_back_and_learns_more_slowly():
     training.patience.best = training.patience.mark = -100.0
     while training.patience.failures == 0:
         stiffness = training.patience.stiffness
-        training.advance(data, held_out)
+        record = training.advance(data, held_out)
     assert stiffness == pytest.approx(0.1)
+    # The dual has seen a tenth of D2; the record has the slack of D2 itself.
+    assert record["slack_reverse"] == pytest.approx(training.dual.slacks[1].item() / stiffness)
+    assert record["slack_forward"] == training.dual.slacks[0].item()
     assert training.patience.stiffness == 1.0
     assert equal(best, snapshot(training.estimator))
     with training.average.in_place():
@@ -546,7 +560,7 @@ def test_a_lower_price_moves_the_multiplier_of_reverse():
     assert free.dual.multipliers[1] < tight.dual.multipliers[1]
 
 
-@pytest.mark.parametrize("weights", ["fixed", "ml"])
+@pytest.mark.parametrize("weights", ["fixed", "ml", ResilientDual([LinearCost()] * 3)], ids=str)
 def test_weights_that_do_not_move_are_given_no_trial(weights):
     training, _, _ = make(weights=weights)
     assert not training.patience.trials

@@ -51,8 +51,9 @@ def run_processes(jobs: Iterable[Job], work: Work, processes: int) -> Iterator[O
         try:
             while queue or running:
                 while queue and len(running) < width:
-                    job = queue.popleft()
-                    running[executor.submit(work, job)] = job
+                    # Off the queue only when it is handed out: a pool may be found dead here.
+                    future = executor.submit(work, queue[0])
+                    running[future] = queue.popleft()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     record = future.result()
                     yield running.pop(future), record

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from sbi_jeffreys.benchmark import backends
 from sbi_jeffreys.benchmark.jobs import Evaluation
 from sbi_jeffreys.benchmark.runner import run_benchmark
 
@@ -114,6 +116,32 @@ def test_killed_run_goes_on(tmp_path):
 
 def run_slowly():
     run(Path(os.environ["TEST_OUT"]), "test_slow")
+
+
+def test_a_pool_that_is_found_dead_loses_no_job(monkeypatch):
+    """It may die while a record is written, and say so when the next job is handed out."""
+    deaths = [True]
+
+    class Pool:
+        def __init__(self, *args, **kwargs):
+            self.submitted = 0
+
+        def submit(self, work, job):
+            self.submitted += 1
+            if self.submitted == 2 and deaths:
+                deaths.pop()
+                raise backends.BrokenProcessPool
+            future = Future()
+            future.set_result(work(job))
+            return future
+
+        def shutdown(self, **kwargs):
+            pass
+
+    monkeypatch.setattr(backends, "ProcessPoolExecutor", Pool)
+    done = [job for job, _ in backends.run_processes([1, 2, 3], lambda job: {}, 1)]
+    assert sorted(done) == [1, 2, 3]
+    assert not deaths
 
 
 @pytest.mark.slow

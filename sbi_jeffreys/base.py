@@ -1,0 +1,74 @@
+r"""The base density that the proxy is relative to: the prior, or what stands in its place."""
+
+import copy
+from typing import Any
+
+import torch
+from sbi.utils.sbiutils import within_support
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+
+from .priors import draw, log_prob, moved, proper
+from .scales import spread
+
+__all__ = ["WALL", "Base"]
+
+WALL = 10.0
+"""Nats by which the soft base falls, outside of its support, below its density at a typical
+parameter: enough to push a flow back, not so much that one leaked sample outweighs a batch."""
+
+
+class Base:
+    """Base density :math:`b` of the proxy: the prior, or a wide Gaussian in its place.
+
+    Args:
+        prior: Prior distribution; ``None`` and sbi's ``ImproperEmpirical`` (which stands for no
+            prior and cannot be sampled) are replaced by a Gaussian of twice the scale of theta.
+        theta: Parameters of the training simulations, shape (n, d).
+    """
+
+    def __init__(self, prior: Distribution | None, theta: Tensor) -> None:
+        prior = proper(prior)
+        if prior is None:
+            normal = Normal(theta.mean(dim=0), 2 * spread(theta))
+            prior = Independent(normal, 1, validate_args=False)
+        self.distribution: Distribution = prior
+        inside = within_support(prior, theta)
+        self.anchor = theta[inside][:1] if bool(inside.any()) else draw(prior, 1)
+        self.floor = prior.log_prob(self.anchor)[0] - WALL
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Base":
+        """Return a copy that shares the prior: it is the user's, and some cannot be copied."""
+        other = copy.copy(self)
+        other.anchor, other.floor = self.anchor.clone(), self.floor.clone()
+        return other
+
+    def to(self, device: torch.device | str) -> "Base":
+        """Move the base to a device."""
+        if torch.device(device) != self.anchor.device:
+            self.distribution = moved(self.distribution, device)
+        self.anchor, self.floor = self.anchor.to(device), self.floor.to(device)
+        return self
+
+    def sample(self, num: int) -> Tensor:
+        """Return draws of shape (num, d)."""
+        return draw(self.distribution, num)
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """Return :math:`\\log b`, shape (*,) for theta (*, d); minus infinity outside."""
+        return self._log_prob(theta, torch.full_like(self.floor, -torch.inf))
+
+    def log_prob_soft(self, theta: Tensor) -> Tensor:
+        """Return :math:`\\log b`, with a finite floor in place of minus infinity."""
+        return self._log_prob(theta, self.floor)
+
+    def _log_prob(self, theta: Tensor, outside: Tensor) -> Tensor:
+        # Some of sbi's distributions take (n, d) only.
+        flat = theta.reshape(-1, theta.shape[-1])
+        inside = within_support(self.distribution, flat)
+        # Distributions that validate their arguments refuse what lies outside.
+        flat = torch.where(inside.unsqueeze(-1), flat, self.anchor[0])
+        found = log_prob(self.distribution, flat)
+        # torch counts the upper bound of a uniform to its support, but gives it no density.
+        found = torch.where(inside & (found > -torch.inf), found, outside)
+        return found.reshape(theta.shape[:-1])

@@ -1,0 +1,74 @@
+"""What users and sbi bring as a prior: any torch distribution, and what sbi wraps as one."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sbi.utils import RestrictedPrior
+from sbi.utils.sbiutils import ImproperEmpirical
+from sbi.utils.user_input_checks_utils import CustomPriorWrapper, move_distribution_to_device
+from torch import Tensor
+from torch.distributions import Distribution
+
+__all__ = ["draw", "log_prob", "moved", "proper"]
+
+# Step of a derivative by differences, in standard deviations of the prior: in float32, rounding
+# and the third derivative then cost about 1e-4 of it each.
+_STEP = 1e-2
+
+
+def proper(prior: Distribution | None) -> Distribution | None:
+    """Return the prior, and ``None`` for what stands for none in sbi."""
+    return None if isinstance(prior, ImproperEmpirical) else prior
+
+
+def draw(prior: Distribution, num: int) -> Tensor:
+    """Return draws of the prior, shape (num, d), and print nothing."""
+    if isinstance(prior, RestrictedPrior):
+        # It would report on every call what it has rejected.
+        return prior.sample(torch.Size((num,)), print_rejected_frac=False)
+    return prior.sample(torch.Size((num,)))
+
+
+def moved(prior: Distribution, device: torch.device | str) -> Distribution:
+    """Return a copy of the prior on a device: some move in place, and the prior is the user's.
+
+    A distribution that cannot move itself is built anew.
+    """
+    return move_distribution_to_device(copy.deepcopy(prior), device)
+
+
+def log_prob(prior: Distribution, theta: Tensor) -> Tensor:
+    """Return the prior's log density, shape (n,), at theta (n, d) in its support.
+
+    A prior of numpy or scipy in sbi's wrapper has no gradient, and may refuse to be asked for one:
+    it gets one by central differences.
+    """
+    whole = prior._prior if isinstance(prior, RestrictedPrior) else prior
+    if isinstance(whole, CustomPriorWrapper) and theta.requires_grad and torch.is_grad_enabled():
+        return _ByDifferences.apply(theta, prior.log_prob, _STEP * whole.variance.sqrt())
+    return prior.log_prob(theta)
+
+
+class _ByDifferences(torch.autograd.Function):
+    """A log density, and its gradient by central differences."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, density: Callable[[Tensor], Tensor], step: Tensor):
+        ctx.save_for_backward(theta, step)
+        ctx.density = density
+        return density(theta)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor):
+        theta, step = ctx.saved_tensors
+        here, columns = ctx.density(theta), []
+        for shift in torch.diag(step.expand(theta.shape[1])):
+            sides = [(ctx.density(theta + sign * shift), sign) for sign in (1.0, -1.0)]
+            # Beyond a bound there is no density: the other side has to do.
+            inside = [torch.where(value.isfinite(), value, here) for value, _ in sides]
+            taken = sum(value.isfinite().to(theta) for value, _ in sides)
+            columns.append((inside[0] - inside[1]) / (taken.clamp_min(1) * shift.sum()))
+        return gradient.unsqueeze(-1) * torch.stack(columns, dim=-1), None, None
