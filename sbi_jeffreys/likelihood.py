@@ -181,7 +181,7 @@ class LikelihoodEnergy(nn.Module):
         Returns:
             Nats, shape (S, B).
         """
-        c = self._standardized(context)
+        c = self.standardized(context)
         return self._log_mixture(theta, c) + self._shift(c)
 
     def at_pairs_and_all(
@@ -201,7 +201,7 @@ class LikelihoodEnergy(nn.Module):
             The logarithm of the mixture up to a constant at the pairs (N,) and at all (S, B), and
             what depends on the data alone (B,), nats.
         """
-        c = self._standardized(context)
+        c = self.standardized(context)
         w = c @ self.whitening.T
         said = self._components(torch.cat((theta, shared)))
         of_pairs, of_shared = zip(*(p.tensor_split([len(theta)]) for p in said), strict=True)
@@ -244,9 +244,10 @@ class LikelihoodEnergy(nn.Module):
         Returns:
             Nats, shape (B,).
         """
-        return self._log_mixture(theta.unsqueeze(0), self._standardized(context))[0]
+        return self._log_mixture(theta.unsqueeze(0), self.standardized(context))[0]
 
-    def _standardized(self, context: Tensor) -> Tensor:
+    def standardized(self, context: Tensor) -> Tensor:
+        """Return embedded data, shape (*, c), in units of their spread, outliers cut off."""
         return cut_outliers((context - self.center) / self.scale)
 
     @torch.no_grad()

@@ -52,6 +52,7 @@ from .priors import proper
 from .proxy import ProxyBuilder, proxy_builder
 from .record import new_record, report_epoch, report_run
 from .run import begin, run_epochs, settle
+from .second_proxy import is_better, likelihood_is_doubtful
 from .seeding import forked, generator_states, seeded
 from .steps import Settings
 from .training import Training
@@ -442,42 +443,19 @@ class JeffreysNPE(NPE_C):
         loss_args: LossArgs | None = None,
         summarization_kwargs: dict[str, Any] | None = None,
     ) -> JeffreysEstimator:
-        """Run the joint training in place of sbi's loop."""
-        weight = self._neural_net.weight
+        """Run the joint training in place of sbi's loop; once more if its proxy is doubtful."""
+        recorded = len(self._summary["training_loss"])
         training = self._prepare(train_config, loss_args)
-        estimator, first, asked = training.estimator, training.epoch, training.settings
-        estimator.weight = 0.0
-        failed, diverged = True, False
         try:
-            with tqdm(
-                disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch"
-            ) as bar:
-                if begin(training, train_loader, val_loader):
-                    self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
-                failed = diverged = run_epochs(
-                    training,
-                    train_loader,
-                    val_loader,
-                    partial(report_epoch, self._summary, self._tracker, bar),
-                    max_num_epochs=train_config.max_num_epochs,
-                    outliers_in="x",
-                )
-        except KeyboardInterrupt:
-            failed = False
-            raise
+            self._run(training, train_loader, val_loader, train_config)
+            if self._doubts_proxy(training, train_loader, val_loader, train_config):
+                self._try_pairs(train_loader, val_loader, train_config, loss_args)
         finally:
             # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
-            self._last_weights = None if diverged else copy_of_weights(estimator)
-            training.restore_best()
-            loss = training.best_loss
-            try:
-                if not failed:
-                    loss = settle(training, val_loader)
-                elif training.epoch == first:
-                    estimator.weight = weight
-            finally:
-                self._finish(training, first, loss, train_config.show_train_summary)
-        if not (diverged or training.converged):
+            assert self._training is not None
+            self._finish(self._training, recorded, train_config.show_train_summary)
+        training = self._training
+        if not (training.diverged or training.converged):
             # It begins as sbi's does, for whoever filters that.
             warn(
                 f"Maximum number of epochs `max_num_epochs={train_config.max_num_epochs}` reached "
@@ -485,8 +463,71 @@ class JeffreysNPE(NPE_C):
                 "resume_training=True."
             )
         with forked(self._device):
-            center_partition(estimator, train_loader, self._device)
-        return estimator
+            center_partition(training.estimator, train_loader, self._device)
+        return training.estimator
+
+    def _run(self, training: Training, data: Any, held_out: Any, config: TrainConfig) -> None:
+        """Train to the end, and leave the estimator with the weights to keep, and pooled."""
+        estimator, first, asked = training.estimator, training.epoch, training.settings
+        weight, estimator.weight = estimator.weight, 0.0
+        failed, training.diverged = True, False
+        try:
+            with tqdm(
+                disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch"
+            ) as bar:
+                if begin(training, data, held_out):
+                    self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
+                failed = training.diverged = run_epochs(
+                    training,
+                    data,
+                    held_out,
+                    partial(report_epoch, self._summary, self._tracker, bar),
+                    max_num_epochs=config.max_num_epochs,
+                    outliers_in="x",
+                )
+        except KeyboardInterrupt:
+            failed = False
+            raise
+        finally:
+            self._last_weights = None if training.diverged else copy_of_weights(estimator)
+            training.restore_best()
+            training.kept_loss = training.best_loss
+            if not failed:
+                training.kept_loss = settle(training, held_out)
+            elif training.epoch == first:
+                estimator.weight = weight
+
+    def _doubts_proxy(
+        self, training: Training, data: Any, held_out: Any, config: TrainConfig
+    ) -> bool:
+        """Whether the default proxy was trained to the end, and a critic has found it wanting."""
+        ended = training.converged and not (training.diverged or config.resume_training)
+        # Otherwise the critic would have to know of weights, proposals or a moving embedding.
+        plain = training.from_prior and training.kernel is ones and training.patience.trials
+        plain &= self._spec["proxy"] == "likelihood" and not training.estimator.learns_embedding
+        with forked(self._device):
+            return (
+                ended
+                and plain
+                and likelihood_is_doubtful(training.estimator, data, held_out, self._device)
+            )
+
+    def _try_pairs(self, data: Any, held_out: Any, config: TrainConfig, loss_args: Any) -> None:
+        """Train once more, with a proxy of pairs; keep of the two what held-out data prefer."""
+        kept = (self._neural_net, self._training, self._simple_start, self._last_weights)
+        asked = (self._build_proxy, self._spec)
+        try:
+            self._build_proxy, self._spec = proxy_builder("mlp"), self._spec | {"proxy": "mlp"}
+            self._initialize_neural_network(retrain_from_scratch=True, start_idx=0)
+            self._build_proxy, self._spec = asked
+            second = self._prepare(config, loss_args)
+            self._run(second, data, held_out, config)
+            with forked(self._device):
+                if is_better(second.estimator, kept[0], held_out, self._device):
+                    kept = (second.estimator, second, self._simple_start, self._last_weights)
+        finally:
+            self._build_proxy, self._spec = asked
+            self._neural_net, self._training, self._simple_start, self._last_weights = kept
 
     def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
         """Return the training to run: a new one, or the last one to resume."""
@@ -539,14 +580,14 @@ class JeffreysNPE(NPE_C):
             state["_training"].kernel, state["_training"].forward_loss = ones, None
         return state
 
-    def _finish(self, training: Training, first: int, loss: float, show_summary: bool) -> None:
-        """Close the books of this call, which has ended with weights of this held-out loss."""
+    def _finish(self, training: Training, recorded: int, show_summary: bool) -> None:
+        """Close the books of this call, before which so many epochs were recorded."""
         training.estimator.eval()
         training.estimator.zero_grad(set_to_none=True)
-        self.epoch, self._best_val_loss = training.epoch, loss
+        self.epoch, self._best_val_loss = training.epoch, training.kept_loss
         values = {
-            "epochs_trained": training.epoch - first,
-            "best_validation_loss": loss,
+            "epochs_trained": len(self._summary["training_loss"]) - recorded,
+            "best_validation_loss": training.kept_loss,
             "pool_weight": training.estimator.weight,
         }
         report_run(self._summary, self._tracker, self._round + 1, values)

@@ -48,6 +48,10 @@ class Training(JointSteps):
         simple_start: Whether the weights at the start are a model in their own right, the linear
             posterior in closed form, which what is learnt must beat.
 
+    Attributes:
+        diverged: Whether the last run did.
+        kept_loss: Held-out loss of the weights that it left, nats.
+
     The others are those of :class:`~sbi_jeffreys.steps.JointSteps`.
     """
 
@@ -57,6 +61,8 @@ class Training(JointSteps):
     best_loss: float = float("inf")
     first_weights: dict[str, Tensor] = field(default_factory=dict)
     entropy: float = float("inf")
+    diverged: bool = False
+    kept_loss: float = float("inf")
     patience: Patience = field(init=False)
 
     def __post_init__(self) -> None:
