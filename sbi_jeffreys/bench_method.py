@@ -177,6 +177,7 @@ def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> di
         "nll": nll.mean().item(),
         "nll_flow": math.nan,
         "weight": getattr(nets[0], "weight", 0.0),
+        "proxy": getattr(nets[0], "spec", {}).get("proxy"),
         "seconds": seconds,
         "epochs": summary["epochs_trained"][-1],
         "last_above_best": losses[-1] - min(losses),

@@ -205,6 +205,34 @@ def switching(theta: Tensor) -> Tensor:
     return means + 0.3 * randn(len(theta), 10)
 
 
+def signs(theta: Tensor) -> Tensor:
+    """Return every parameter with a random sign and noise: 32 modes of x, one of theta."""
+    return theta * (1 - 2 * Bernoulli(0.5).sample(theta.shape)) + 0.1 * randn(theta.shape)
+
+
+def rings(theta: Tensor) -> Tensor:
+    """Return three points at random angles, of unknown distance and spread."""
+    angle = 2 * math.pi * rand(len(theta), 3)
+    distance = theta[:, :1] + theta[:, 1:] * randn(len(theta), 3)
+    return torch.cat((distance * angle.cos(), distance * angle.sin()), dim=1)
+
+
+def codes(theta: Tensor) -> Tensor:
+    """Return six categories as codes, whose order means nothing."""
+    centres = torch.linspace(-2, 2, 10)
+    category = Categorical(logits=-3 * (theta.unsqueeze(-1) - centres) ** 2).sample((3,))
+    code = torch.tensor([3, 7, 0, 5, 9, 1, 8, 2, 6, 4])
+    return code[category].movedim(0, 1).flatten(1).float()
+
+
+def phases(theta: Tensor) -> Tensor:
+    """Return twenty points of a noisy wave: amplitude, frequency, noise, and a phase unknown."""
+    amplitude, frequency, noise = theta.T.unsqueeze(-1)
+    phase = 2 * math.pi * rand(len(theta), 1)
+    wave = amplitude * torch.sin(frequency * torch.linspace(0, 6, 20) + phase)
+    return wave + noise * randn(len(theta), 20)
+
+
 def _one(value: float) -> Tensor:
     return torch.tensor([float(value)])
 
@@ -240,4 +268,8 @@ SIMULATORS = {
         MultipleIndependent([Beta(_one(0.5), _one(0.5)), Beta(_one(2), _one(5))]), binomial
     ),
     "switching": Simulator(_box([-3, -3], [3, 3]), switching),
+    "signs": Simulator(_box([0] * 5, [1] * 5), signs),
+    "rings": Simulator(_box([1, 0.05], [5, 0.5]), rings),
+    "codes": Simulator(_box([-2, -2], [2, 2]), codes),
+    "phases": Simulator(_box([0.5, 1, 0.2], [3, 4, 1]), phases),
 }
