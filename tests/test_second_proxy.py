@@ -1,4 +1,4 @@
-"""A likelihood that is wrong is found out, one that is right is not, and the better model is kept."""
+"""A likelihood that is wrong is found out, one that is right is not; the better model is kept."""
 
 import math
 
