@@ -82,7 +82,9 @@ class JeffreysNPE(NPE_C):
         show_progress_bars: Whether to show a progress bar while training.
         proxy: "likelihood" or "mlp" (:func:`sbi_jeffreys.proxy.proxy_nn`), or a function of
             (theta, embedded x) that builds the energy network. Without a prior there is nothing
-            that a likelihood could multiply, and "mlp" takes its place.
+            that a likelihood could multiply, and "mlp" takes its place. Where a critic finds the
+            default, "likelihood", wanting, ``train`` trains once more with "mlp" and keeps what
+            held-out data prefer (:mod:`sbi_jeffreys.second_proxy`).
         objective: "dual", "dual_quadratic", "fixed", "ml", or a weighting; see
             :func:`sbi_jeffreys.duals.weighting`.
         draws: Numbers of samples that estimate the divergences.

@@ -7,7 +7,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor, nn
 from torch.distributions import Independent, LogNormal
 
-from sbi_jeffreys import JeffreysNPE, load, save
+from sbi_jeffreys import JeffreysNPE, load, save, second_proxy
 from sbi_jeffreys.diagnostics import diagnose_proxy
 from sbi_jeffreys.flows import flow_nn
 
@@ -200,3 +200,20 @@ def test_files_know_no_device(simulations, monkeypatch, tmp_path):
         assert torch.equal(here(found), expected)
     loaded = load(tmp_path / "elsewhere", prior=box("cpu"))
     assert torch.equal(loaded.posterior_estimator.log_prob(theta, x), expected)
+
+
+def test_the_critic_of_the_likelihood(simulations, monkeypatch):
+    monkeypatch.setattr(second_proxy, "_STEPS", 20)
+
+    def run(device):
+        training = train(simulations, device)._training
+        network = training.estimator.proxy.network
+        theta, x = (t.to(device) for t in simulations)
+        context = training.estimator.embed(x).detach()
+        rows = theta[:100], context[:100]
+        torch.manual_seed(5)
+        critic = second_proxy._train_critic(network, rows, (theta[100:], context[100:]))
+        gains = second_proxy._gains(critic, training.estimator, theta[100:], context[100:])
+        return [*critic.layers.state_dict().values(), gains]
+
+    assert_same(run, monkeypatch)
