@@ -177,7 +177,7 @@ def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> di
         "nll": nll.mean().item(),
         "nll_flow": math.nan,
         "weight": getattr(nets[0], "weight", 0.0),
-        "proxy": getattr(nets[0], "spec", {}).get("proxy"),
+        "proxy": None,
         "seconds": seconds,
         "epochs": summary["epochs_trained"][-1],
         "last_above_best": losses[-1] - min(losses),
@@ -188,6 +188,7 @@ def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> di
     if getattr(nets[0], "proxy", None) is not None:
         flow = nets[0].flow.log_prob(theta_test.unsqueeze(0), x_test)[0]
         row["nll_flow"] = -flow.mean().item()
+        row["proxy"] = nets[0].spec["proxy"]
         found = diagnose_proxy(nets[0], theta_test[:_ROWS], x_test[:_ROWS], num_draws=_DRAWS)
         row["log_z_mean"] = found.log_partition.mean().item()
         row["log_z_std"] = found.log_partition.std().item()

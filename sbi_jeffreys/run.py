@@ -8,28 +8,63 @@ from .batches import Data, LoaderData
 from .descent import TrainingDiverged
 from .first_steps import check_rates
 from .held_out import pool_weight
+from .patience import copy_of_weights
 from .seeding import forked
 from .training import Training
 from .warn import warn
 
-__all__ = ["begin", "run_epochs", "settle"]
+__all__ = ["run", "run_epochs"]
 
 
-def begin(training: Training, data: Data | LoaderData, held_out: Data | LoaderData) -> bool:
-    """Look at held-out data, and at what the learning rates do, before the first epoch.
+def run(
+    training: Training,
+    data: Data | LoaderData,
+    held_out: Data | LoaderData,
+    after_epoch: Callable[[dict[str, float]], None],
+    *,
+    max_num_epochs: int,
+) -> bool:
+    """Train to the end; leave the estimator with the weights to keep, pooled, also on Ctrl-C.
 
     Args:
-        training: To begin, or to be resumed.
+        training: New, or to be resumed.
         data: What to train on.
         held_out: What to look at.
+        after_epoch: Takes the record of each epoch.
+        max_num_epochs: Largest number of epochs of this call.
 
     Returns:
         Whether the rates were lowered, of which there is a warning
         (:func:`~sbi_jeffreys.first_steps.check_rates`).
 
     Raises:
-        ValueError: If the held-out loss is not finite.
+        ValueError: If the held-out loss is not finite at the start; and what :func:`run_epochs`
+            raises.
     """
+    estimator, first = training.estimator, training.epoch
+    weight, estimator.weight = estimator.weight, 0.0
+    failed, training.diverged = True, False
+    try:
+        lowered = _begin(training, data, held_out)
+        failed = training.diverged = run_epochs(
+            training, data, held_out, after_epoch, max_num_epochs=max_num_epochs, outliers_in="x"
+        )
+    except KeyboardInterrupt:
+        failed = False
+        raise
+    finally:
+        training.last_weights = None if training.diverged else copy_of_weights(estimator)
+        training.restore_best()
+        training.kept_loss = training.best_loss
+        if not failed:
+            training.kept_loss = _settle(training, held_out)
+        elif training.epoch == first:
+            estimator.weight = weight
+    return lowered
+
+
+def _begin(training: Training, data: Data | LoaderData, held_out: Data | LoaderData) -> bool:
+    """Look at held-out data, and at what the rates do; return whether these were lowered."""
     if isinstance(held_out, LoaderData):
         training.forget_rows()
     training.start(held_out)
@@ -85,7 +120,7 @@ def run_epochs(
     return False
 
 
-def settle(training: Training, held_out: Data | LoaderData) -> float:
+def _settle(training: Training, held_out: Data | LoaderData) -> float:
     """Put the weights back that held-out data speak for, and pool; return the flow's loss, nats.
 
     A proxy knows nothing of what lies between the proposals of later rounds, and has no say there.

@@ -47,11 +47,10 @@ from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from .first_steps import default_rates
 from .flows import DEFAULT_FLOW, accelerate, flow_builder, starts_in_closed_form
 from .held_out import center_partition
-from .patience import copy_of_weights
 from .priors import proper
 from .proxy import ProxyBuilder, proxy_builder
 from .record import new_record, report_epoch, report_run
-from .run import begin, run_epochs, settle
+from .run import run
 from .second_proxy import is_better, likelihood_is_doubtful
 from .seeding import forked, generator_states, seeded
 from .steps import Settings
@@ -171,7 +170,6 @@ class JeffreysNPE(NPE_C):
         self._training: Training | None = None
         self._simple_start = False
         self._too_high = (float("inf"), float("inf"))
-        self._last_weights: dict[str, Tensor] | None = None
         # Beside what a flow alone has: the weight of the proxy that each call ended with.
         self._summary = new_record() | {"pool_weight": []}
 
@@ -469,35 +467,18 @@ class JeffreysNPE(NPE_C):
         return training.estimator
 
     def _run(self, training: Training, data: Any, held_out: Any, config: TrainConfig) -> None:
-        """Train to the end, and leave the estimator with the weights to keep, and pooled."""
-        estimator, first, asked = training.estimator, training.epoch, training.settings
-        weight, estimator.weight = estimator.weight, 0.0
-        failed, training.diverged = True, False
-        try:
-            with tqdm(
-                disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch"
-            ) as bar:
-                if begin(training, data, held_out):
-                    self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
-                failed = training.diverged = run_epochs(
-                    training,
-                    data,
-                    held_out,
-                    partial(report_epoch, self._summary, self._tracker, bar),
-                    max_num_epochs=config.max_num_epochs,
-                    outliers_in="x",
-                )
-        except KeyboardInterrupt:
-            failed = False
-            raise
-        finally:
-            self._last_weights = None if training.diverged else copy_of_weights(estimator)
-            training.restore_best()
-            training.kept_loss = training.best_loss
-            if not failed:
-                training.kept_loss = settle(training, held_out)
-            elif training.epoch == first:
-                estimator.weight = weight
+        """Train to the end, in sight of the user."""
+        asked = training.settings
+        with tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch") as bar:
+            lowered = run(
+                training,
+                data,
+                held_out,
+                partial(report_epoch, self._summary, self._tracker, bar),
+                max_num_epochs=config.max_num_epochs,
+            )
+        if lowered:
+            self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
 
     def _doubts_proxy(
         self, training: Training, data: Any, held_out: Any, config: TrainConfig
@@ -516,8 +497,7 @@ class JeffreysNPE(NPE_C):
 
     def _try_pairs(self, data: Any, held_out: Any, config: TrainConfig, loss_args: Any) -> None:
         """Train once more, with a proxy of pairs; keep of the two what held-out data prefer."""
-        kept = (self._neural_net, self._training, self._simple_start, self._last_weights)
-        asked = (self._build_proxy, self._spec)
+        kept, asked = (self._neural_net, self._training), (self._build_proxy, self._spec)
         try:
             self._build_proxy, self._spec = proxy_builder("mlp"), self._spec | {"proxy": "mlp"}
             self._initialize_neural_network(retrain_from_scratch=True, start_idx=0)
@@ -526,10 +506,10 @@ class JeffreysNPE(NPE_C):
             self._run(second, data, held_out, config)
             with forked(self._device):
                 if is_better(second.estimator, kept[0], held_out, self._device):
-                    kept = (second.estimator, second, self._simple_start, self._last_weights)
+                    kept = (second.estimator, second)
         finally:
             self._build_proxy, self._spec = asked
-            self._neural_net, self._training, self._simple_start, self._last_weights = kept
+            self._neural_net, self._training = kept
 
     def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
         """Return the training to run: a new one, or the last one to resume."""
@@ -552,8 +532,8 @@ class JeffreysNPE(NPE_C):
             num_held_out = len(self.val_indices if others is None else others[0])
             check_atomic(config.training_batch_size, num_held_out)
         if config.resume_training and self._training is not None:
-            last, kernel = self._last_weights, loss_args.calibration_kernel
-            self._training = self._training.resumed(last, settings, kernel, hook)
+            kernel = loss_args.calibration_kernel
+            self._training = self._training.resumed(settings, kernel, hook)
             return self._training
         restricted = any(isinstance(p, RestrictedPrior) for p in self._proposal_roundwise)
         draws = replace(self._draws, simulated=0.0) if proper(self._prior) is None else self._draws

@@ -51,6 +51,7 @@ class Training(JointSteps):
     Attributes:
         diverged: Whether the last run did.
         kept_loss: Held-out loss of the weights that it left, nats.
+        last_weights: Those at which it stopped, to be resumed from; ``None`` if it diverged.
 
     The others are those of :class:`~sbi_jeffreys.steps.JointSteps`.
     """
@@ -63,6 +64,7 @@ class Training(JointSteps):
     entropy: float = float("inf")
     diverged: bool = False
     kept_loss: float = float("inf")
+    last_weights: dict[str, Tensor] | None = None
     patience: Patience = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +102,6 @@ class Training(JointSteps):
 
     def resumed(
         self,
-        weights: dict[str, Tensor] | None,
         settings: Settings,
         kernel: Callable[[Tensor], Tensor],
         forward_loss: LossHook | None,
@@ -108,16 +109,15 @@ class Training(JointSteps):
         """Return the training to go on with: where this one stopped, or :meth:`anew`.
 
         Args:
-            weights: Those at which it stopped; ``None`` if it diverged.
             settings: Hyper-parameters from here on.
             kernel: Calibration kernel from here on.
             forward_loss: Forward loss from here on.
         """
         training = self
-        if weights is None:
+        if self.last_weights is None:
             training = self.anew(settings)
         else:
-            self.estimator.load_state_dict(weights)
+            self.estimator.load_state_dict(self.last_weights)
         training.go_on(settings, kernel, forward_loss)
         return training
 

@@ -78,13 +78,13 @@ def test_a_training_that_is_stopped_has_a_weight_and_one_that_never_began_keeps_
     trainer = _trainer()
     trainer.train(max_num_epochs=2)
     monkeypatch.setattr(
-        sbi_jeffreys.trainer, "run_epochs", lambda *args, **kwargs: _raise(KeyboardInterrupt())
+        sbi_jeffreys.run, "run_epochs", lambda *args, **kwargs: _raise(KeyboardInterrupt())
     )
     trainer._neural_net.weight = 0.5
     with pytest.raises(KeyboardInterrupt):
         trainer.train(resume_training=True)
     assert trainer._neural_net.weight == 0.25
-    monkeypatch.setattr(sbi_jeffreys.trainer, "begin", lambda *args: _raise(ValueError("no")))
+    monkeypatch.setattr(sbi_jeffreys.run, "_begin", lambda *args: _raise(ValueError("no")))
     trainer._neural_net.weight = 0.5
     with pytest.raises(ValueError, match="no"):
         trainer.train(resume_training=True)
