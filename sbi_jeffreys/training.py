@@ -117,7 +117,10 @@ class Training(JointSteps):
         if self.last_weights is None:
             training = self.anew(settings)
         else:
+            # The pool's weight is part of the state, and none of the training's.
+            weight = self.estimator.weight
             self.estimator.load_state_dict(self.last_weights)
+            self.estimator.weight = weight
         training.go_on(settings, kernel, forward_loss)
         return training
 
