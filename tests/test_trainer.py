@@ -13,6 +13,8 @@ from torch.distributions import MultivariateNormal
 
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.diagnostics import diagnose_proxy
+from sbi_jeffreys.likelihood import LikelihoodEnergy
+from sbi_jeffreys.proxy import proxy_nn
 from sbi_jeffreys.quiet import QuietTracker
 from sbi_jeffreys.record import EPOCH_KEYS, RUN_KEYS
 
@@ -425,6 +427,15 @@ def test_without_prior(estimator, simulations):
     posterior = trainer.build_posterior()
     sample = posterior.sample((5,), x=torch.zeros(2), show_progress_bars=False)
     assert sample.shape == (5, 2)
+
+
+@pytest.mark.filterwarnings(NO_SUPPORT, NO_MEAN)
+def test_without_prior_a_likelihood_simulates_nothing(simulations):
+    """What it could draw parameters from is no prior of anybody's."""
+    trainer = make("coupling_nsf", prior=None, proxy=proxy_nn("likelihood"))
+    trainer.append_simulations(*simulations).train(max_num_epochs=1)
+    assert isinstance(trainer._neural_net.proxy.network, LikelihoodEnergy)
+    assert trainer._training.draws.simulated == 0
 
 
 # What is shown
