@@ -56,15 +56,16 @@ class _ByDifferences(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, density: Callable[[Tensor], Tensor], step: Tensor):
-        ctx.save_for_backward(theta, step)
+        found = density(theta)
+        ctx.save_for_backward(theta, step, found)
         ctx.density = density
-        return density(theta)
+        return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor):
-        theta, step = ctx.saved_tensors
-        here, columns = ctx.density(theta), []
+        theta, step, here = ctx.saved_tensors
+        columns = []
         for shift in torch.diag(step.expand(theta.shape[1])):
             sides = [(ctx.density(theta + sign * shift), sign) for sign in (1.0, -1.0)]
             # Beyond a bound there is no density: the other side has to do.

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from .batches import Data, LoaderData
 from .estimator import JeffreysEstimator
-from .held_out import bounded
+from .held_out import surest
 from .likelihood import LikelihoodEnergy
 from .patience import copy_of_weights
+from .seeding import forked
 
 __all__ = ["is_better", "likelihood_is_doubtful"]
 
@@ -62,8 +63,10 @@ def likelihood_is_doubtful(
     with torch.no_grad():
         seen = data.head(_ROWS, device)
         context, held_out_context = estimator.embed(seen[1]), estimator.embed(x)
-    critic = _train_critic(network, (seen[0], context), (theta, held_out_context))
-    gains = _gains(critic, estimator, theta, held_out_context)
+    # Draws are none of the training's, which may be resumed.
+    with forked(device):
+        critic = _train_critic(network, (seen[0], context), (theta, held_out_context))
+        gains = _gains(critic, estimator, theta, held_out_context)
     error = gains.std() / len(gains) ** 0.5
     return bool((gains.mean() > _GAIN) & (gains.mean() > _ERRORS * error))
 
@@ -74,9 +77,9 @@ def is_better(
 ) -> bool:
     """Whether held-out rows prefer the second estimator by more than a standard error."""
     theta, x = held_out.head(_HELD_OUT, device)
-    losses = [bounded(each.eval().loss(theta, x)) for each in (first, second)]
-    gain = losses[0] - losses[1]
-    return bool(gain.mean() > gain.std() / len(gain) ** 0.5)
+    with forked(device):
+        losses = [each.eval().loss(theta, x) for each in (first, second)]
+    return surest(torch.stack(losses)) == 1
 
 
 class _Critic(nn.Module):

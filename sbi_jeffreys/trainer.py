@@ -394,14 +394,12 @@ class JeffreysNPE(NPE_C):
             # Behind walls, held-out parameters beyond the others would have no density at all.
             walls = None if self._outside_prior(start_idx) else self._prior
             self._build_neural_net = flow_builder(DEFAULT_FLOW, walls)
-        if not fresh:
-            super()._initialize_neural_network(retrain_from_scratch, start_idx)
-            self._simple_start = False
-            return
         before = self._neural_net
         try:
             super()._initialize_neural_network(retrain_from_scratch, start_idx)
-            self._join_with_proxy(start_idx)
+            self._simple_start = fresh and starts_in_closed_form(self._neural_net)
+            if fresh:
+                self._join_with_proxy(start_idx)
         except BaseException:
             # Also on Ctrl-C: half of an estimator would be in the way of the next call.
             self._neural_net = before
@@ -409,7 +407,6 @@ class JeffreysNPE(NPE_C):
 
     def _join_with_proxy(self, start_idx: int) -> None:
         """Put flow and proxy in the place of the flow that sbi has built."""
-        self._simple_start = starts_in_closed_form(self._neural_net)
         theta, x, _ = self.get_simulations(start_idx)
         # All of theta, but no more x than the scale of the proxy's input needs.
         x = x[self.train_indices[:ROWS_FOR_SCALE]].cpu()
@@ -449,7 +446,7 @@ class JeffreysNPE(NPE_C):
         try:
             self._run(training, train_loader, val_loader, train_config)
             if self._doubts_proxy(training, train_loader, val_loader, train_config):
-                self._try_pairs(train_loader, val_loader, train_config, loss_args)
+                self._try_pairs(training, train_loader, val_loader, train_config, loss_args)
         finally:
             # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
             assert self._training is not None
@@ -488,28 +485,24 @@ class JeffreysNPE(NPE_C):
         # Otherwise the critic would have to know of weights, proposals or a moving embedding.
         plain = training.from_prior and training.kernel is ones and training.patience.trials
         plain &= self._spec["proxy"] == "likelihood" and not training.estimator.learns_embedding
-        with forked(self._device):
-            return (
-                ended
-                and plain
-                and likelihood_is_doubtful(training.estimator, data, held_out, self._device)
-            )
+        asked = ended and plain
+        return asked and likelihood_is_doubtful(training.estimator, data, held_out, self._device)
 
-    def _try_pairs(self, data: Any, held_out: Any, config: TrainConfig, loss_args: Any) -> None:
+    def _try_pairs(
+        self, first: Training, data: Any, held_out: Any, config: TrainConfig, loss_args: Any
+    ) -> None:
         """Train once more, with a proxy of pairs; keep of the two what held-out data prefer."""
-        kept, asked = (self._neural_net, self._training), (self._build_proxy, self._spec)
+        kept, asked = first, (self._build_proxy, self._spec)
         try:
             self._build_proxy, self._spec = proxy_builder("mlp"), self._spec | {"proxy": "mlp"}
             self._initialize_neural_network(retrain_from_scratch=True, start_idx=0)
-            self._build_proxy, self._spec = asked
             second = self._prepare(config, loss_args)
             self._run(second, data, held_out, config)
-            with forked(self._device):
-                if is_better(second.estimator, kept[0], held_out, self._device):
-                    kept = (second.estimator, second)
+            if is_better(second.estimator, first.estimator, held_out, self._device):
+                kept = second
         finally:
             self._build_proxy, self._spec = asked
-            self._neural_net, self._training = kept
+            self._neural_net, self._training = kept.estimator, kept
 
     def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
         """Return the training to run: a new one, or the last one to resume."""
