@@ -238,12 +238,11 @@ class JeffreysDensity:
     ) -> None:
         """Train, and leave the weights to be kept in the estimator."""
         keep_last = training.settings.stop_after_epochs == _NEVER
-        training.start(held_out)
-        if not training.best_weights:
-            raise ValueError(
-                "The held-out loss is not finite before the first epoch: the density that was "
-                "built gives held-out samples no finite density. Look for outliers among them."
-            )
+        training.start(
+            held_out,
+            ": the density that was built gives held-out samples no finite density. Look for "
+            "outliers among them.",
+        )
         last = training.best_weights
 
         def after_epoch(epoch: dict[str, float]) -> None:

@@ -33,7 +33,16 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .estimator import JeffreysEstimator
 
-__all__ = ["LastLevel", "Level", "level_of", "levels", "log_prob", "losses", "sample"]
+__all__ = [
+    "LastLevel",
+    "Level",
+    "level_of",
+    "levels",
+    "log_prob",
+    "log_ratio",
+    "losses",
+    "sample",
+]
 
 # Share of the flow's draws that is kept at least, and nats by which one draw can be better than
 # another to the proxy.
@@ -90,7 +99,7 @@ def levels(estimator: "JeffreysEstimator", context: Tensor) -> Level:
     for part in context.split(_CHUNK // _NORMALISING):
         generator = torch.Generator(context.device).manual_seed(_SEED)
         drawn = estimator.sample_with_log_prob(_NORMALISING, part, generator=generator)
-        found.append(level_of(estimator.weight * _ratio(estimator, part, *drawn)))
+        found.append(level_of(estimator.weight * log_ratio(estimator, part, *drawn)))
     return Level(*map(torch.cat, zip(*found, strict=True)))
 
 
@@ -133,7 +142,7 @@ def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> 
     different, where = context.detach().unique(dim=0, return_inverse=True)
     level = estimator.last_level.at(estimator, different).of(where)
     flow = estimator.log_prob_embedded(theta, context)
-    tilt = estimator.weight * _ratio(estimator, context, theta, flow)
+    tilt = estimator.weight * log_ratio(estimator, context, theta, flow)
     return flow + level.bounded(tilt) - level.log_normalizer
 
 
@@ -151,7 +160,7 @@ def sample(estimator: "JeffreysEstimator", num: int, context: Tensor) -> Tensor:
         wanted = ((num - filled[some]) / kept[some]).mean().item()
         wanted = min(int(1.1 * wanted) + 8, max(1, _CHUNK // len(some)))
         theta, flow = estimator.sample_with_log_prob(wanted, context[some])
-        tilt = estimator.weight * _ratio(estimator, context[some], theta, flow)
+        tilt = estimator.weight * log_ratio(estimator, context[some], theta, flow)
         here = level.of(some)
         keep = here.bounded(tilt) - here.bound > torch.rand_like(tilt).log()
         place = filled[some] + keep.cumsum(dim=0) - 1
@@ -176,9 +185,9 @@ def losses(
     """
     found, size = [], _CHUNK // _CHOOSING
     for rows, part in zip(theta.split(size), context.split(size), strict=True):
-        ratios = _ratio(estimator, part, *estimator.sample_with_log_prob(_CHOOSING, part))
+        ratios = log_ratio(estimator, part, *estimator.sample_with_log_prob(_CHOOSING, part))
         flow = estimator.log_prob_embedded(rows.unsqueeze(0), part)
-        ratio = _ratio(estimator, part, rows.unsqueeze(0), flow)
+        ratio = log_ratio(estimator, part, rows.unsqueeze(0), flow)
         pools = []
         for weight in weights:
             level = level_of(weight * ratios)
@@ -187,7 +196,9 @@ def losses(
     return torch.cat(found, dim=1)
 
 
-def _ratio(estimator: "JeffreysEstimator", context: Tensor, theta: Tensor, flow: Tensor) -> Tensor:
+def log_ratio(
+    estimator: "JeffreysEstimator", context: Tensor, theta: Tensor, flow: Tensor
+) -> Tensor:
     """Return the proxy's log density relative to the flow's, which is given, both (S, B)."""
     assert estimator.proxy is not None
     proxy = estimator.proxy.network(theta, context) + estimator.proxy.base.log_prob_soft(theta)

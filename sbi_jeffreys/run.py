@@ -67,12 +67,11 @@ def _begin(training: Training, data: Data | LoaderData, held_out: Data | LoaderD
     """Look at held-out data, and at what the rates do; return whether these were lowered."""
     if isinstance(held_out, LoaderData):
         training.forget_rows()
-    training.start(held_out)
-    if not training.best_weights:
-        raise ValueError(
-            "The held-out loss is not finite before the first epoch; look for NaN and inf "
-            "in x (exclude_invalid_x=True removes them), and for theta outside the prior."
-        )
+    training.start(
+        held_out,
+        "; look for NaN and inf in x (exclude_invalid_x=True removes them), and for theta outside "
+        "the prior.",
+    )
     return training.steps == 0 and check_rates(training, data, held_out)
 
 

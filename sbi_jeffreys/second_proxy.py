@@ -27,6 +27,7 @@ from .estimator import JeffreysEstimator
 from .held_out import surest
 from .likelihood import LikelihoodEnergy
 from .patience import copy_of_weights
+from .pool import log_ratio
 from .seeding import forked
 
 __all__ = ["is_better", "likelihood_is_doubtful"]
@@ -149,9 +150,7 @@ def _confusion(
 @torch.no_grad()
 def _gains(critic: _Critic, estimator: JeffreysEstimator, theta: Tensor, context: Tensor) -> Tensor:
     """Return by how much the critic's proxy is better at each row, nats, shape (n,)."""
-    assert estimator.proxy is not None
     draws, flow = estimator.sample_with_log_prob(_DRAWS, context)
-    proxy = estimator.proxy.network(draws, context) + estimator.proxy.base.log_prob_soft(draws)
-    log_weights = (proxy - flow).log_softmax(dim=0)
+    log_weights = log_ratio(estimator, context, draws, flow).log_softmax(dim=0)
     at_draws = critic(draws, context.expand(len(draws), *context.shape))
     return critic(theta, context) - (log_weights + at_draws).logsumexp(dim=0)

@@ -262,8 +262,16 @@ class Training(JointSteps):
         """Whether held-out data have seen no improvement for long enough."""
         return self.patience.exhausted
 
-    def start(self, held_out: Data | LoaderData) -> None:
-        """Look at the held-out data once, so that there is a best before the first epoch ends."""
+    def start(self, held_out: Data | LoaderData, advice: str = "") -> None:
+        """Look at the held-out data once, so that there is a best before the first epoch ends.
+
+        Args:
+            held_out: What to look at.
+            advice: What the error says after "before the first epoch".
+
+        Raises:
+            ValueError: If their loss is not finite.
+        """
         if not self.best_weights:
             measured = self.validate(held_out)
             self.observe(measured)
@@ -271,6 +279,8 @@ class Training(JointSteps):
             # A start that is nowhere near some row is none to go back to.
             if math.isfinite(loss):
                 self.judge(loss, measured["validation_loss_bounded"])
+            if not self.best_weights:
+                raise ValueError(f"The held-out loss is not finite before the first epoch{advice}")
             if self.simple_start:
                 self.first_weights = self.best_weights
 
