@@ -8,7 +8,7 @@ from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from .priors import draw, log_prob, moved, proper
+from .priors import draw, draw_on_gpu, log_prob, moved, proper
 from .scales import spread
 
 __all__ = ["WALL", "Base"]
@@ -52,7 +52,8 @@ class Base:
 
     def sample(self, num: int) -> Tensor:
         """Return draws of shape (num, d)."""
-        return draw(self.distribution, num)
+        on_cpu = self.anchor.device.type == "cpu"
+        return (draw if on_cpu else draw_on_gpu)(self.distribution, num)
 
     def log_prob(self, theta: Tensor) -> Tensor:
         """Return :math:`\\log b`, shape (*,) for theta (*, d); minus infinity outside."""

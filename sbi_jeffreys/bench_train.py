@@ -25,6 +25,7 @@ from torch.distributions import Distribution
 from .benchmark.machine import peak_memory_mb
 from .features import features_of
 from .flows import DEFAULT_FLOW, NUM_BINS, plain_flow
+from .priors import moved
 from .quiet import QuietTracker, quiet
 from .tasks import get_task
 from .trainer import JeffreysNPE
@@ -55,29 +56,29 @@ def _same_flow(prior: Distribution) -> Callable[[Tensor, Tensor], ZukoFlow]:
     return build
 
 
-def _sbi(prior: Distribution, density_estimator: Any) -> Any:
-    return NPE(prior, density_estimator, show_progress_bars=False, tracker=QuietTracker())
+def _options(device: str) -> dict[str, Any]:
+    return {"device": device, "show_progress_bars": False, "tracker": QuietTracker()}
 
 
-def _ours(prior: Distribution, objective: str, density_estimator: str = DEFAULT_FLOW) -> Any:
-    return JeffreysNPE(
-        prior,
-        density_estimator,
-        objective=objective,
-        show_progress_bars=False,
-        tracker=QuietTracker(),
-    )
+def _sbi(prior: Distribution, device: str, density_estimator: Any) -> Any:
+    return NPE(prior, density_estimator, **_options(device))
 
 
-METHODS: dict[str, Callable[[Distribution], Any]] = {
-    "sbi NPE, maf": lambda prior: _sbi(prior, "maf"),
-    "sbi NPE, zuko_nsf": lambda prior: _sbi(prior, "zuko_nsf"),
-    "sbi NPE, our flow": lambda prior: _sbi(prior, _same_flow(prior)),
-    "JeffreysNPE, ml, zuko_nsf": lambda prior: _ours(prior, "ml", "zuko_nsf"),
-    "JeffreysNPE, ml": lambda prior: _ours(prior, "ml"),
-    "JeffreysNPE": lambda prior: _ours(prior, "dual"),
+def _ours(
+    prior: Distribution, device: str, objective: str, density_estimator: str = DEFAULT_FLOW
+) -> Any:
+    return JeffreysNPE(prior, density_estimator, objective=objective, **_options(device))
+
+
+METHODS: dict[str, Callable[[Distribution, str], Any]] = {
+    "sbi NPE, maf": lambda prior, device: _sbi(prior, device, "maf"),
+    "sbi NPE, zuko_nsf": lambda prior, device: _sbi(prior, device, "zuko_nsf"),
+    "sbi NPE, our flow": lambda prior, device: _sbi(prior, device, _same_flow(prior)),
+    "JeffreysNPE, ml, zuko_nsf": lambda prior, device: _ours(prior, device, "ml", "zuko_nsf"),
+    "JeffreysNPE, ml": lambda prior, device: _ours(prior, device, "ml"),
+    "JeffreysNPE": lambda prior, device: _ours(prior, device, "dual"),
 }
-"""Trainers by the name in the table, from a prior."""
+"""Trainers by the name in the table, from a prior on a device, and the device."""
 
 
 def run_bench(
@@ -87,6 +88,7 @@ def run_bench(
     *,
     seed: int = 0,
     quick: bool = False,
+    device: str = "cpu",
 ) -> pd.DataFrame:
     """Time all methods, print a table with ratios and write `time.csv` and `memory.csv`.
 
@@ -96,25 +98,34 @@ def run_bench(
         num_simulations: Numbers of simulations.
         seed: Seed of simulations and trainings.
         quick: Leave out the trainings to the end, and measure memory on little data.
+        device: What to train on, with all simulations there from the start; off the CPU, memory is
+            not measured.
 
     Returns:
         The table, a row per task, number of simulations and method.
 
     Raises:
-        ValueError: If a task is unknown or the simulations are too few.
+        ValueError: If a task is unknown, the simulations are too few, or there is no such device.
         OSError: If the folder cannot be written to.
     """
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(
+            f"device must be 'cpu' or, where torch sees a GPU, 'cuda', got {device!r}."
+        )
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     rows = []
     for task in tasks:
         for n in num_simulations:
-            rows += _time_methods(task, n, seed=seed, quick=quick)
+            rows += _time_methods(task, n, seed=seed, quick=quick, device=device)
             # After every block: what has been measured survives an interruption.
             pd.DataFrame(rows).to_csv(out / "time.csv", index=False)
     table = pd.DataFrame(rows)
     print(f"\n{table.to_string(index=False, float_format='{:.3g}'.format, na_rep='')}")
     print(f"\n{_ratios(table).to_string(index=False, float_format='{:.2f}'.format)}")
+    if device != "cpu":
+        print(f"\nWritten to {out}/.")
+        return table
     n = _MEMORY_ROWS_QUICK if quick else _MEMORY_ROWS
     memory = pd.DataFrame([{"method": name, "megabytes": _memory(name, n)} for name in METHODS])
     memory.to_csv(out / "memory.csv", index=False)
@@ -126,11 +137,13 @@ def run_bench(
     return table
 
 
-def _time_methods(task: str, n: int, *, seed: int, quick: bool) -> list[dict[str, Any]]:
+def _time_methods(
+    task: str, n: int, *, seed: int, quick: bool, device: str
+) -> list[dict[str, Any]]:
     epochs: dict[str, list[float]] = {name: [] for name in METHODS}
     for turn in range(_TURNS):
         for name in METHODS:
-            summary, _ = _train(task, n, name, seed + turn, max_num_epochs=_EPOCHS)
+            summary, _ = _train(task, n, name, seed + turn, device, max_num_epochs=_EPOCHS)
             epochs[name] += summary["epoch_durations_sec"][1:]
             print(f"{task}, n = {n}, turn {turn + 1} of {_TURNS}: {name}", flush=True)
     rows = []
@@ -138,7 +151,7 @@ def _time_methods(task: str, n: int, *, seed: int, quick: bool) -> list[dict[str
         row = {"task": task, "n": n, "method": name}
         row["seconds_per_epoch"] = statistics.median(epochs[name])
         if not quick:
-            summary, row["seconds_to_the_end"] = _train(task, n, name, seed)
+            summary, row["seconds_to_the_end"] = _train(task, n, name, seed, device)
             row["epochs"] = summary["epochs_trained"][-1]
             # Steps of JeffreysNPE after the first 1,000 cost less: the first epochs do not tell.
             row["seconds_per_epoch_to_the_end"] = statistics.mean(summary["epoch_durations_sec"])
@@ -149,13 +162,14 @@ def _time_methods(task: str, n: int, *, seed: int, quick: bool) -> list[dict[str
 
 
 def _train(
-    task_name: str, n: int, method: str, seed: int, **kwargs: int
+    task_name: str, n: int, method: str, seed: int, device: str, **kwargs: int
 ) -> tuple[dict[str, list[Any]], float]:
     """Return the record of a training and its seconds, simulations not counted."""
     task = get_task(task_name)
     theta, x = task.simulate(n, generator=torch.Generator().manual_seed(seed))
+    theta, x = theta.to(device), x.to(device)
     torch.manual_seed(seed)
-    trainer = METHODS[method](task.prior)
+    trainer = METHODS[method](moved(task.prior, device), device)
     start = time.perf_counter()
     with quiet(), warnings.catch_warnings():
         # sbi remarks on short runs, which are meant to be short.
@@ -199,7 +213,7 @@ def _print_memory() -> None:
     theta = 2 * torch.rand(int(n), _MEMORY_DIM) - 1
     x = theta + torch.randn(int(n), _MEMORY_DIM)
     prior = BoxUniform(-torch.ones(_MEMORY_DIM), torch.ones(_MEMORY_DIM))
-    trainer = METHODS[method](prior)
+    trainer = METHODS[method](prior, "cpu")
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.append_simulations(theta, x).train(max_num_epochs=1)

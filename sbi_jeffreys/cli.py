@@ -72,6 +72,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     timing.add_argument(
         "--quick", action="store_true", help="a few epochs of each, none to the end"
     )
+    timing.add_argument("--device", default="cpu", help="what to train on: cpu or cuda")
     timing.set_defaults(run=_run_bench_train)
 
     tasks = commands.add_parser("tasks", help="list the benchmark tasks")
@@ -129,6 +130,7 @@ def _run_bench_train(arguments: argparse.Namespace) -> None:
         arguments.num_simulations,
         seed=arguments.seed,
         quick=arguments.quick,
+        device=arguments.device,
     )
 
 

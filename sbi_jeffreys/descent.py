@@ -1,16 +1,25 @@
-"""The optimizers of flow and proxy, and one guarded step of both."""
+"""The optimizers of flow and proxy, and the parts of one guarded step of both."""
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .conditional_gaussian import ConditionalGaussian
 from .estimator import JeffreysEstimator
-from .muon import Muon
+from .muon import Muon, adam
 
-__all__ = ["TrainingDiverged", "descend", "flow_optimizer", "proxy_optimizer"]
+__all__ = [
+    "Gradients",
+    "TrainingDiverged",
+    "check_finite",
+    "descend",
+    "flow_optimizer",
+    "gradients_of",
+    "proxy_optimizer",
+]
 
 
 class TrainingDiverged(RuntimeError):
@@ -28,11 +37,9 @@ def flow_optimizer(
         weight_decay: Decoupled weight decay, for Adam.
         muon: Whether :class:`Muon` trains the matrices of the coupling layers.
     """
-    parameters = estimator.flow.parameters()
+    parameters = list(estimator.flow.parameters())
     if not muon:
-        return torch.optim.AdamW(
-            parameters, lr=learning_rate, weight_decay=weight_decay, fused=True
-        )
+        return adam(parameters, learning_rate, weight_decay)
     # Updates of a fixed size throw a layer about whose outputs a sharp posterior multiplies.
     kept: list[nn.Module] = [
         module for module in estimator.flow.modules() if isinstance(module, ConditionalGaussian)
@@ -45,23 +52,22 @@ def proxy_optimizer(
     proxy: nn.Module, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Return the optimizer of the proxy, with decoupled weight decay."""
-    parameters = proxy.parameters()
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    return adam(list(proxy.parameters()), learning_rate, weight_decay)
 
 
-def descend(
-    loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], clip_max_norm: float | None
-) -> None:
-    """Take a step of every optimizer down a loss, if it and its gradient are finite.
+class Gradients(NamedTuple):
+    """Gradients of each model that has any, and the norm of all of a model's, scalars."""
+
+    of: list[list[Tensor]]
+    norms: list[Tensor]
+
+
+def gradients_of(loss: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> Gradients:
+    """Return the gradients of a loss, which are also left at the parameters.
 
     Args:
         loss: A scalar.
         optimizers: One for each model, with one group of parameters.
-        clip_max_norm: Norm of a model's gradient to which a larger one is scaled down; ``None`` for
-            any.
-
-    Raises:
-        TrainingDiverged: If they are not.
     """
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
@@ -70,17 +76,39 @@ def descend(
     gradients = [_gradients(optimizer) for optimizer in optimizers]
     # Without any it is a step of the flow alone.
     gradients = [each for each in gradients if each]
-    norms = [torch.stack(torch._foreach_norm(each)).norm() for each in gradients]
-    # All in one transfer: a GPU stops for each.
-    objective, *found = torch.stack([loss.detach(), *norms]).tolist()
+    return Gradients(gradients, [torch.stack(torch._foreach_norm(g)).norm() for g in gradients])
+
+
+def check_finite(objective: float, norms: Sequence[float]) -> None:
+    """Raise TrainingDiverged if the objective or the norm of a gradient is not finite."""
     if not math.isfinite(objective):
         raise TrainingDiverged(f"the objective became {objective}.")
-    limit = float("inf") if clip_max_norm is None else clip_max_norm
-    for each, norm in zip(gradients, found, strict=True):
+    for norm in norms:
         if not math.isfinite(norm):
             raise TrainingDiverged(f"the norm of the gradient became {norm}.")
-        if norm > limit:
-            torch._foreach_mul_(each, limit / norm)
+
+
+def descend(
+    gradients: Gradients,
+    optimizers: Sequence[torch.optim.Optimizer],
+    clip_max_norm: float | None,
+    norms: Sequence[float] | None = None,
+) -> None:
+    """Take a step of every optimizer down the gradients at its parameters.
+
+    Args:
+        gradients: What is there.
+        optimizers: One for each model.
+        clip_max_norm: Norm of a model's gradient to which a larger one is scaled down; ``None`` for
+            any.
+        norms: The norms as numbers, if they are known. A GPU is not asked for them.
+    """
+    if clip_max_norm is not None:
+        for i, each in enumerate(gradients.of):
+            if norms is None:
+                torch._foreach_mul_(each, (clip_max_norm / gradients.norms[i]).clamp(max=1.0))
+            elif norms[i] > clip_max_norm:
+                torch._foreach_mul_(each, clip_max_norm / norms[i])
     for optimizer in optimizers:
         optimizer.step()
 

@@ -15,13 +15,13 @@ References:
       section 2.2: the scale of the updates
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Muon", "orthogonalize"]
+__all__ = ["Muon", "adam", "orthogonalize"]
 
 # Coefficients and number of the quintic iteration's steps (Jordan et al.): singular values end
 # between 0.7 and 1.2, which is near enough.
@@ -31,6 +31,16 @@ _MOMENTUM = 0.95
 _SCALE = 0.6
 # A matrix with fewer rows or columns has hardly any directions to balance.
 _SMALLEST = 8
+
+
+def adam(
+    parameters: Sequence[Tensor], lr: float, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """Return Adam with decoupled weight decay, in one kernel, which a CUDA graph may record."""
+    on_gpu = any(p.is_cuda for p in parameters)
+    return torch.optim.AdamW(
+        parameters, lr=lr, weight_decay=weight_decay, fused=True, capturable=on_gpu
+    )
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -75,7 +85,7 @@ class Muon(torch.optim.Optimizer):
             (by_shape.setdefault(p.shape, []) if matrix else others).append(p)
         self._stacks = list(by_shape.values())
         self._momenta = [torch.zeros_like(torch.stack(stack)) for stack in self._stacks]
-        self._adam = torch.optim.Adam(others, lr=lr, fused=True) if others else None
+        self._adam = adam(others, lr) if others else None
 
     def state_dict(self) -> dict[str, Any]:
         """Raise: moments are stacked by shape, not kept for each parameter."""

@@ -7,11 +7,16 @@ from typing import Any
 import torch
 from sbi.utils import RestrictedPrior
 from sbi.utils.sbiutils import ImproperEmpirical
-from sbi.utils.user_input_checks_utils import CustomPriorWrapper, move_distribution_to_device
+from sbi.utils.user_input_checks_utils import (
+    CustomPriorWrapper,
+    MultipleIndependent,
+    OneDimPriorWrapper,
+    move_distribution_to_device,
+)
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["draw", "log_prob", "moved", "proper"]
+__all__ = ["draw", "draw_on_gpu", "log_prob", "moved", "proper"]
 
 # Step of a derivative by differences, in standard deviations of the prior: in float32, rounding
 # and the third derivative then cost about 1e-4 of it each.
@@ -29,6 +34,20 @@ def draw(prior: Distribution, num: int) -> Tensor:
         # It would report on every call what it has rejected.
         return prior.sample(torch.Size((num,)), print_rejected_frac=False)
     return prior.sample(torch.Size((num,)))
+
+
+@torch.no_grad()
+def draw_on_gpu(prior: Distribution, num: int) -> Tensor:
+    """Return draws as :func:`draw` does, on a device that need not wait for them, if it can be had.
+
+    Normal distributions look at their scale when torch asks them for a sample, and do not when it
+    asks for one that a gradient could pass.
+    """
+    if isinstance(prior, MultipleIndependent):
+        return torch.cat([draw_on_gpu(d, num).reshape(num, -1) for d in prior.dists], dim=-1)
+    if isinstance(prior, OneDimPriorWrapper):
+        return draw_on_gpu(prior.prior, num)
+    return prior.rsample(torch.Size((num,))) if prior.has_rsample else draw(prior, num)
 
 
 def moved(prior: Distribution, device: torch.device | str) -> Distribution:

@@ -116,6 +116,8 @@ def run_epochs(
             RuntimeWarning,
         )
         return True
+    finally:
+        training.graphs.forget()
     return False
 
 

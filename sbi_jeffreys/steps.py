@@ -10,7 +10,7 @@ averaging), at the start over fewer: at a constant learning rate the weights the
 wander about, and a held-out curve that does so too stops a run too early.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,10 +18,18 @@ from torch import Tensor
 
 from .averaging import RunningMean
 from .batches import Data, LoaderData
-from .descent import descend, flow_optimizer, proxy_optimizer
+from .descent import (
+    Gradients,
+    check_finite,
+    descend,
+    flow_optimizer,
+    gradients_of,
+    proxy_optimizer,
+)
 from .draws import Draws, ReverseQueue, negatives
 from .duals import DualState, Weighting
 from .estimator import JeffreysEstimator
+from .graphs import Batch, StepGraphs
 from .held_out import LossHook
 from .likelihood import LikelihoodEnergy
 from .objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms
@@ -81,6 +89,8 @@ class JointSteps:
         dual: Multipliers and slacks.
         optimizers: That of the flow and, where there is one, that of the proxy.
         average: Running mean of the weights.
+        queue: Samples of the flow for the steps to come.
+        graphs: Steps recorded on a GPU.
     """
 
     estimator: JeffreysEstimator
@@ -94,6 +104,8 @@ class JointSteps:
     dual: DualState = field(init=False)
     optimizers: list[torch.optim.Optimizer] = field(init=False)
     average: RunningMean = field(init=False)
+    queue: ReverseQueue = field(init=False)
+    graphs: StepGraphs = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.from_prior:
@@ -103,7 +115,7 @@ class JointSteps:
         self._held_out = torch.zeros(2, dtype=torch.float64)
         # D2 as last estimated, nats.
         self._reverse = torch.zeros((), dtype=torch.float64)
-        self._queue = ReverseQueue()
+        self.queue, self.graphs = ReverseQueue(), StepGraphs()
         s, proxy = self.settings, self.estimator.proxy
         self.average = RunningMean(self.estimator.parameters(), 1 if proxy is None else _NEWEST)
         muon = s.muon and proxy is not None
@@ -147,19 +159,22 @@ class JointSteps:
         Raises:
             TrainingDiverged: If the objective or its gradient was not finite.
         """
-        whole = self._evaluates_all()
-        terms = self._terms(theta, x, masks, whole=whole)
-        weights = self.dual.multipliers.tolist()
-        loss = weights[0] * terms.forward
-        if self.estimator.proxy is not None:
-            loss = loss + weights[1] * terms.reverse + weights[2] * terms.proxy
-            loss = loss + self.draws.gauge * terms.gauge
-        descend(loss, self.optimizers, self.settings.clip_max_norm)
+        whole, batch = self._evaluates_all(), (theta, x, masks)
+        recorded = self.graphs.find(self, batch, whole=whole)
+        if recorded is None:
+            found, gradients = self.gradient(batch, self.dual.multipliers.tolist(), whole=whole)
+        else:
+            found = recorded.gradient(self, batch)
+        # In one transfer: a GPU stops for each.
+        found = found.to("cpu", torch.float64)
+        (forward, reverse), (objective, *norms) = found[:2], found[2:].tolist()
+        check_finite(objective, norms)
+        if recorded is None:
+            self.descend(gradients, norms)
+        else:
+            recorded.descend()
         self.steps += 1
         self.average.update(self.steps)
-        # In one transfer: a GPU stops for each.
-        reported = torch.stack((terms.forward.detach(), terms.reverse_estimate))
-        forward, reverse = reported.to("cpu", torch.float64)
         if whole:
             self._reverse = reverse
         if self.estimator.proxy is not None:
@@ -167,6 +182,32 @@ class JointSteps:
             reverse = self.stiffness * self._reverse
             self.dual = self.weighting.step(self.dual, self._divergences(reverse))
         return torch.stack((forward, self._reverse))
+
+    def gradient(
+        self, batch: Batch, weights: Sequence[float] | Tensor, *, whole: bool
+    ) -> tuple[Tensor, Gradients]:
+        """Return what a step has found, and the gradients, which are also left at the parameters.
+
+        Args:
+            batch: theta, x and masks.
+            weights: Weights of the three divergences.
+            whole: Whether to evaluate all terms.
+
+        Returns:
+            The forward loss, D2, the objective and the norm of each model's gradient, a vector.
+        """
+        terms = self._terms(*batch, whole=whole)
+        loss = weights[0] * terms.forward
+        if self.estimator.proxy is not None:
+            loss = loss + weights[1] * terms.reverse + weights[2] * terms.proxy
+            loss = loss + self.draws.gauge * terms.gauge
+        gradients = gradients_of(loss, self.optimizers)
+        found = (terms.forward.detach(), terms.reverse_estimate, loss.detach(), *gradients.norms)
+        return torch.stack(found), gradients
+
+    def descend(self, gradients: Gradients, norms: Sequence[float] | None = None) -> None:
+        """Take the step of the optimizers; the norms are those of the gradients, if known."""
+        descend(gradients, self.optimizers, self.settings.clip_max_norm, norms)
 
     def _evaluates_all(self) -> bool:
         """Return whether the next step evaluates all terms, or those of the flow alone."""
@@ -190,7 +231,7 @@ class JointSteps:
             weights,
             self.draws,
             base_draws=negatives(self.estimator, theta, self.draws.base, from_base=hook is None),
-            queue=self._queue,
+            queue=self.queue,
             forward_loss=loss,
             limits=self.settings.limits,
         )

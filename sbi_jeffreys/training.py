@@ -215,7 +215,7 @@ class Training(JointSteps):
         self.restore_best()
         self.average.begin_anew()
         # What the abandoned flow has drawn, and what its proxy was seen to do, is gone with it.
-        self._queue = ReverseQueue()
+        self.queue = ReverseQueue()
         self._looks.plateau.begin_anew(self.steps)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] *= _DROP_BOTH

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-__all__ = ["DEVICE", "elsewhere", "here", "waits"]
+__all__ = ["ASKING", "DEVICE", "elsewhere", "here", "waits"]
 
 # No operation of this device computes anything, so nothing gets by unseen.
 DEVICE = "meta"
@@ -30,13 +30,15 @@ _INDEXED = {
     torch.ops.aten.index_put_.default,
 }
 # What it returns depends on values: their number, their order, a number of Python's.
-_ASKING = {
+ASKING = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten._unique2.default,
     torch.ops.aten.equal.default,
     torch.ops.aten.nonzero.default,
     torch.ops.aten.unique_dim.default,
 }
+# Checks values, and returns none of them.
+_CHECKING = {torch.ops.aten.normal.Tensor_Tensor}
 waits: list[str] = []
 _LITERALS = {torch.tensor, torch.as_tensor, torch.asarray}
 
@@ -98,7 +100,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func not in _COPIES:
         _check(func, args, tensors)
     away = any(isinstance(t, _Elsewhere) for t in tensors)
-    if away and (func in _ASKING or (func in _COPIES and not stays)):
+    if away and (func in ASKING | _CHECKING or (func in _COPIES and not stays)):
         waits.append(str(func))
     known = {id(t.values): t for t in tensors if isinstance(t, _Elsewhere)}
     args, kwargs = tree_map_only(_Elsewhere, here, (args, kwargs))

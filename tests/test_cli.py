@@ -86,6 +86,7 @@ MISUSE = {
     ),
     "folder is a file": (["demo", "--out", "FILE"], "File exists"),
     "bench-train's folder is a file": (["bench-train", "--out", "FILE"], "File exists"),
+    "no such device": (["bench-train", "--device", "tpu", "--out", "OUT"], "device must be"),
     "no bench command": (["bench"], "COMMAND"),
     "no data command": (["data"], "COMMAND"),
     "another wheel": (["data", "fetch", "--cache", "CACHE", "--wheel", "FILE"], "SHA-256"),

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from elsewhere import elsewhere, here, waits
-from sbi.utils import BoxUniform
+from sbi.utils import BoxUniform, MultipleIndependent
 from torch import Tensor, nn
-from torch.distributions import Independent, LogNormal
+from torch.distributions import Exponential, Independent, LogNormal, MultivariateNormal, Normal
 
 from sbi_jeffreys import JeffreysNPE, load, save, second_proxy
 from sbi_jeffreys.diagnostics import diagnose_proxy
@@ -29,6 +29,20 @@ def simulations() -> tuple[Tensor, Tensor]:
 
 def box(device: str) -> BoxUniform:
     return BoxUniform(-torch.ones(2), torch.ones(2), device=device)
+
+
+def log_normal(device: str) -> Independent:
+    scale = torch.ones(2, device=device)
+    return Independent(LogNormal(0 * scale, scale), 1)
+
+
+def several(device: str) -> MultipleIndependent:
+    one = torch.ones(1, device=device)
+    return MultipleIndependent([Normal(0 * one, one), Exponential(one)], device=device)
+
+
+def normal(device: str) -> MultivariateNormal:
+    return MultivariateNormal(torch.zeros(2, device=device), torch.eye(2, device=device))
 
 
 def on_both(run, monkeypatch):
@@ -96,12 +110,8 @@ def test_an_embedding_network(simulations, monkeypatch):
 
 
 def test_a_prior_on_one_side(simulations, monkeypatch):
-    def prior(device):
-        scale = torch.ones(2, device=device)
-        return Independent(LogNormal(0 * scale, scale), 1)
-
     positive = simulations[0].exp(), simulations[1]
-    assert_same(lambda d: weights_of(train(positive, d, prior)), monkeypatch)
+    assert_same(lambda d: weights_of(train(positive, d, log_normal)), monkeypatch)
 
 
 def test_without_prior(simulations, monkeypatch):
@@ -171,10 +181,12 @@ def test_the_pool(name, simulations, monkeypatch):
     assert_same(run, monkeypatch)
 
 
-def test_a_step_waits_for_the_device_twice(simulations, monkeypatch):
-    """For the objective with the norms of the gradients, and for what is reported."""
+@pytest.mark.parametrize("prior", [box, log_normal, several, normal])
+def test_a_step_waits_for_the_device_once(prior, simulations, monkeypatch):
+    """For the objective, with the norms of the gradients and what is reported."""
+    simulations = simulations[0].abs(), simulations[1]
     with elsewhere(monkeypatch) as device:
-        training = train(simulations, device)._training
+        training = train(simulations, device, prior)._training
         theta, x = (t[:50].to(device) for t in simulations)
         training.estimator.train()
         masks = torch.ones(50, 1, device=device)
@@ -182,7 +194,7 @@ def test_a_step_waits_for_the_device_twice(simulations, monkeypatch):
         for _ in range(2):
             waits.clear()
             training.step(theta, x, masks)
-            assert len(waits) == 2, waits
+            assert len(waits) == 1, waits
 
 
 def test_files_know_no_device(simulations, monkeypatch, tmp_path):

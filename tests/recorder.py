@@ -1,0 +1,78 @@
+"""A recorder of operations, in place of CUDA graphs where there is no GPU.
+
+What was recorded is replayed on the tensors of the recording: nothing of Python's runs again, and
+what an operation returns ends where the recording had it. As with CUDA graphs, recording itself
+changes nothing, and must not wait for the device.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from elsewhere import ASKING
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sbi_jeffreys.seeding import forked
+
+__all__ = ["Recording", "record"]
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class Recording(TorchDispatchMode):
+    """Operations, with what they work on and what they have returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Callable[..., Any], tuple[Any, ...], Any, Any]] = []
+        self.before: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in ASKING:
+            raise RuntimeError(f"{func} waits for the device")
+        if func is torch.ops.aten.native_batch_norm.default:
+            # Changes its running statistics, which its schema does not say.
+            self.before += [(t, t.clone()) for t in args[3:5]]
+        arguments = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)}
+        for a in func._schema.arguments:
+            if a.alias_info is not None and a.alias_info.is_write:
+                for tensor in _tensors((arguments | kwargs).get(a.name)):
+                    self.before.append((tensor, tensor.detach().clone()))
+        result = func(*args, **kwargs)
+        self.operations.append((func, args, kwargs, result))
+        return result
+
+    def undo(self) -> None:
+        """Undo what recording has changed."""
+        for tensor, value in reversed(self.before):
+            tensor.detach().copy_(value)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Do it all again."""
+        for func, args, kwargs, result in self.operations:
+            given = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
+            made = [t.untyped_storage().data_ptr() not in given for t in _tensors(result)]
+            changes = any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments)
+            if not (changes or any(made)):
+                # A view is there already.
+                continue
+            again = func(*args, **kwargs)
+            for old, new, fresh in zip(_tensors(result), _tensors(again), made, strict=True):
+                if fresh:
+                    old.detach().copy_(new)
+
+
+def record(function: Callable[[], Any], pool: Any, device: Any) -> tuple[Recording, Any]:
+    """Take the place of the function of this name."""
+    recording = Recording()
+    with forked():
+        with recording:
+            result = function()
+        recording.undo()
+    return recording, result
