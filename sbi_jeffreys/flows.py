@@ -25,6 +25,7 @@ from zuko.distributions import DiagNormal
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.core import Flow
 from zuko.lazy import UnconditionalDistribution
+from zuko.nn import MaskedLinear
 from zuko.transforms import MonotonicRQSTransform
 
 from .autoregressive import AutoregressiveSpline, is_layered
@@ -245,6 +246,10 @@ def accelerate(flow: nn.Module) -> None:
             module.univariate, module.shapes = ours, [(module.total,)]
             if type(module) is MaskedAutoregressiveTransform and is_layered(module):
                 module.__class__ = _SplineTransform
+                for layer in module.hyper:
+                    if isinstance(layer, MaskedLinear):
+                        # As numbers: a product with truth values would make these of them first.
+                        layer.mask = layer.mask.to(layer.weight)
 
 
 class _SplineTransform(MaskedAutoregressiveTransform):
