@@ -84,6 +84,8 @@ def _most_lost(training: Training, data: Data | LoaderData, held_out: Data | Loa
         # Prior and kernel are the user's, may be anything, and are only asked.
         shared = {id(own): own for own in (proxy.base, training.kernel)}
         trial = copy.deepcopy(training, shared)
+        # Too few steps to be worth recording.
+        trial.graphs.possible = False
         first, most = _losses(trial, held_out), -math.inf
         epochs = (data.batches(s.training_batch_size, s.device, shuffle=True) for _ in repeat(None))
         try:

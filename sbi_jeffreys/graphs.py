@@ -8,7 +8,8 @@ evaluated, which samples are left over, the sizes and the learning rates) tells 
 
 A recording knows nothing of what Python does meanwhile, and cannot wait for the device. Whoever
 does so (a prior of numpy, an embedding network that looks at its values) is found out before
-anything is recorded, and the steps are then taken as on a CPU.
+anything is recorded, and the steps are then taken as on a CPU. While that is tried, for one step,
+waiting is an error to other threads, too.
 
 References:
     Accelerating PyTorch with CUDA Graphs (Nguyen et al., 2021),
@@ -17,6 +18,7 @@ References:
 
 import contextlib
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -36,6 +38,11 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 _T = TypeVar("_T")
 
+# Recordings of a training at most: batches of ever new sizes are not worth it.
+_MOST = 32
+# Threads share the device's stream of recordings.
+_ONE_AT_A_TIME = threading.Lock()
+
 
 class _Graph(Protocol):
     def replay(self) -> None: ...
@@ -47,24 +54,24 @@ class RecordedStep:
     Args:
         steps: Whose step.
         batch: Batch of the size that all will have.
-        whole: Whether the step evaluates all terms.
+        whole: Whether the step evaluates all terms; only then it takes samples from the queue.
         pool: Memory that the graphs of a training share.
     """
 
     def __init__(self, steps: "JointSteps", batch: Batch, *, whole: bool, pool: Any) -> None:
         self._batch = [t.clone() for t in batch]
         self._multipliers = steps.dual.multipliers.to(batch[0])
-        # A recording reads the samples that are left over from another where they are.
-        self._before = list(steps.queue.sets)
         theta, x, masks = self._batch
 
         def gradient() -> Any:
             return steps.gradient((theta, x, masks), self._multipliers, whole=whole)
 
-        self._gradient, (self._found, gradients) = _record(gradient, pool, batch[0].device)
-        self._left = list(steps.queue.sets)
-        steps.queue.sets = self._before.copy()
-        self._descent, _ = _record(lambda: steps.descend(gradients), pool, batch[0].device)
+        # What is left over from another recording is read where it is, and has to stay there.
+        self._before = list(steps.queue.sets) if whole else []
+        with _queue_kept(steps):
+            self._gradient, (self._found, gradients) = _record(gradient, pool, theta.device)
+            self._left = list(steps.queue.sets) if whole else None
+        self._descent, _ = _record(lambda: steps.descend(gradients), pool, theta.device)
 
     def gradient(self, steps: "JointSteps", batch: Batch) -> Tensor:
         """Return what :meth:`JointSteps.gradient` found for a batch."""
@@ -72,7 +79,8 @@ class RecordedStep:
             kept.copy_(new)
         self._multipliers.copy_(steps.dual.multipliers.to(self._multipliers.dtype), True)
         self._gradient.replay()
-        steps.queue.sets = self._left.copy()
+        if self._left is not None:
+            steps.queue.sets = self._left.copy()
         return self._found
 
     def descend(self) -> None:
@@ -81,10 +89,14 @@ class RecordedStep:
 
 
 class StepGraphs:
-    """The recorded steps of a training, by their kind."""
+    """The recorded steps of a training, by their kind.
+
+    Attributes:
+        possible: Whether steps are recorded, where there is a GPU.
+    """
 
     def __init__(self) -> None:
-        self._possible = True
+        self.possible = True
         self.forget()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StepGraphs":
@@ -95,11 +107,11 @@ class StepGraphs:
         return StepGraphs, ()
 
     def forget(self) -> None:
-        """Forget what was recorded, and give the memory back."""
+        """Forget what was recorded, so that its memory can be used for other things."""
         self._seen: set[Any] = set()
         self._recorded: dict[Any, RecordedStep] = {}
         self._rates: list[float] = []
-        self._pool: Any = None
+        self._pools: dict[bool, Any] = {}
 
     def find(self, steps: "JointSteps", batch: Batch, *, whole: bool) -> RecordedStep | None:
         """Return the recording of such a step, made now if need be; ``None`` if there is none.
@@ -109,7 +121,7 @@ class StepGraphs:
             batch: The batch.
             whole: Whether the step evaluates all terms.
         """
-        if not (_on_gpu(batch[0]) and self._possible):
+        if not (_on_gpu(batch[0]) and self.possible):
             return None
         sets = steps.queue.sets if whole else []
         kind = (whole, len(sets), *(t.shape for t in batch))
@@ -118,19 +130,43 @@ class StepGraphs:
             # some tensors are made anew.
             self.forget()
             self._rates = steps.rates
+        key = kind, tuple(map(id, sets))
+        if key in self._recorded:
+            return self._recorded[key]
         if kind not in self._seen:
             # Optimizers, libraries and what remembers tensors set themselves up.
             self._seen.add(kind)
-            return None
-        key = kind, tuple(map(id, sets))
-        if key not in self._recorded:
-            self._possible = _never_waits(steps, batch, whole=whole)
-            if not self._possible:
-                return None
-            if self._pool is None:
-                self._pool = _new_pool()
-            self._recorded[key] = RecordedStep(steps, batch, whole=whole, pool=self._pool)
-        return self._recorded[key]
+        elif len(self._recorded) < _MOST:
+            self._try_to_record(key, steps, batch, whole=whole)
+        return self._recorded.get(key)
+
+    def _try_to_record(self, key: Any, steps: "JointSteps", batch: Batch, *, whole: bool) -> None:
+        # Steps of the flow alone come between those that leave samples and those that use them, and
+        # must not write where these are.
+        if whole not in self._pools:
+            self._pools[whole] = _new_pool()
+        pool = self._pools[whole]
+        try:
+            with _ONE_AT_A_TIME:
+                self.possible = _never_waits(steps, batch, whole=whole)
+                if self.possible:
+                    made = RecordedStep(steps, batch, whole=whole, pool=pool)
+                    self._recorded[key] = made
+        except Exception:
+            # No memory, or what waits unseen; if it is wrong in itself, it will fail again.
+            self.possible = False
+        if not self.possible:
+            self.forget()
+
+
+@contextlib.contextmanager
+def _queue_kept(steps: "JointSteps") -> Iterator[None]:
+    """Put the samples back that are in the queue now, also on Ctrl-C."""
+    sets = steps.queue.sets.copy()
+    try:
+        yield
+    finally:
+        steps.queue.sets = sets
 
 
 def _on_gpu(tensor: Tensor) -> bool:
@@ -150,27 +186,37 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 def _record(function: Callable[[], _T], pool: Any, device: torch.device) -> tuple[_Graph, _T]:
     """Return the recording of a function, which it does not run, and what the function returned."""
     graph = torch.cuda.CUDAGraph()
-    # Of other threads only what they do with this recording is an error.
-    with torch.cuda.graph(graph, pool, _stream(device), capture_error_mode="thread_local"):
-        result = function()
-    return graph, result
+    generator = torch.cuda.default_generators[device.index]
+    random = generator.clone_state()
+    try:
+        # The outer one restores the stream if a recording fails. Of other threads only what they do
+        # with this recording is an error.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(device)),
+            torch.cuda.graph(graph, pool, _stream(device), capture_error_mode="thread_local"),
+        ):
+            return graph, function()
+    except BaseException:
+        # It would go on to wait for the recording's numbers.
+        generator.graphsafe_set_state(random)
+        raise
 
 
 def _never_waits(steps: "JointSteps", batch: Batch, *, whole: bool) -> bool:
     """Return whether a step's gradient can be had without waiting for the device.
 
-    A recording that fails half-way leaves torch's random numbers unusable, so this is tried first.
+    It is tried before it is recorded, since a failure is harmless here.
     """
-    sets, buffers = steps.queue.sets.copy(), list(steps.estimator.buffers())
+    buffers = list(steps.estimator.buffers())
     before = [buffer.clone() for buffer in buffers]
+    device = batch[0].device
     try:
-        with forked(batch[0].device), _no_waiting(batch[0].device):
+        with _queue_kept(steps), forked(device), _no_waiting(device):
             steps.gradient(batch, steps.dual.multipliers.tolist(), whole=whole)
     except Exception:
-        # Whatever a prior or a network makes of it; what is wrong otherwise is wrong once more.
+        # Whatever a prior or a network makes of it.
         return False
     finally:
-        steps.queue.sets = sets
         for buffer, value in zip(buffers, before, strict=True):
             # The statistics of a batch normalisation, for one. What stays as it is is not written
             # to: some of it is remembered as unchanged.

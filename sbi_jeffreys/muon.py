@@ -33,14 +33,17 @@ _SCALE = 0.6
 _SMALLEST = 8
 
 
+class _AdamW(torch.optim.AdamW):
+    # Steps are taken without a graph, too. torch would warn of it, though only on copies.
+    _warned_capturable_if_run_uncaptured = True
+
+
 def adam(
     parameters: Sequence[Tensor], lr: float, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
     """Return Adam with decoupled weight decay, in one kernel, which a CUDA graph may record."""
     on_gpu = any(p.is_cuda for p in parameters)
-    return torch.optim.AdamW(
-        parameters, lr=lr, weight_decay=weight_decay, fused=True, capturable=on_gpu
-    )
+    return _AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True, capturable=on_gpu)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -47,7 +47,20 @@ def draw_on_gpu(prior: Distribution, num: int) -> Tensor:
         return torch.cat([draw_on_gpu(d, num).reshape(num, -1) for d in prior.dists], dim=-1)
     if isinstance(prior, OneDimPriorWrapper):
         return draw_on_gpu(prior.prior, num)
-    return prior.rsample(torch.Size((num,))) if prior.has_rsample else draw(prior, num)
+    if prior.has_rsample and _samples_by_rsample(prior):
+        return prior.rsample(torch.Size((num,)))
+    return draw(prior, num)
+
+
+def _samples_by_rsample(prior: Distribution) -> bool:
+    """Whether ``sample`` is torch's own, and not that of a class that changes nothing else."""
+    definers = {
+        name: next(c for c in type(prior).__mro__ if name in vars(c))
+        for name in ("sample", "rsample")
+    }
+    inner = getattr(prior, "base_dist", None)
+    whole = inner is None or _samples_by_rsample(inner)
+    return whole and issubclass(definers["rsample"], definers["sample"])
 
 
 def moved(prior: Distribution, device: torch.device | str) -> Distribution:

@@ -2,7 +2,8 @@
 
 What was recorded is replayed on the tensors of the recording: nothing of Python's runs again, and
 what an operation returns ends where the recording had it. As with CUDA graphs, recording itself
-changes nothing, and must not wait for the device.
+changes nothing, and must not wait for the device. Recordings of a pool share its memory: one may
+write, when it is replayed, where those that were made after it have left their results.
 """
 
 from collections.abc import Callable
@@ -23,11 +24,18 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+def _made(args: Any, kwargs: Any, result: Any) -> list[bool]:
+    """Return which of the tensors that an operation returned are no views of those it was given."""
+    given = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
+    return [t.untyped_storage().data_ptr() not in given for t in _tensors(result)]
+
+
 class Recording(TorchDispatchMode):
     """Operations, with what they work on and what they have returned."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: "list[Recording] | None" = None) -> None:
         super().__init__()
+        self.pool = [] if pool is None else pool
         self.operations: list[tuple[Callable[..., Any], tuple[Any, ...], Any, Any]] = []
         self.before: list[tuple[Tensor, Tensor]] = []
 
@@ -53,11 +61,20 @@ class Recording(TorchDispatchMode):
             tensor.detach().copy_(value)
 
     @torch.no_grad()
+    def poison(self) -> None:
+        """Write over what it has made."""
+        for _, args, kwargs, result in self.operations:
+            for tensor, fresh in zip(_tensors(result), _made(args, kwargs, result), strict=True):
+                if fresh and tensor.is_floating_point():
+                    tensor.detach().fill_(torch.nan)
+
+    @torch.no_grad()
     def replay(self) -> None:
         """Do it all again."""
+        for later in self.pool[self.pool.index(self) + 1 :] if self in self.pool else []:
+            later.poison()
         for func, args, kwargs, result in self.operations:
-            given = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
-            made = [t.untyped_storage().data_ptr() not in given for t in _tensors(result)]
+            made = _made(args, kwargs, result)
             changes = any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments)
             if not (changes or any(made)):
                 # A view is there already.
@@ -70,9 +87,11 @@ class Recording(TorchDispatchMode):
 
 def record(function: Callable[[], Any], pool: Any, device: Any) -> tuple[Recording, Any]:
     """Take the place of the function of this name."""
-    recording = Recording()
-    with forked():
-        with recording:
+    recording = Recording(pool)
+    try:
+        with forked(), recording:
             result = function()
+    finally:
         recording.undo()
+    recording.pool.append(recording)
     return recording, result

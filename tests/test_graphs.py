@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, LogNormal, MultivariateNormal
 
 from sbi_jeffreys import JeffreysNPE, graphs
+from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.graphs import RecordedStep, StepGraphs
 
@@ -32,7 +33,7 @@ def made(monkeypatch) -> list[RecordedStep]:
             made.append(self)
 
     monkeypatch.setattr(graphs, "_on_gpu", lambda tensor: True)
-    monkeypatch.setattr(graphs, "_new_pool", lambda: None)
+    monkeypatch.setattr(graphs, "_new_pool", list)
     monkeypatch.setattr(graphs, "_record", record)
     monkeypatch.setattr(graphs, "_no_waiting", lambda device: Recording())
     monkeypatch.setattr(graphs, "RecordedStep", Counted)
@@ -50,9 +51,9 @@ def box() -> BoxUniform:
     return BoxUniform(torch.zeros(2), torch.ones(2))
 
 
-def train(prior=None, epochs=3, steps=None, **kwargs) -> JeffreysNPE:
+def train(prior=None, epochs=3, steps=None, num=230, **kwargs) -> JeffreysNPE:
     kwargs = {"seed": 3, "show_progress_bars": False} | kwargs
-    trainer = JeffreysNPE(prior or box(), **kwargs).append_simulations(*simulations())
+    trainer = JeffreysNPE(prior or box(), **kwargs).append_simulations(*simulations(num))
     trainer.train(max_num_epochs=epochs, training_batch_size=50, **(steps or {}))
     return trainer
 
@@ -127,10 +128,22 @@ def test_few_recordings_serve_many_steps(made):
     assert len(made) == 3
 
 
-def test_steps_of_the_flow_alone(made, monkeypatch):
+# Of batches of one size, or two; an even or odd number of them; samples for two steps, or three.
+@pytest.mark.parametrize(("num", "fraction"), [(223, 0.5), (290, 0.5), (344, 0.5), (290, 0.34)])
+def test_steps_of_the_flow_alone(num, fraction, made, monkeypatch):
+    """Also where they are recorded first: after the rates have changed, and in a resumed run."""
     monkeypatch.setattr("sbi_jeffreys.steps._WHOLE", 8)
-    steps = {"clip_max_norm": None}
-    assert_replayed(monkeypatch, made, lambda: weights_of(train(epochs=6, steps=steps)))
+
+    def run() -> list[Tensor]:
+        steps = {"clip_max_norm": None}
+        trainer = train(epochs=4, num=num, steps=steps, draws=Draws(fraction=fraction))
+        for optimizer in trainer._training.optimizers:
+            optimizer.param_groups[0]["lr"] *= 0.5
+        options = {"training_batch_size": 50, "clip_max_norm": None, "resume_training": True}
+        trainer.train(max_num_epochs=4, **options)
+        return weights_of(trainer)
+
+    assert_replayed(monkeypatch, made, run)
 
 
 def test_other_rates_are_recorded_anew(made, monkeypatch):
@@ -180,6 +193,34 @@ def test_who_waits_for_the_device_is_not_recorded(made, monkeypatch):
     assert all(map(torch.equal, found, weights_of(train(steps=steps))))
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_recording_that_fails_leaves_nothing(error, made, monkeypatch):
+    """Errors leave steps that are not recorded; Ctrl-C is the user's."""
+    training = train()._training
+    theta, x = (t[:50] for t in simulations())
+    training.graphs = StepGraphs()
+    training.estimator.train()
+    training.queue.sets = []
+    for _ in range(2):
+        training.step(theta, x, torch.ones(50, 1))
+
+    def fail(function, pool, device):
+        function()
+        raise error
+
+    monkeypatch.setattr(graphs, "_record", fail)
+    made.clear()
+    if error is RuntimeError:
+        training.step(theta, x, torch.ones(50, 1))
+        assert len(training.queue.sets) == 1
+        assert not training.graphs.possible
+    else:
+        with pytest.raises(error):
+            training.step(theta, x, torch.ones(50, 1))
+        assert not training.queue.sets
+    assert not made
+
+
 def test_divergence_is_seen_between_the_two_parts(made):
     """Nothing that is not finite reaches the weights."""
     trainer = train(steps={"calibration_kernel": lambda x: (1 / (x[:, 0] < 90)).nan_to_num(1.0)})
@@ -187,8 +228,11 @@ def test_divergence_is_seen_between_the_two_parts(made):
     theta, x = (t[:50].clone() for t in simulations())
     for _ in range(4):
         training.step(theta, x, torch.ones(50, 1))
+    assert training.graphs._recorded
+    made.clear()
     before = [w.clone() for w in weights_of(trainer)]
     x[0] = torch.nan
     with pytest.raises(RuntimeError, match="became nan"):
         training.step(theta, x, torch.ones(50, 1))
+    assert not made
     assert all(map(torch.equal, before, weights_of(trainer)))

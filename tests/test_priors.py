@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from elsewhere import elsewhere
-from sbi.utils import BoxUniform, RestrictedPrior, process_prior
+from sbi.utils import BoxUniform, MultipleIndependent, RestrictedPrior, process_prior
 from sbi.utils.sbiutils import ImproperEmpirical
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Exponential, Independent, MultivariateNormal, Normal
 
 from sbi_jeffreys import JeffreysNPE, priors
 from sbi_jeffreys.quiet import QuietTracker
@@ -117,3 +117,37 @@ def test_moving_leaves_the_users_prior_where_it_is(monkeypatch):
     with elsewhere(monkeypatch) as device:
         assert priors.moved(BOX, device).sample().device.type == device
         assert BOX.sample().device.type == "cpu"
+
+
+class Positive(Normal):
+    """A normal distribution that is cut off, by its own way of sampling alone."""
+
+    def sample(self, sample_shape=()):
+        return super().sample(sample_shape).abs()
+
+
+DRAWN = {
+    "box": lambda: BOX,
+    "normal": lambda: MultivariateNormal(torch.ones(2), torch.eye(2)),
+    "independent": lambda: Independent(Normal(torch.ones(2), torch.ones(2)), 1),
+    "several": lambda: MultipleIndependent(
+        [Normal(torch.ones(1), torch.ones(1)), Exponential(torch.ones(1))]
+    ),
+    "of one dimension": lambda: process_prior(Normal(torch.ones(1), torch.ones(1)))[0],
+    "cut off": lambda: Independent(Positive(torch.zeros(2), torch.ones(2)), 1),
+    "of numpy": foreign,
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_draws_for_a_gpu_are_draws(name):
+    """Means and spreads of 20,000, to five standard errors of a difference of two."""
+    prior, num = DRAWN[name](), 20_000
+    found, expected = priors.draw_on_gpu(prior, num), priors.draw(prior, num)
+    assert found.shape == expected.shape
+    assert not found.requires_grad
+    assert name != "cut off" or found.amin() >= 0
+    error = expected.std(dim=0) / num**0.5
+    assert ((found.mean(dim=0) - expected.mean(dim=0)).abs() < 7 * error).all()
+    # The fourth moment of an exponential is nine.
+    assert ((found.std(dim=0) / expected.std(dim=0)).log().abs() < 7 * (9 / num) ** 0.5).all()
