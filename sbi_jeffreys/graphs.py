@@ -55,7 +55,7 @@ class RecordedStep:
         steps: Whose step.
         batch: Batch of the size that all will have.
         whole: Whether the step evaluates all terms; only then it takes samples from the queue.
-        pool: Memory that the graphs of a training share.
+        pool: Memory that the recordings of such steps share.
     """
 
     def __init__(self, steps: "JointSteps", batch: Batch, *, whole: bool, pool: Any) -> None:
