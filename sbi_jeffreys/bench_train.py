@@ -123,17 +123,9 @@ def run_bench(
     table = pd.DataFrame(rows)
     print(f"\n{table.to_string(index=False, float_format='{:.3g}'.format, na_rep='')}")
     print(f"\n{_ratios(table).to_string(index=False, float_format='{:.2f}'.format)}")
-    if device != "cpu":
-        print(f"\nWritten to {out}/.")
-        return table
-    n = _MEMORY_ROWS_QUICK if quick else _MEMORY_ROWS
-    memory = pd.DataFrame([{"method": name, "megabytes": _memory(name, n)} for name in METHODS])
-    memory.to_csv(out / "memory.csv", index=False)
-    print(
-        f"\nPeak memory of one epoch at n = {n}, d = {_MEMORY_DIM}, above what the "
-        f"imports and the data take:\n{memory.to_string(index=False, float_format='{:.0f}'.format)}"
-        f"\n\nWritten to {out}/."
-    )
+    if device == "cpu":
+        _measure_memory(out, _MEMORY_ROWS_QUICK if quick else _MEMORY_ROWS)
+    print(f"\nWritten to {out}/.")
     return table
 
 
@@ -197,6 +189,16 @@ def _ratios(table: pd.DataFrame) -> pd.DataFrame:
 
 
 # Memory: each method in a process of its own, since a peak cannot be forgotten.
+
+
+def _measure_memory(out: Path, n: int) -> None:
+    """Print a table of all methods, and write `memory.csv`."""
+    memory = pd.DataFrame([{"method": name, "megabytes": _memory(name, n)} for name in METHODS])
+    memory.to_csv(out / "memory.csv", index=False)
+    print(
+        f"\nPeak memory of one epoch at n = {n}, d = {_MEMORY_DIM}, above what the "
+        f"imports and the data take:\n{memory.to_string(index=False, float_format='{:.0f}'.format)}"
+    )
 
 
 def _memory(method: str, n: int) -> float:

@@ -53,7 +53,7 @@ def draw_on_gpu(prior: Distribution, num: int) -> Tensor:
 
 
 def _samples_by_rsample(prior: Distribution) -> bool:
-    """Whether ``sample`` is torch's own, and not that of a class that changes nothing else."""
+    """Whether no class has a ``sample`` of its own and the ``rsample`` of what it derives from."""
     definers = {
         name: next(c for c in type(prior).__mro__ if name in vars(c))
         for name in ("sample", "rsample")

@@ -7,6 +7,7 @@ from torch import nn
 from .batches import Data, LoaderData
 from .descent import TrainingDiverged
 from .first_steps import check_rates
+from .graphs import StepGraphs
 from .held_out import pool_weight
 from .patience import copy_of_weights
 from .seeding import forked
@@ -117,7 +118,8 @@ def run_epochs(
         )
         return True
     finally:
-        training.graphs.forget()
+        # Their memory is free again; another run may have a kernel that can be recorded.
+        training.graphs = StepGraphs()
     return False
 
 

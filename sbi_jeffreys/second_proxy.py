@@ -26,6 +26,7 @@ from .batches import Data, LoaderData
 from .estimator import JeffreysEstimator
 from .held_out import surest
 from .likelihood import LikelihoodEnergy
+from .muon import adam
 from .patience import copy_of_weights
 from .pool import log_ratio
 from .seeding import forked
@@ -106,8 +107,7 @@ def _train_critic(
     """Return the critic that is best on held-out rows of (theta, embedded data)."""
     theta, context = rows
     critic = _Critic(network, theta.shape[1], context.shape[1]).to(theta.device)
-    parameters = critic.layers.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.1, fused=True)
+    optimizer = adam(list(critic.layers.parameters()), lr=2e-3, weight_decay=0.1)
     with torch.no_grad():
         copies = held_out[0].repeat(_COPIES, 1)
         to_judge = *held_out, copies, network.simulate(copies)

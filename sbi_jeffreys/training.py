@@ -23,7 +23,6 @@ from .batches import Data, LoaderData
 from .descent import TrainingDiverged
 from .draws import ReverseQueue
 from .duals import settled
-from .graphs import StepGraphs
 from .held_out import LossHook, ProxyLooks, flow_losses
 from .patience import Patience, ProxyPlateau, copy_of_weights, pace_of
 from .record import dual_entries
@@ -98,7 +97,6 @@ class Training(JointSteps):
     ) -> None:
         """Take up a training where it stopped; arguments as those of the class."""
         self.settings, self.kernel, self.forward_loss = settings, kernel, forward_loss
-        self.graphs = StepGraphs()
         self.patience.go_on(settings.stop_after_epochs, trials=self._trials)
         self._looks.watch = settings.proxy_plateau and forward_loss is None
 
