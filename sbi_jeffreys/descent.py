@@ -15,7 +15,7 @@ __all__ = [
     "Gradients",
     "TrainingDiverged",
     "check_finite",
-    "descend",
+    "clip",
     "flow_optimizer",
     "gradients_of",
     "proxy_optimizer",
@@ -88,29 +88,19 @@ def check_finite(objective: float, norms: Sequence[float]) -> None:
             raise TrainingDiverged(f"the norm of the gradient became {norm}.")
 
 
-def descend(
-    gradients: Gradients,
-    optimizers: Sequence[torch.optim.Optimizer],
-    clip_max_norm: float | None,
-    norms: Sequence[float] | None = None,
-) -> None:
-    """Take a step of every optimizer down the gradients at its parameters.
+def clip(gradients: Gradients, norms: Sequence[float], clip_max_norm: float | None) -> None:
+    """Scale the gradient of each model down whose norm is too large, in place.
 
     Args:
-        gradients: What is there.
-        optimizers: One for each model.
-        clip_max_norm: Norm of a model's gradient to which a larger one is scaled down; ``None`` for
-            any.
-        norms: The norms as numbers, if they are known. A GPU is not asked for them.
+        gradients: What is at the parameters.
+        norms: Their norms as numbers.
+        clip_max_norm: The largest norm; ``None`` for any.
     """
-    if clip_max_norm is not None:
-        for i, each in enumerate(gradients.of):
-            if norms is None:
-                torch._foreach_mul_(each, (clip_max_norm / gradients.norms[i]).clamp(max=1.0))
-            elif norms[i] > clip_max_norm:
-                torch._foreach_mul_(each, clip_max_norm / norms[i])
-    for optimizer in optimizers:
-        optimizer.step()
+    if clip_max_norm is None:
+        return
+    for each, norm in zip(gradients.of, norms, strict=True):
+        if norm > clip_max_norm:
+            torch._foreach_mul_(each, clip_max_norm / norm)
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:

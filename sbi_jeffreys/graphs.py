@@ -1,31 +1,30 @@
-"""Steps of the training as CUDA graphs: recorded once, and then launched as a whole.
+"""Steps of the training, recorded once and then done again without Python.
 
-A step is a thousand small operations, which a GPU does in a tenth of the time that Python takes to
-ask for them. So a step of each kind is taken as it is the first time, recorded the second time, and
-replayed from then on. What differs from step to step goes in by tensors that stay where they are:
-the batch and the multipliers. What is decided by numbers of Python's (whether all terms are
-evaluated, which samples are left over, the sizes and the learning rates) tells the kinds apart.
+A step is two thousand small operations, which take a GPU a tenth of the time that Python needs to
+ask for them, and a CPU two thirds of it. So the first steps of each kind are taken as they are, the
+next one is recorded, and from then on it is replayed: on a GPU as a CUDA graph
+(:mod:`sbi_jeffreys.cuda_graphs`), on a CPU by :mod:`sbi_jeffreys.recording`. What differs from step
+to step goes in by tensors that stay where they are: the batch and the multipliers. What is decided
+by numbers of Python's (whether all terms are evaluated, which samples are left over, the sizes and
+the learning rates) tells the kinds apart.
 
-A recording knows nothing of what Python does meanwhile, and cannot wait for the device. Whoever
-does so (a prior of numpy, an embedding network that looks at its values) is found out before
-anything is recorded, and the steps are then taken as on a CPU. While that is tried, for one step,
-waiting is an error to other threads, too.
-
-References:
-    Accelerating PyTorch with CUDA Graphs (Nguyen et al., 2021),
-    https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/
+A recording knows nothing of what Python does meanwhile. Who does something there that changes (a
+prior or a kernel of numpy, a network that looks at its values) is found out before any recording is
+used, and all steps are then taken as they are. On a GPU waiting for the device is an error while
+that is tried, for one step, to other threads, too. On a CPU, where less is gained, networks that
+nobody here knows are not recorded at all.
 """
 
 import contextlib
-import functools
 import threading
-import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import cuda_graphs, recording
 from .seeding import forked
 
 if TYPE_CHECKING:
@@ -40,11 +39,16 @@ _T = TypeVar("_T")
 
 # Recordings of a training at most: batches of ever new sizes are not worth it.
 _MOST = 32
-# Threads share the device's stream of recordings.
+# Steps of a kind before it is recorded. In the first, optimizers, libraries and what remembers
+# tensors set themselves up; on a CPU, to record a step takes as long as is saved in thirty.
+_BEFORE = {"cpu": 20, "cuda": 1}
+# Packages whose networks do the same in each step.
+_KNOWN = {"torch", "sbi", "zuko", "nflows", "pyknos", __package__}
+# Threads share a device's stream of recordings.
 _ONE_AT_A_TIME = threading.Lock()
 
 
-class _Graph(Protocol):
+class _Recording(Protocol):
     def replay(self) -> None: ...
 
 
@@ -56,6 +60,9 @@ class RecordedStep:
         batch: Batch of the size that all will have.
         whole: Whether the step evaluates all terms; only then it takes samples from the queue.
         pool: Memory that the recordings of such steps share.
+
+    Attributes:
+        gradients: Where :meth:`gradient` leaves them, and :meth:`descend` looks for them.
     """
 
     def __init__(self, steps: "JointSteps", batch: Batch, *, whole: bool, pool: Any) -> None:
@@ -64,14 +71,16 @@ class RecordedStep:
         theta, x, masks = self._batch
 
         def gradient() -> Any:
-            return steps.gradient((theta, x, masks), self._multipliers, whole=whole)
+            found = steps.gradient((theta, x, masks), self._multipliers, whole=whole)
+            return *found, steps.queue.sets.copy()
 
         # What is left over from another recording is read where it is, and has to stay there.
         self._before = list(steps.queue.sets) if whole else []
         with _queue_kept(steps):
-            self._gradient, (self._found, gradients) = _record(gradient, pool, theta.device)
-            self._left = list(steps.queue.sets) if whole else None
-        self._descent, _ = _record(lambda: steps.descend(gradients), pool, theta.device)
+            self._gradient, made = _record(gradient, pool, theta.device)
+            self._found, self.gradients, left = made
+            self._left = left if whole else None
+        self._descent, _ = _record(steps.descend, pool, theta.device)
 
     def gradient(self, steps: "JointSteps", batch: Batch) -> Tensor:
         """Return what :meth:`JointSteps.gradient` found for a batch."""
@@ -92,7 +101,7 @@ class StepGraphs:
     """The recorded steps of a training, by their kind.
 
     Attributes:
-        possible: Whether steps are recorded, where there is a GPU.
+        possible: Whether steps are recorded.
     """
 
     def __init__(self) -> None:
@@ -108,7 +117,7 @@ class StepGraphs:
 
     def forget(self) -> None:
         """Forget what was recorded, so that its memory can be used for other things."""
-        self._seen: set[Any] = set()
+        self._seen: Counter[Any] = Counter()
         self._recorded: dict[Any, RecordedStep] = {}
         self._rates: list[float] = []
         self._pools: dict[bool, Any] = {}
@@ -121,122 +130,122 @@ class StepGraphs:
             batch: The batch.
             whole: Whether the step evaluates all terms.
         """
-        if not (_on_gpu(batch[0]) and self.possible):
+        before = _BEFORE.get(batch[0].device.type)
+        if before is None or not self.possible:
             return None
-        sets = steps.queue.sets if whole else []
-        kind = (whole, len(sets), *(t.shape for t in batch))
         if steps.rates != self._rates:
             # What was recorded has others. They also change where weights are put back, of which
             # some tensors are made anew.
             self.forget()
             self._rates = steps.rates
+        sets = steps.queue.sets if whole else []
+        kind = (whole, len(sets), *(t.shape for t in batch))
         key = kind, tuple(map(id, sets))
-        if key in self._recorded:
-            return self._recorded[key]
-        if kind not in self._seen:
-            # Optimizers, libraries and what remembers tensors set themselves up.
-            self._seen.add(kind)
-        elif len(self._recorded) < _MOST:
-            self._try_to_record(key, steps, batch, whole=whole)
+        if key not in self._recorded:
+            if self._seen[kind] < before:
+                self._seen[kind] += 1
+            elif len(self._recorded) < _MOST:
+                self._try_to_record(key, steps, batch, whole=whole)
         return self._recorded.get(key)
 
     def _try_to_record(self, key: Any, steps: "JointSteps", batch: Batch, *, whole: bool) -> None:
         # Steps of the flow alone come between those that leave samples and those that use them, and
         # must not write where these are.
         if whole not in self._pools:
-            self._pools[whole] = _new_pool()
+            self._pools[whole] = _new_pool(batch[0].device)
         pool = self._pools[whole]
         try:
             with _ONE_AT_A_TIME:
-                self.possible = _never_waits(steps, batch, whole=whole)
+                self.possible = _is_recordable(steps, batch, whole=whole)
                 if self.possible:
                     made = RecordedStep(steps, batch, whole=whole, pool=pool)
+                    self.possible = _agrees(made, steps, batch, whole=whole)
                     self._recorded[key] = made
         except Exception:
-            # No memory, or what waits unseen; if it is wrong in itself, it will fail again.
+            # No memory, or what cannot be recorded; if it is wrong in itself, it will fail again.
             self.possible = False
         if not self.possible:
             self.forget()
 
 
-@contextlib.contextmanager
-def _queue_kept(steps: "JointSteps") -> Iterator[None]:
-    """Put the samples back that are in the queue now, also on Ctrl-C."""
-    sets = steps.queue.sets.copy()
-    try:
-        yield
-    finally:
-        steps.queue.sets = sets
+def _on_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
-def _on_gpu(tensor: Tensor) -> bool:
-    return tensor.is_cuda
+def _new_pool(device: torch.device) -> Any:
+    return cuda_graphs.new_pool() if _on_gpu(device) else recording.Pool()
 
 
-def _new_pool() -> Any:
-    return torch.cuda.graph_pool_handle()
+def _record(function: Callable[[], _T], pool: Any, device: torch.device) -> tuple[_Recording, _T]:
+    """Return the recording of a function, which itself changes nothing, and what it returned."""
+    if _on_gpu(device):
+        return cuda_graphs.record(function, pool, device)
+    return recording.record(function, pool)
 
 
-@functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream on which all of a device is recorded: products keep memory for each."""
-    return torch.cuda.Stream(device)
+def _is_recordable(steps: "JointSteps", batch: Batch, *, whole: bool) -> bool:
+    """Return whether all that a step does is known, or, on a GPU, waits for nothing.
 
-
-def _record(function: Callable[[], _T], pool: Any, device: torch.device) -> tuple[_Graph, _T]:
-    """Return the recording of a function, which it does not run, and what the function returned."""
-    graph = torch.cuda.CUDAGraph()
-    generator = torch.cuda.default_generators[device.index]
-    random = generator.clone_state()
-    try:
-        # The outer one restores the stream if a recording fails. Of other threads only what they do
-        # with this recording is an error.
-        with (
-            torch.cuda.stream(torch.cuda.current_stream(device)),
-            torch.cuda.graph(graph, pool, _stream(device), capture_error_mode="thread_local"),
-        ):
-            return graph, function()
-    except BaseException:
-        # It would go on to wait for the recording's numbers.
-        generator.graphsafe_set_state(random)
-        raise
-
-
-def _never_waits(steps: "JointSteps", batch: Batch, *, whole: bool) -> bool:
-    """Return whether a step's gradient can be had without waiting for the device.
-
-    It is tried before it is recorded, since a failure is harmless here.
+    That is tried before it is recorded, since a failure is harmless here.
     """
-    buffers = list(steps.estimator.buffers())
-    before = [buffer.clone() for buffer in buffers]
     device = batch[0].device
+    if not _on_gpu(device):
+        return all(map(_is_known, steps.estimator.modules()))
     try:
-        with _queue_kept(steps), forked(device), _no_waiting(device):
+        with _untouched(steps, device), cuda_graphs.no_waiting(device):
             steps.gradient(batch, steps.dual.multipliers.tolist(), whole=whole)
     except Exception:
         # Whatever a prior or a network makes of it.
         return False
+    return True
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Return whether a module's code is one that does not change while it is trained."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return type(module).__module__.partition(".")[0] in _KNOWN and not hooks
+
+
+def _agrees(made: RecordedStep, steps: "JointSteps", batch: Batch, *, whole: bool) -> bool:
+    """Return whether a recording finds for other data what a step finds that is taken as it is.
+
+    On a CPU nothing else would tell what was done outside of torch. A GPU would have waited for it.
+    """
+    device = batch[0].device
+    if _on_gpu(device):
+        return True
+    # Half of the rows, each of them twice: also what depends on all of them is another.
+    rows = torch.arange(len(batch[0])) // 2
+    theta, x, masks = (t[rows] for t in batch)
+    with _untouched(steps, device):
+        expected, _ = steps.gradient(
+            (theta, x, masks), steps.dual.multipliers.tolist(), whole=whole
+        )
+    with _untouched(steps, device):
+        return torch.equal(made.gradient(steps, (theta, x, masks)), expected)
+
+
+@contextlib.contextmanager
+def _untouched(steps: "JointSteps", device: torch.device) -> Iterator[None]:
+    """Leave random numbers, samples and buffers as they are now, also on Ctrl-C."""
+    buffers = list(steps.estimator.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        with _queue_kept(steps), forked(device):
+            yield
     finally:
         for buffer, value in zip(buffers, before, strict=True):
             # The statistics of a batch normalisation, for one. What stays as it is is not written
             # to: some of it is remembered as unchanged.
             if not torch.equal(buffer, value):
                 buffer.copy_(value)
-    return True
 
 
 @contextlib.contextmanager
-def _no_waiting(device: torch.device) -> Iterator[None]:
-    """Let it be an error to wait for the device; on the stream of recordings, to set it up."""
-    mode, stream = torch.cuda.get_sync_debug_mode(), _stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with warnings.catch_warnings():
-        # That this mode is a prototype.
-        warnings.simplefilter("ignore")
-        torch.cuda.set_sync_debug_mode("error")
+def _queue_kept(steps: "JointSteps") -> Iterator[None]:
+    """Put the samples back that are in the queue now."""
+    sets = steps.queue.sets.copy()
     try:
-        with torch.cuda.stream(stream):
-            yield
+        yield
     finally:
-        torch.cuda.set_sync_debug_mode(mode)
-        torch.cuda.current_stream(device).wait_stream(stream)
+        steps.queue.sets = sets

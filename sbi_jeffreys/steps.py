@@ -21,7 +21,7 @@ from .batches import Data, LoaderData
 from .descent import (
     Gradients,
     check_finite,
-    descend,
+    clip,
     flow_optimizer,
     gradients_of,
     proxy_optimizer,
@@ -90,7 +90,7 @@ class JointSteps:
         optimizers: That of the flow and, where there is one, that of the proxy.
         average: Running mean of the weights.
         queue: Samples of the flow for the steps to come.
-        graphs: Steps recorded on a GPU.
+        graphs: Recorded steps.
     """
 
     estimator: JeffreysEstimator
@@ -169,8 +169,11 @@ class JointSteps:
         found = found.to("cpu", torch.float64)
         (forward, reverse), (objective, *norms) = found[:2], found[2:].tolist()
         check_finite(objective, norms)
+        if recorded is not None:
+            gradients = recorded.gradients
+        clip(gradients, norms, self.settings.clip_max_norm)
         if recorded is None:
-            self.descend(gradients, norms)
+            self.descend()
         else:
             recorded.descend()
         self.steps += 1
@@ -205,9 +208,10 @@ class JointSteps:
         found = (terms.forward.detach(), terms.reverse_estimate, loss.detach(), *gradients.norms)
         return torch.stack(found), gradients
 
-    def descend(self, gradients: Gradients, norms: Sequence[float] | None = None) -> None:
-        """Take the step of the optimizers; the norms are those of the gradients, if known."""
-        descend(gradients, self.optimizers, self.settings.clip_max_norm, norms)
+    def descend(self) -> None:
+        """Take the step of the optimizers."""
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     def _evaluates_all(self) -> bool:
         """Return whether the next step evaluates all terms, or those of the flow alone."""

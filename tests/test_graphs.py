@@ -1,16 +1,18 @@
 """Steps that are recorded and replayed are those that would have been taken."""
 
 import copy
+import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from recorder import Recording, record
-from sbi.utils import BoxUniform
+from sbi.utils import BoxUniform, process_prior
 from torch import Tensor, nn
 from torch.distributions import Independent, LogNormal, MultivariateNormal
 
-from sbi_jeffreys import JeffreysNPE, graphs
+from sbi_jeffreys import JeffreysNPE, cuda_graphs, graphs
 from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.graphs import RecordedStep, StepGraphs
@@ -22,9 +24,9 @@ def _seed(tmp_path, monkeypatch):
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def made(monkeypatch) -> list[RecordedStep]:
-    """Record as on a GPU; return what was recorded."""
+@pytest.fixture(params=["as on a CPU", "as on a GPU"])
+def made(request, monkeypatch) -> list[RecordedStep]:
+    """Record the second step of a kind; return what was recorded."""
     made: list[RecordedStep] = []
 
     class Counted(RecordedStep):
@@ -32,11 +34,13 @@ def made(monkeypatch) -> list[RecordedStep]:
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    monkeypatch.setattr(graphs, "_on_gpu", lambda tensor: True)
-    monkeypatch.setattr(graphs, "_new_pool", list)
-    monkeypatch.setattr(graphs, "_record", record)
-    monkeypatch.setattr(graphs, "_no_waiting", lambda device: Recording())
+    monkeypatch.setattr(graphs, "_BEFORE", {"cpu": 1})
     monkeypatch.setattr(graphs, "RecordedStep", Counted)
+    if request.param == "as on a GPU":
+        monkeypatch.setattr(graphs, "_on_gpu", lambda device: True)
+        monkeypatch.setattr(cuda_graphs, "new_pool", list)
+        monkeypatch.setattr(cuda_graphs, "record", record)
+        monkeypatch.setattr(cuda_graphs, "no_waiting", lambda device: Recording())
     return made
 
 
@@ -62,14 +66,12 @@ def weights_of(trainer: JeffreysNPE) -> list[Tensor]:
     return list(trainer._neural_net.state_dict().values())
 
 
-def assert_replayed(monkeypatch, made, run, **tolerance) -> None:
-    """Compare what a function leaves with and without recordings."""
+def assert_replayed(monkeypatch, made, run) -> None:
+    """Compare what a function leaves with and without recordings, to the bit."""
     found = run()
     assert made
-    monkeypatch.setattr(graphs, "_on_gpu", lambda tensor: False)
-    tolerance = tolerance or {"rtol": 0, "atol": 0}
-    for one, other in zip(found, run(), strict=True):
-        torch.testing.assert_close(one, other, **tolerance)
+    monkeypatch.setattr(graphs, "_BEFORE", {})
+    assert all(map(torch.equal, found, run()))
 
 
 def test_a_recording_changes_nothing_and_is_replayed_on_what_is_there():
@@ -85,17 +87,13 @@ def test_a_recording_changes_nothing_and_is_replayed_on_what_is_there():
 
 @pytest.mark.parametrize("objective", ["dual", "dual_quadratic", "fixed", "ml"])
 def test_objectives(objective, made, monkeypatch):
-    """To the bit, but for the factor on gradients that are clipped, which the device rounds."""
-    steps = {"clip_max_norm": None}
-    run = lambda: weights_of(train(objective=objective, steps=steps))  # noqa: E731
-    assert_replayed(monkeypatch, made, run)
+    assert_replayed(monkeypatch, made, lambda: weights_of(train(objective=objective)))
 
 
 @pytest.mark.parametrize("name", ["coupling_nsf", "zuko_nsf", "zuko_maf"])
-def test_clipped_gradients(name, made, monkeypatch):
-    """A step of Adam forgets the size of the gradient: rounding stays rounding in a few steps."""
+def test_flows(name, made, monkeypatch):
     run = lambda: weights_of(train(density_estimator=name, epochs=2))  # noqa: E731
-    assert_replayed(monkeypatch, made, run, rtol=0, atol=2e-3)
+    assert_replayed(monkeypatch, made, run)
 
 
 def test_a_proxy_of_pairs_and_an_embedding_network(made, monkeypatch):
@@ -103,8 +101,7 @@ def test_a_proxy_of_pairs_and_an_embedding_network(made, monkeypatch):
         torch.manual_seed(1)
         net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
         build = flow_nn(box(), embedding_net=net)
-        steps = {"clip_max_norm": None}
-        return weights_of(train(density_estimator=build, proxy="mlp", steps=steps))
+        return weights_of(train(density_estimator=build, proxy="mlp"))
 
     assert_replayed(monkeypatch, made, run)
 
@@ -118,8 +115,7 @@ def test_a_proxy_of_pairs_and_an_embedding_network(made, monkeypatch):
     ids=["log-normal", "normal"],
 )
 def test_priors(prior, made, monkeypatch):
-    steps = {"clip_max_norm": None}
-    assert_replayed(monkeypatch, made, lambda: weights_of(train(prior, steps=steps)))
+    assert_replayed(monkeypatch, made, lambda: weights_of(train(prior)))
 
 
 def test_few_recordings_serve_many_steps(made):
@@ -135,11 +131,10 @@ def test_steps_of_the_flow_alone(num, fraction, made, monkeypatch):
     monkeypatch.setattr("sbi_jeffreys.steps._WHOLE", 8)
 
     def run() -> list[Tensor]:
-        steps = {"clip_max_norm": None}
-        trainer = train(epochs=4, num=num, steps=steps, draws=Draws(fraction=fraction))
+        trainer = train(epochs=4, num=num, draws=Draws(fraction=fraction))
         for optimizer in trainer._training.optimizers:
             optimizer.param_groups[0]["lr"] *= 0.5
-        options = {"training_batch_size": 50, "clip_max_norm": None, "resume_training": True}
+        options = {"training_batch_size": 50, "resume_training": True}
         trainer.train(max_num_epochs=4, **options)
         return weights_of(trainer)
 
@@ -148,7 +143,7 @@ def test_steps_of_the_flow_alone(num, fraction, made, monkeypatch):
 
 def test_other_rates_are_recorded_anew(made, monkeypatch):
     def run() -> list[Tensor]:
-        trainer = train(epochs=3, steps={"clip_max_norm": None})
+        trainer = train(epochs=3)
         training = trainer._training
         training.graphs = StepGraphs()
         theta, x = (t[:50] for t in simulations())
@@ -167,9 +162,9 @@ def test_other_rates_are_recorded_anew(made, monkeypatch):
 @pytest.mark.filterwarnings("ignore:When the inference object is pickled")
 def test_resumed_and_copied(made, monkeypatch):
     def run() -> list[Tensor]:
-        trainer = train(steps={"clip_max_norm": None})
+        trainer = train()
         twin = pickle.loads(pickle.dumps(copy.deepcopy(trainer)))
-        options = {"training_batch_size": 50, "clip_max_norm": None, "resume_training": True}
+        options = {"training_batch_size": 50, "resume_training": True}
         twin.train(max_num_epochs=3, **options)
         return weights_of(twin)
 
@@ -186,11 +181,84 @@ def test_who_waits_for_the_device_is_not_recorded(made, monkeypatch):
     def kernel(x: Tensor) -> Tensor:
         return x.new_ones(len(x)) if x.sum().item() > 0 else x.new_zeros(len(x))
 
-    steps = {"calibration_kernel": kernel, "clip_max_norm": None}
+    steps = {"calibration_kernel": kernel}
     found = weights_of(train(steps=steps))
     assert not made
-    monkeypatch.setattr(graphs, "_on_gpu", lambda tensor: False)
+    monkeypatch.setattr(graphs, "_BEFORE", {})
     assert all(map(torch.equal, found, weights_of(train(steps=steps))))
+
+
+class NumpyBox:
+    """A prior of numpy's random numbers."""
+
+    seeds = itertools.count()
+    mean, variance = torch.full((2,), 0.5), torch.full((2,), 1 / 12)
+
+    def sample(self, shape: tuple[int, ...] = ()) -> Tensor:
+        generator = np.random.default_rng(next(self.seeds))
+        return torch.as_tensor(generator.random((*shape, 2)), dtype=torch.float32)
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        inside = ((theta >= 0) & (theta <= 1)).all(-1)
+        return torch.where(inside, 0.0, -torch.inf)
+
+
+def numpy_prior():
+    bounds = {"lower_bound": torch.zeros(2), "upper_bound": torch.ones(2)}
+    return process_prior(NumpyBox(), custom_prior_wrapper_kwargs=bounds)[0]
+
+
+def numpy_kernel(x: Tensor) -> np.ndarray:
+    return np.exp(-(x.numpy() ** 2)[:, 0])
+
+
+def mean_kernel(x: Tensor) -> float:
+    """The same for all rows, whatever their order."""
+    return float(np.exp(-x.numpy().mean()))
+
+
+@pytest.mark.parametrize("outside", [numpy_prior, numpy_kernel, mean_kernel])
+def test_what_is_done_outside_of_torch_is_found_out(outside, monkeypatch):
+    """On a CPU, which waits for nothing."""
+    found = []
+    agrees = graphs._agrees
+
+    def noted(*args, **kwargs) -> bool:
+        found.append(agrees(*args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(graphs, "_BEFORE", {"cpu": 1})
+    monkeypatch.setattr(graphs, "_agrees", noted)
+    if outside is numpy_prior:
+        train(numpy_prior())
+    else:
+        train(steps={"calibration_kernel": outside})
+    assert found == [False]
+
+
+class Counting(nn.Module):
+    """Does something else each time, by what Python remembers."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * (1 + 0.001 * self.calls)
+
+
+def hooked() -> nn.Module:
+    net = nn.Linear(2, 2)
+    net.register_forward_hook(lambda module, args, result: None)
+    return net
+
+
+@pytest.mark.parametrize(("net", "known"), [(Counting, 0), (hooked, 0), (nn.Identity, 1)])
+def test_networks_of_others_are_not_recorded_on_a_cpu(net, known, monkeypatch):
+    made = []
+    monkeypatch.setattr(graphs, "_BEFORE", {"cpu": 1})
+    monkeypatch.setattr(graphs, "_agrees", lambda *args, **kwargs: made.append(args) or True)
+    train(density_estimator=flow_nn(box(), embedding_net=net()))
+    assert bool(made) == known
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -1,0 +1,246 @@
+"""What is recorded on a CPU is done again as it was, wherever its memory came from."""
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sbi_jeffreys.recorder import Recorder
+from sbi_jeffreys.recording import Pool, record
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def assert_done_again(function, *inputs: Tensor, pool: Pool | None = None) -> None:
+    """Compare results for other inputs, under the same random numbers, to the bit, twice."""
+    recording, results = record(lambda: function(*inputs), pool or Pool())
+    for seed in (1, 2):
+        for tensor in inputs:
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn_like(tensor))
+        torch.manual_seed(seed)
+        recording.replay()
+        after = torch.get_rng_state()
+        torch.manual_seed(seed)
+        expected = function(*inputs)
+        assert torch.equal(torch.get_rng_state(), after)
+        for found, value in zip(results, expected, strict=True):
+            assert torch.equal(found, value)
+            assert (found.shape, found.stride(), found.dtype) == (
+                value.shape,
+                value.stride(),
+                value.dtype,
+            )
+
+
+FUNCTIONS = {
+    "elementwise": lambda x: [(x * 2 + 1).exp().sub(x).where(x > 0, x.neg())],
+    "views": lambda x: [(x.mT[1:].flip(0).reshape(-1)[::2] + 1).view(-1, 1).expand(-1, 3).sum(1)],
+    "in place": lambda x: [x.clone().mul_(2).add_(x).T.contiguous().relu_()],
+    "in place on views": lambda x: [_set_part(torch.zeros_like(x), x)],
+    "constants": lambda x: [x + torch.arange(6).view(2, 3) + torch.tensor([1.0, 2.0, 3.0])],
+    "filled constants": lambda x: [_set_part(torch.full_like(x, 7.0), x), torch.ones(3) * x],
+    "kept constants": lambda x: [torch.zeros(2), torch.arange(3), x.new_full((2,), 3.0)],
+    "random": lambda x: [
+        torch.rand(3) + torch.randn_like(x),
+        F.dropout(x, 0.5),
+        torch.randperm(5),
+        torch.empty(4).exponential_(),
+        torch.bernoulli(x.sigmoid()),
+        torch.normal(x, 1.0),
+    ],
+    "several results": lambda x: [*x.sort(), *torch.std_mean(x), *x.unbind(0), *x.split(2, 1)],
+    "nothing kept": lambda x: [x.sum(), (x * torch.nan).sum().nan_to_num()],
+    "indices": lambda x: [
+        x[:, torch.tensor([2, 0])],
+        x.gather(1, x.argsort(1)),
+        x.masked_fill(x > 0, 0),
+    ],
+    "products": lambda x: [x @ x.mT, torch.linalg.solve(x @ x.mT + 9 * torch.eye(2), x)],
+    "lists": lambda x: [*torch._foreach_mul([x, x + 1], 2), *torch._foreach_norm([x, x + 1])],
+    "types": lambda x: [x.double().cumsum(0), x.to(torch.int64), x > 0, torch.empty(0)],
+}
+
+
+def _set_part(into: Tensor, x: Tensor) -> Tensor:
+    into[:, 1:] = x[:, :2]
+    into[0] += 1
+    return into
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name):
+    assert_done_again(FUNCTIONS[name], torch.randn(2, 3))
+
+
+class Doubled(torch.autograd.Function):
+    """With a gradient that is not its own, so that autograd's would be seen."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient * 3 + ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.SiLU(), nn.Linear(8, 2)),
+        nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 4, 2), nn.ELU(), nn.Flatten()),
+        nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.3), nn.ReLU()),
+    ],
+    ids=["perceptron", "convolution", "dropout"],
+)
+def test_gradients(net):
+    def function(x: Tensor) -> list[Tensor]:
+        net.zero_grad(set_to_none=True)
+        loss = (Doubled.apply(net(x)) ** 2).logsumexp(1).mean()
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in net.parameters())]
+
+    assert_done_again(function, torch.randn(5, 3))
+
+
+def test_what_was_there_stays_until_it_is_replayed():
+    """Also random numbers, running statistics and an optimizer's moments."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    x = torch.randn(6, 3)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        net(x + torch.randn_like(x)).square().sum().backward()
+        optimizer.step()
+
+    def state() -> list[Tensor]:
+        moments = [t for s in optimizer.state.values() for t in s.values()]
+        return [t.detach() for t in (*net.state_dict().values(), *moments)]
+
+    step()
+    before, random = [t.clone() for t in state()], torch.get_rng_state()
+    recording, _ = record(step, Pool())
+    assert all(map(torch.equal, before, state()))
+    assert torch.equal(random, torch.get_rng_state())
+    recording.replay()
+    replayed = [t.clone() for t in state()]
+    for tensor, value in zip(state(), before, strict=True):
+        tensor.copy_(value)
+    torch.set_rng_state(random)
+    step()
+    assert all(map(torch.equal, replayed, state()))
+
+
+def test_memory_is_used_again_and_shared():
+    x = torch.randn(1000)
+
+    def many(x: Tensor) -> list[Tensor]:
+        y = x
+        for _ in range(50):
+            y = (y + 1).sin()
+        return [y]
+
+    def size(pool: Pool) -> int:
+        return sum(s.nbytes() for storages in pool._all.values() for s in storages)
+
+    pool = Pool()
+    assert_done_again(many, x, pool=pool)
+    assert size(pool) <= 3 * x.nbytes
+    before = size(pool)
+    assert_done_again(many, x, pool=pool)
+    assert size(pool) == before
+
+
+def test_results_of_one_survive_the_replay_of_another():
+    x, pool = torch.ones(4), Pool()
+    one, (first,) = record(lambda: [(x + 1) * 2], pool)
+    other, (second,) = record(lambda: [(first + 1) * 3], pool)
+    one.replay()
+    other.replay()
+    one.replay()
+    assert (first.tolist(), second.tolist()) == ([4.0] * 4, [15.0] * 4)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: 1 if torch.equal(x, x) else 0,
+        lambda x: 1 if (x > 0).any() else 0,
+        lambda x: x.clone().resize_(2),
+        lambda x: x.clone().t_(),
+        lambda x: torch.view_as_real(torch.view_as_complex(x[:, :2].contiguous()).conj() * 1j),
+    ],
+)
+def test_what_depends_on_values_is_refused(function):
+    x = torch.randn(2, 3)
+    before = x.clone()
+
+    def changed() -> None:
+        x.add_(1)
+        function(x)
+
+    with pytest.raises(RuntimeError, match="cannot be recorded"):
+        record(changed, Pool())
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_leaves_nothing(error):
+    x, random = torch.ones(3), torch.get_rng_state()
+
+    def fail() -> None:
+        x.normal_()
+        raise error
+
+    with pytest.raises(error):
+        record(fail, Pool())
+    assert x.tolist() == [1.0] * 3
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+
+
+def test_other_threads_are_not_recorded():
+    started, done = threading.Event(), threading.Event()
+    y = torch.zeros(3)
+
+    def other() -> None:
+        started.wait()
+        y.add_(1)
+        done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+
+    def function() -> list[Tensor]:
+        started.set()
+        done.wait()
+        return [torch.ones(2) + 1]
+
+    recording, _ = record(function, Pool())
+    thread.join()
+    recording.replay()
+    assert y.tolist() == [1.0] * 3
+
+
+def test_views_are_not_calls():
+    x = torch.randn(3, 4)
+    with Recorder() as recorder:
+        x.T.reshape(2, 6).unsqueeze(0)[..., 1].expand(3, 2).detach()
+        x.view(-1).exp()
+    assert [call.operation for call in recorder.calls] == [
+        torch.ops.aten.clone.default,
+        torch.ops.aten.exp.default,
+    ]
