@@ -8,11 +8,11 @@ to step goes in by tensors that stay where they are: the batch and the multiplie
 by numbers of Python's (whether all terms are evaluated, which samples are left over, the sizes and
 the learning rates) tells the kinds apart.
 
-A recording knows nothing of what Python does meanwhile. Who does something there that changes (a
-prior or a kernel of numpy, a network that looks at its values) is found out before any recording is
-used, and all steps are then taken as they are. On a GPU waiting for the device is an error while
-that is tried, for one step, to other threads, too. On a CPU, where less is gained, networks that
-nobody here knows are not recorded at all.
+A recording knows nothing of what Python does meanwhile. On a CPU, steps with a prior, a network or
+a kernel of a user's own are not recorded (:mod:`sbi_jeffreys.known`), and what the recording finds
+for other data is compared with what a step finds. On a GPU, where more is gained, those are left
+out that wait for the device: waiting is an error while that is tried, for one step, to other
+threads, too. Steps that are not recorded are taken as they are.
 """
 
 import contextlib
@@ -22,9 +22,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import cuda_graphs, recording
+from .batches import ones
+from .known import is_known_distribution, is_known_network
 from .seeding import forked
 
 if TYPE_CHECKING:
@@ -42,8 +44,6 @@ _MOST = 32
 # Steps of a kind before it is recorded. In the first, optimizers, libraries and what remembers
 # tensors set themselves up; on a CPU, to record a step takes as long as is saved in thirty.
 _BEFORE = {"cpu": 20, "cuda": 1}
-# Packages whose networks do the same in each step.
-_KNOWN = {"torch", "sbi", "zuko", "nflows", "pyknos", __package__}
 # Threads share a device's stream of recordings.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -184,13 +184,13 @@ def _record(function: Callable[[], _T], pool: Any, device: torch.device) -> tupl
 
 
 def _is_recordable(steps: "JointSteps", batch: Batch, *, whole: bool) -> bool:
-    """Return whether all that a step does is known, or, on a GPU, waits for nothing.
+    """Return whether all code in a step is known, or, on a GPU, waits for nothing.
 
     That is tried before it is recorded, since a failure is harmless here.
     """
     device = batch[0].device
     if not _on_gpu(device):
-        return all(map(_is_known, steps.estimator.modules()))
+        return _is_known(steps)
     try:
         with _untouched(steps, device), cuda_graphs.no_waiting(device):
             steps.gradient(batch, steps.dual.multipliers.tolist(), whole=whole)
@@ -200,29 +200,33 @@ def _is_recordable(steps: "JointSteps", batch: Batch, *, whole: bool) -> bool:
     return True
 
 
-def _is_known(module: nn.Module) -> bool:
-    """Return whether a module's code is one that does not change while it is trained."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    return type(module).__module__.partition(".")[0] in _KNOWN and not hooks
+def _is_known(steps: "JointSteps") -> bool:
+    """Return whether a step has no code of a user's own in it."""
+    proxy = steps.estimator.proxy
+    prior = proxy is None or is_known_distribution(proxy.base.distribution)
+    return prior and steps.kernel is ones and is_known_network(steps.estimator)
 
 
 def _agrees(made: RecordedStep, steps: "JointSteps", batch: Batch, *, whole: bool) -> bool:
     """Return whether a recording finds for other data what a step finds that is taken as it is.
 
-    On a CPU nothing else would tell what was done outside of torch. A GPU would have waited for it.
+    On a CPU, where nothing waits, it would tell what was done outside of torch.
     """
     device = batch[0].device
     if _on_gpu(device):
         return True
-    # Half of the rows, each of them twice: also what depends on all of them is another.
-    rows = torch.arange(len(batch[0])) // 2
-    theta, x, masks = (t[rows] for t in batch)
-    with _untouched(steps, device):
-        expected, _ = steps.gradient(
-            (theta, x, masks), steps.dual.multipliers.tolist(), whole=whole
-        )
-    with _untouched(steps, device):
-        return torch.equal(made.gradient(steps, (theta, x, masks)), expected)
+    first = torch.arange(len(batch[0])) // 2
+    # One half of the rows, then the other, each row twice: what depends on all of them, or adds to
+    # something of its own, is not the same in both.
+    for rows in (first, len(first) - 1 - first):
+        theta, x, masks = (t[rows] for t in batch)
+        with _untouched(steps, device):
+            weights = steps.dual.multipliers.tolist()
+            expected, _ = steps.gradient((theta, x, masks), weights, whole=whole)
+        with _untouched(steps, device):
+            if not torch.equal(made.gradient(steps, (theta, x, masks)), expected):
+                return False
+    return True
 
 
 @contextlib.contextmanager

@@ -15,9 +15,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["EMPTY", "Call", "Memory", "Operation", "Place", "Recorder", "replaced", "tensors_in"]
+__all__ = [
+    "EMPTY",
+    "Call",
+    "Memory",
+    "Operation",
+    "Place",
+    "Recorder",
+    "StayInTorch",
+    "replaced",
+    "tensors_in",
+]
 
 Operation = torch._ops.OpOverload
 
@@ -38,6 +49,14 @@ _LIKE = {
     _aten.new_zeros.default,
     _aten.ones_like.default,
     _aten.zeros_like.default,
+}
+# What gives values to others than torch.
+_LEAVING = {
+    Tensor.__array__,
+    Tensor.__dlpack__,
+    Tensor.data_ptr,
+    Tensor.numpy,
+    Tensor.tolist,
 }
 # Change running statistics, arguments 3 and 4, which their schema does not say.
 _WITH_STATISTICS = {_aten.native_batch_norm.default}
@@ -110,15 +129,22 @@ class Recorder(TorchDispatchMode):
             RuntimeError: If what it does depends on values, or cannot be done again in place.
         """
         kwargs = kwargs or {}
+        if func is _aten.lift_fresh.default:
+            return self._note_literal(func(*args))
         given = tensors_in((args, kwargs))
-        _refuse(func, args, given)
+        _refuse(func, args, kwargs)
         written = _written(func, args, kwargs)
         for tensor in written:
             self._note_change(tensor)
+        sizes = [tensor.shape for tensor in written]
         noted = replaced(Tensor, self._note, args), replaced(Tensor, self._note, kwargs)
         result = func(*args, **kwargs)
+        resized = sizes != [tensor.shape for tensor in written]
+        if resized or not all(tensor.is_cpu for tensor in tensors_in(result)):
+            raise RuntimeError(f"{func} cannot be recorded.")
         results = self._note_results(func, given, result)
-        if written or any(results):
+        # What returns nothing has checked something.
+        if written or any(results) or not results:
             self.calls.append(Call(func, *noted, results, bool(written)))
         return result
 
@@ -146,6 +172,13 @@ class Recorder(TorchDispatchMode):
         else:
             memory.constant = False
 
+    def _note_literal(self, tensor: Tensor) -> Tensor:
+        """Note what ``torch.tensor`` has made of numbers: its memory may be written to."""
+        values = tensor.detach().clone()
+        results = self._note_results(_aten.clone.default, [], tensor)
+        self.calls.append(Call(_aten.clone.default, [values], {}, results, False))
+        return tensor
+
     def _note_results(
         self, func: Operation, given: list[Tensor], result: Any
     ) -> list[Place | None]:
@@ -166,6 +199,22 @@ class Recorder(TorchDispatchMode):
                 self._memories[_identity(tensor)] = memory
             results.append(_place(memory, tensor))
         return results
+
+
+class StayInTorch(TorchFunctionMode):
+    """Refuses, while it is entered, to give values to numpy and others, whom nobody records."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function of torch.
+
+        Raises:
+            RuntimeError: If it gives values away.
+        """
+        if func in _LEAVING:
+            raise RuntimeError(f"{func.__name__} cannot be recorded.")
+        return func(*args, **(kwargs or {}))
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
@@ -199,7 +248,7 @@ def _place(memory: Memory, tensor: Tensor) -> Place:
     return Place(memory, tensor.dtype, tensor.size(), tensor.stride(), offset)
 
 
-def _refuse(func: Operation, args: tuple[Any, ...], given: list[Tensor]) -> None:
+def _refuse(func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise RuntimeError if an operation cannot be recorded."""
     asks = torch.Tag.data_dependent_output in func.tags
     if func is _aten.index.Tensor:
@@ -208,7 +257,10 @@ def _refuse(func: Operation, args: tuple[Any, ...], given: list[Tensor]) -> None
     elif torch.Tag.dynamic_output_shape in func.tags:
         asks = True
     moves = torch.Tag.inplace_view in func.tags or func._schema.name == "aten::set_"
-    if asks or moves or any(t.is_conj() or t.is_neg() for t in given):
+    # Torch's own generator is put back after recording, others are not.
+    owns = isinstance(kwargs.get("generator"), torch.Generator)
+    odd = any(t.is_conj() or t.is_neg() or not t.is_cpu for t in tensors_in((args, kwargs)))
+    if asks or moves or owns or odd:
         raise RuntimeError(f"{func} cannot be recorded.")
 
 

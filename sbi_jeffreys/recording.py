@@ -18,7 +18,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .recorder import EMPTY, Call, Memory, Operation, Place, Recorder, replaced, tensors_in
+from .recorder import (
+    EMPTY,
+    Call,
+    Memory,
+    Operation,
+    Place,
+    Recorder,
+    StayInTorch,
+    replaced,
+    tensors_in,
+)
 from .seeding import forked
 
 __all__ = ["Pool", "Recording", "record"]
@@ -115,7 +125,7 @@ class Recording:
         args = replaced(Place, self._tensor, call.args)
         kwargs = replaced(Place, self._tensor, call.kwargs)
         outs = _outs(operation)
-        if call.writes and not made:
+        if not made:
             self._calls.append((operation, args, kwargs))
         elif operation in _FILLED:
             self._calls.append((_FILLED[operation], (self._tensor(made[0]),), {}))
@@ -142,7 +152,7 @@ def record(function: Callable[[], _T], pool: Pool) -> tuple[Recording, _T]:
     """
     recorder = Recorder()
     try:
-        with forked(), recorder:
+        with forked(), StayInTorch(), recorder:
             result = function()
     finally:
         recorder.undo()
@@ -164,7 +174,8 @@ def _outs(operation: Operation) -> _Outs | None:
         other = getattr(operation.overloadpacket, name)
         names = [a.name for a in other._schema.arguments if a.is_out]
         rest = [(a.name, str(a.type)) for a in other._schema.arguments if not a.is_out]
-        if names and rest == given:
+        single = all(str(a.type) == "Tensor" for a in other._schema.arguments if a.is_out)
+        if names and single and rest == given:
             return _Outs(other, names)
     return None
 

@@ -17,11 +17,6 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 D, C = 5, 3
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def layers(passes=2, context=C, order=None, **kwargs):
     """Return ours and zuko's, with the same weights."""
     theirs = zuko.flows.MaskedAutoregressiveTransform(

@@ -1,4 +1,4 @@
-"""Bad input is refused with its value and a remedy; odd input works; trouble leaves a way on."""
+"""Bad input is refused with its value and a remedy; odd input works."""
 
 import linecache
 import logging
@@ -6,43 +6,19 @@ import warnings
 
 import pytest
 import torch
-from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints
+from trainers import PRIOR, THETA, X, make, usable
 
-from sbi_jeffreys import JeffreysNPE
-from sbi_jeffreys.quiet import QuietTracker
-from sbi_jeffreys.training import Training
-
-PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
-THETA = 2 * torch.rand(60, 2, generator=torch.Generator().manual_seed(0)) - 1
-X = THETA + 0.2 * torch.randn(60, 2, generator=torch.Generator().manual_seed(1))
 NAN, INF = float("nan"), float("inf")
+
 ONE_SAMPLE = "ignore:Only one data sample provided"
-
-
-@pytest.fixture(autouse=True)
-def _seed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-
-
-def make(density_estimator="mdn", **kwargs) -> JeffreysNPE:
-    defaults = {"prior": PRIOR, "seed": 0, "show_progress_bars": False, "tracker": QuietTracker()}
-    return JeffreysNPE(density_estimator=density_estimator, **(defaults | kwargs))
 
 
 def with_entry(values: Tensor, row: int, column: int, value: float) -> Tensor:
     changed = values.clone()
     changed[row, column] = value
     return changed
-
-
-def usable(trainer: JeffreysNPE) -> bool:
-    """Whether the trained weights are finite and make a posterior."""
-    posterior = trainer.build_posterior()
-    finite = all(p.isfinite().all() for p in trainer._neural_net.parameters())
-    return finite and bool(posterior.potential(THETA[:3], x=X[:1]).isfinite().all())
 
 
 # Simulations
@@ -303,128 +279,6 @@ def test_resuming_with_other_held_out_rows_is_refused(first):
         trainer.train(validation_data=(THETA[20:40], X[20:40]), resume_training=True)
     trainer.train(max_num_epochs=1, validation_data=first, resume_training=True)
     assert usable(trainer)
-
-
-# Trouble during training
-
-
-class Meddling(QuietTracker):
-    """Calls back after an epoch."""
-
-    def __init__(self, at: int, action) -> None:
-        self.at, self.action = at, action
-
-    def log_metrics(self, metrics, step=None):
-        if step == self.at:
-            self.action()
-
-
-@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
-@pytest.mark.parametrize("estimator", ["coupling_nsf", "mdn", "maf", "nsf", "zuko_maf"])
-def test_divergence_restores_the_best_weights(estimator):
-    def poison():
-        with torch.no_grad():
-            next(trainer._neural_net.flow.parameters()).fill_(NAN)
-
-    trainer = make(estimator, tracker=Meddling(1, poison)).append_simulations(THETA, X)
-    with pytest.warns(RuntimeWarning, match=r"diverged in epoch 3.*best epoch.*Lower learning_rat"):
-        trainer.train(max_num_epochs=9)
-    assert trainer.summary["epochs_trained"] == [2]
-    assert usable(trainer)
-    held_out = trainer.val_indices
-    found = -trainer._neural_net.log_prob(THETA[held_out][None], X[held_out]).mean().item()
-    # The same numbers summed in float32.
-    assert found == pytest.approx(trainer.summary["best_validation_loss"][0], abs=1e-5)
-    # And it can go on, at the lower rate that the warning recommends.
-    trainer.train(max_num_epochs=2, resume_training=True, learning_rate=1e-4)
-    assert trainer.summary["epochs_trained"] == [2, 2]
-    assert trainer.summary["learning_rate_flow"][-1] == 1e-4
-    assert usable(trainer)
-
-
-def test_divergence_of_the_objective():
-    def kernel(x):
-        training = torch.is_grad_enabled()
-        broken = training and len(trainer.summary["training_loss"]) == 2
-        return torch.full((len(x),), NAN if broken else 1.0)
-
-    trainer = make().append_simulations(THETA, X)
-    with pytest.warns(RuntimeWarning, match=r"diverged in epoch 3.*best epoch") as caught:
-        trainer.train(max_num_epochs=9, calibration_kernel=kernel)
-    # It points at the line above.
-    line = linecache.getline(caught[0].filename, caught[0].lineno)
-    assert line.strip() == "trainer.train(max_num_epochs=9, calibration_kernel=kernel)"
-    assert trainer.summary["epochs_trained"] == [2]
-    assert usable(trainer)
-
-
-def test_errors_that_are_no_divergence_get_through():
-    def fail():
-        raise ValueError("a bug of the tracker")
-
-    trainer = make(tracker=Meddling(0, fail)).append_simulations(THETA, X)
-    with pytest.raises(ValueError, match="a bug of the tracker"):
-        trainer.train(max_num_epochs=3)
-    assert usable(trainer)
-
-
-def test_interruption_keeps_the_best_weights_and_can_be_resumed():
-    def interrupt():
-        raise KeyboardInterrupt
-
-    trainer = make(tracker=Meddling(2, interrupt)).append_simulations(THETA, X)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(max_num_epochs=9)
-    assert trainer.summary["epochs_trained"] == [3]
-    assert not trainer._neural_net.training
-    assert usable(trainer)
-    trainer.train(max_num_epochs=2, resume_training=True)
-    assert trainer.summary["epochs_trained"] == [3, 2]
-    # As if nothing had happened.
-    whole = make().append_simulations(THETA, X)
-    whole.train(max_num_epochs=5)
-    assert whole.summary["validation_loss"] == trainer.summary["validation_loss"]
-
-
-@pytest.mark.parametrize("name", ["_build_proxy", "_run_training_loop"])
-def test_interruption_before_the_first_epoch_leaves_nothing_in_the_way(name, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    trainer = make().append_simulations(THETA, X)
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, name, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train(max_num_epochs=1)
-    trainer.train(max_num_epochs=1)
-    assert usable(trainer)
-    # What there was before is still there.
-    before = trainer._neural_net
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, name, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train(retrain_from_scratch=True, force_first_round_loss=True)
-    if name == "_build_proxy":
-        assert trainer._neural_net is before
-    trainer.train(max_num_epochs=1, retrain_from_scratch=True, force_first_round_loss=True)
-    assert usable(trainer)
-
-
-def test_interruption_at_the_very_end_keeps_the_best_weights(monkeypatch):
-    trainer = make("coupling_nsf").append_simulations(THETA, X.square())
-
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "losses", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train(max_num_epochs=3)
-    training = trainer._training
-    for name, value in trainer._neural_net.state_dict().items():
-        assert torch.equal(value, training.best_weights[name])
-    assert trainer.summary["epochs_trained"] == [3]
-    assert training.best_weights is not training.first_weights
 
 
 # Numbers that float32 cannot tell apart

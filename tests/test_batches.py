@@ -7,11 +7,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from sbi_jeffreys.batches import Data, LoaderData, num_to_train_on, through_loaders
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def simulate(num):
     theta = torch.randn(num, 2)
     return theta, theta + 0.2 * torch.randn(num, 2)

@@ -97,8 +97,7 @@ MISUSE = {
 
 
 @pytest.mark.parametrize("case", MISUSE)
-def test_misuse_gives_status_2_and_a_reason(case, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_misuse_gives_status_2_and_a_reason(case, tmp_path, capsys):
     (tmp_path / "FILE").touch()
     arguments, message = MISUSE[case]
     try:

@@ -10,11 +10,6 @@ from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.linear import LinearRegression, column_scales
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def layer(features, context=3, scale=1.0, factor=3.0):
     """A layer whose matrix is far from the identity, in float64."""
     gaussian = ConditionalGaussian(

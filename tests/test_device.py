@@ -14,12 +14,6 @@ from sbi_jeffreys.flows import flow_nn
 EPOCHS = 1
 
 
-@pytest.fixture(autouse=True)
-def _seed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def simulations() -> tuple[Tensor, Tensor]:
     """Two parameters of which x, of one sign, knows the size: nothing that a flow starts with."""

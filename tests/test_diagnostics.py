@@ -18,11 +18,6 @@ NOISE = 0.5
 ROWS = 40
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 class Gaussian(ConditionalDensityEstimator):
     """N(slope x, scale² I)."""
 

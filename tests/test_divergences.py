@@ -32,11 +32,6 @@ PAIRS = [
 LOG_Z = [0.0, -3.0, 7.5]
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def normal(parameters):
     location, scale = parameters
     return Normal(torch.tensor(location, dtype=torch.float64), scale)

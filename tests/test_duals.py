@@ -23,11 +23,6 @@ CURVED = COSTS[2:]
 ANCHORS = torch.tensor([[0.0, 0.0], [2.0, 0.5], [-0.5, 1.5]], dtype=torch.float64)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def distances(v):
     return 0.5 * (v - ANCHORS).square().sum(dim=-1)
 

@@ -27,11 +27,6 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-4}
 PRIOR = BoxUniform(-3 * torch.ones(2), 3 * torch.ones(2))
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 class LinearGaussian(ConditionalDensityEstimator):
     """A user's own estimator: no embedding net, x of any shape."""
 

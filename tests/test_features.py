@@ -16,11 +16,6 @@ from sbi_jeffreys.scales import nearer_as_logarithms
 PRIOR = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def bending(x):
     """Return the features with all columns bent that are nearer to a Gaussian so."""
     return Features(x, *nearer_as_logarithms(x[x.isfinite().all(dim=1)]))

@@ -17,11 +17,6 @@ from sbi_jeffreys.flows import flow_nn
 PRIOR = BoxUniform(-2 * torch.ones(3), 2 * torch.ones(3))
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def simulate(num: int) -> tuple[Tensor, Tensor]:
     theta = PRIOR.sample((num,))
     return theta, theta + 0.3 * torch.randn(num, 3)

@@ -22,11 +22,6 @@ from sbi_jeffreys.walls import SoftWalls
 SMALL = {"hidden_features": 16, "num_transforms": 2}
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def box(dim):
     """A prior whose sides differ."""
     return BoxUniform(torch.tensor([-1.0, 0.0])[:dim], torch.tensor([1.0, 5.0])[:dim])

@@ -17,12 +17,6 @@ from sbi_jeffreys.flows import flow_nn
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.fixture(autouse=True)
-def _seed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-
-
 def simulations(num: int = 2000) -> tuple[Tensor, Tensor]:
     """Two parameters of which x, of one sign, knows the size."""
     generator = torch.Generator().manual_seed(1)

@@ -15,11 +15,6 @@ from sbi_jeffreys.proxy import proxy_nn
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def make(num=100, proxy="likelihood"):
     theta = PRIOR.sample((num,))
     x = theta + 0.2 * torch.randn(num, 2)

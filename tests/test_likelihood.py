@@ -11,11 +11,6 @@ from sbi_jeffreys.likelihood import LikelihoodEnergy
 from sbi_jeffreys.proxy import PairMLP, proxy_nn
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def linear_gaussian(n, d=2, c=3):
     """Simulations of x = theta A + noise under a standard normal prior, of unit-ish scale."""
     theta = torch.randn(n, d)

@@ -26,11 +26,6 @@ ZERO, ONE = torch.zeros(1), torch.ones(1)
 POSITIVE = Independent(LogNormal(torch.zeros(2), 0.5), 1)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def linear_gaussian(num, dtype=torch.float64):
     """theta = A c + b + L z, with c standard normal."""
     a = torch.tensor([[1.0, -2.0, 0.5], [0.0, 30.0, 10.0]], dtype=dtype)

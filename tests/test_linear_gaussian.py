@@ -13,12 +13,6 @@ NUM_SAMPLES = 1_000
 NOISE = 0.5
 
 
-@pytest.fixture(autouse=True)
-def _seed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-
-
 def exact_posterior(matrix: torch.Tensor, x: torch.Tensor) -> MultivariateNormal:
     """Return the posterior of theta ~ N(0, 1), x ~ N(A theta, s^2), for A (d, d) and x (d,)."""
     matrix, x = matrix.double(), x.double()

@@ -9,11 +9,6 @@ from torch import nn
 from sbi_jeffreys.muon import Muon, orthogonalize
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (3, 16, 12)])
 def test_orthogonalize_brings_singular_values_near_to_one(shape):
     matrices = torch.randn(shape)

@@ -4,81 +4,17 @@ import math
 
 import pytest
 import torch
+from problems import BATCH, PRIOR, LikelihoodProblem, Problem, gradients_of
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
-from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import Independent, Normal
 
 from sbi_jeffreys import objective
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.divergences import log_partition, log_variance, ranking_nce
-from sbi_jeffreys.draws import Draws, Negatives, ReverseQueue, negatives
+from sbi_jeffreys.draws import Draws, Negatives
 from sbi_jeffreys.estimator import JeffreysEstimator
-from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms
-from sbi_jeffreys.proxy import proxy_nn
-
-PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
-BATCH = 12
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-class Problem:
-    """A flow with an embedding net and dropout, a proxy that has left its base, and a batch."""
-
-    def __init__(self, with_proxy=True):
-        self.theta = PRIOR.sample((60,))
-        self.x = self.theta.repeat(1, 2) + 0.3 * torch.randn(60, 4)
-        self.embedding = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3))
-        build = flow_nn(PRIOR, hidden_features=16, num_transforms=2, embedding_net=self.embedding)
-        flow = build(self.theta, self.x)
-        base = Base(PRIOR, self.theta) if with_proxy else None
-        self.estimator = JeffreysEstimator(
-            flow, self.theta, self.x, base=base, build_proxy=proxy_nn("mlp", hidden_features=16)
-        )
-        if with_proxy:
-            with torch.no_grad():
-                for parameter in self.estimator.proxy.network.parameters():
-                    parameter.add_(0.2 * torch.randn_like(parameter))
-        self.theta, self.x = self.theta[:BATCH], self.x[:BATCH]
-        self.base_draws = Negatives(PRIOR.sample((16,)))
-
-    def terms(self, theta=None, x=None, weights=None, draws=None, **kwargs) -> BatchTerms:
-        torch.manual_seed(5)
-        return batch_terms(
-            self.estimator,
-            self.theta if theta is None else theta,
-            self.x if x is None else x,
-            torch.ones(BATCH) if weights is None else weights,
-            Draws() if draws is None else draws,
-            base_draws=self.base_draws,
-            **kwargs,
-        )
-
-    def groups(self):
-        embedding = list(self.embedding.parameters())
-        shared = {id(p) for p in embedding}
-        groups = {
-            "flow": [p for p in self.estimator.flow.parameters() if id(p) not in shared],
-            "embedding": embedding,
-        }
-        if self.estimator.proxy is not None:
-            groups["proxy"] = list(self.estimator.proxy.network.parameters())
-        return groups
-
-    def reached(self, term):
-        """Names of the parts that the gradient of a term reaches."""
-        found = set()
-        for name, parameters in self.groups().items():
-            gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-            if any(g is not None and g.abs().max() > 0 for g in gradients):
-                found.add(name)
-        return found
-
+from sbi_jeffreys.objective import LIMITS, Limits, batch_terms, flow_terms
 
 DRAWS = [
     pytest.param(Draws(), id="default"),
@@ -117,22 +53,6 @@ def test_the_proxy_listens_to_small_disagreements_only():
     # The flow follows across nats, whatever the proxy listens to.
     torch.testing.assert_close(wide["flow"], narrow["flow"])
     assert 0 < narrow["proxy"].norm() < 0.05 * wide["proxy"].norm()
-
-
-class LikelihoodProblem(Problem):
-    """The same with a likelihood for a proxy, and nothing in the way of the embedding."""
-
-    def __init__(self):
-        super().__init__()
-        base = Base(PRIOR, self.theta)
-        self.estimator = JeffreysEstimator(
-            self.estimator.flow, self.theta, self.x, base=base, build_proxy=proxy_nn()
-        )
-
-
-def gradients_of(problem, term, name):
-    found = torch.autograd.grad(term, problem.groups()[name], retain_graph=True, allow_unused=True)
-    return torch.cat([g.flatten() for g in found if g is not None])
 
 
 def test_gauge_of_a_likelihood_moves_its_gauge_alone():
@@ -221,30 +141,6 @@ def test_the_proxy_descends_the_negative_log_likelihood(monkeypatch):
 def test_the_data_terms_shape_the_embedding(name, shapes):
     problem = Problem()
     assert ("embedding" in problem.reached(getattr(problem.terms(), name))) == shapes
-
-
-def test_queue_samples_once_for_a_whole_batch(monkeypatch):
-    problem = Problem()
-    calls = []
-    sample = problem.estimator.sample_embedded
-    monkeypatch.setattr(
-        problem.estimator,
-        "sample_embedded",
-        lambda num, context: calls.append(len(context)) or sample(num, context),
-    )
-    queue, draws = ReverseQueue(), Draws(fraction=0.25, jitter=0.5)
-    context = problem.estimator.embed(problem.x)
-    arguments = problem.estimator, problem.theta, context, torch.ones(BATCH), draws
-    sets = [queue.next(*arguments) for _ in range(4)]
-    assert calls == [BATCH]
-    # Every row of the batch once, the first half of each set without noise.
-    assert torch.equal(torch.cat([s.theta for s in reversed(sets)]), problem.theta)
-    for there, own in zip(reversed(sets), context.tensor_split(4), strict=True):
-        assert torch.equal(there.context[: there.plain], own[: there.plain])
-        assert (there.context[there.plain :] != own[there.plain :]).any()
-        assert there.samples.shape == (draws.flow, len(own), problem.theta.shape[1])
-    queue.next(*arguments)
-    assert calls == [BATCH, BATCH]
 
 
 @pytest.mark.parametrize("name", ["forward", "reverse"])
@@ -387,21 +283,6 @@ def test_forward_loss_replaces_the_flows():
     assert problem.reached(terms.reverse) - {"embedding"} == {"flow", "proxy"}
 
 
-def test_a_row_is_no_negative_of_itself():
-    """In later rounds the batch is its own sample of the proposals."""
-    problem = Problem()
-    estimator = problem.estimator.eval()
-    theta, x = problem.theta, problem.x
-    problem.base_draws = negatives(estimator, theta, 16, from_base=False)
-    rows = problem.base_draws.rows
-    assert sorted(rows.tolist()) == list(range(BATCH))
-    terms = problem.terms(forward_loss=estimator.loss)
-    # With all of the batch as negatives each row is ranked among the batch, itself once.
-    ratios = estimator.proxy.log_ratio(theta[:, None], x)
-    expected = (ratios.logsumexp(dim=0) - ratios.diagonal()).mean()
-    torch.testing.assert_close(terms.proxy, expected, rtol=1e-4, atol=1e-5)
-
-
 class Narrow(nn.Module):
     """log ratio of N(0, 0.1²) to the prior, a normalised proxy; its parameter changes nothing."""
 
@@ -488,45 +369,6 @@ def test_the_flow_alone_learns_from_pairs_that_the_proxy_simulates():
     assert [float(term) for term in terms[2:]] == [0.0] * 3
 
 
-def modes(module):
-    return {name: m.training for name, m in module.named_modules()}
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_sampling_leaves_the_mode_as_it_was(training):
-    problem = Problem()
-    problem.estimator.train(training)
-    before = modes(problem.estimator)
-    problem.terms()
-    assert modes(problem.estimator) == before
-
-
-def test_sampling_leaves_frozen_parts_frozen():
-    """A pretrained embedding net that its owner has put into eval mode stays there."""
-    problem = Problem()
-    problem.estimator.train()
-    problem.embedding.eval()
-    before = modes(problem.estimator)
-    problem.terms()
-    assert modes(problem.estimator) == before
-
-
-def test_samples_are_drawn_without_dropout():
-    problem = Problem()
-    problem.estimator.train()
-    seen = []
-    dropout = nn.Dropout(0.5)
-    dropout.register_forward_hook(lambda module, args, output: seen.append(module.training))
-    conditioner = next(
-        m for m in problem.estimator.flow.net.modules()
-        if isinstance(m, nn.Sequential) and any(isinstance(c, nn.ReLU) for c in m)
-    )  # fmt: skip
-    conditioner.append(dropout)
-    problem.terms()
-    assert False in seen
-    assert True in seen
-
-
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_small_batches(batch):
     problem = Problem()
@@ -551,25 +393,3 @@ def test_data_on_the_bound_of_the_prior_stay_finite():
     assert terms.proxy.isfinite()
     assert terms.reverse.isfinite()
     assert terms.gauge.isfinite()
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"flow": 1}, "flow=1"),
-        ({"flow": 0}, "flow=0"),
-        ({"base": 0}, "base=0"),
-        ({"base": -3}, "base=-3"),
-        ({"fraction": 0.0}, "fraction=0.0"),
-        ({"fraction": -0.5}, "fraction=-0.5"),
-        ({"fraction": 1.5}, "fraction=1.5"),
-        ({"fraction": math.nan}, "fraction=nan"),
-        ({"jitter": -0.1}, "jitter=-0.1"),
-        ({"jitter": math.inf}, "jitter=inf"),
-        ({"gauge": -1.0}, "gauge=-1.0"),
-        ({"gauge": math.nan}, "gauge=nan"),
-    ],
-)
-def test_errors_of_draws(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        Draws(**kwargs)

@@ -23,11 +23,6 @@ PRIOR = Independent(Normal(torch.zeros(2), 5 * torch.ones(2)), 1)
 FLOW, PROXY = 1.0, 0.8
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 class GaussianFlow(ConditionalDensityEstimator):
     """N(theta; x, s^2)."""
 

@@ -15,11 +15,6 @@ from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.held_out import pool_weight
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let held-out data say a quarter."""

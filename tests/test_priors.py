@@ -16,12 +16,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:No prior bounds were passed:User
 BOX = BoxUniform(-torch.ones(2), torch.ones(2))
 
 
-@pytest.fixture(autouse=True)
-def _seed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-
-
 class OfNumpy:
     """A normal distribution of two parameters that will not be asked for a gradient."""
 

@@ -35,11 +35,6 @@ PRIORS = [
 BOUNDED = [p for p in PRIORS if p.id != "Gaussian"]
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def make(theta, context, base, **kwargs):
     return EnergyProxy(proxy_nn("mlp", **kwargs)(theta, context), base, nn.Identity())
 

@@ -14,11 +14,6 @@ from sbi_jeffreys.record import (
 )
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    """Nothing here is random."""
-
-
 def test_new_record_is_empty_and_its_own():
     record = new_record()
     assert set(record) == {*EPOCH_KEYS, *RUN_KEYS}

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,6 @@ from torch.nn import functional as F
 
 from sbi_jeffreys.recorder import Recorder
 from sbi_jeffreys.recording import Pool, record
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 def assert_done_again(function, *inputs: Tensor, pool: Pool | None = None) -> None:
@@ -38,6 +34,7 @@ def assert_done_again(function, *inputs: Tensor, pool: Pool | None = None) -> No
             )
 
 
+ROWS = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
 FUNCTIONS = {
     "elementwise": lambda x: [(x * 2 + 1).exp().sub(x).where(x > 0, x.neg())],
     "views": lambda x: [(x.mT[1:].flip(0).reshape(-1)[::2] + 1).view(-1, 1).expand(-1, 3).sum(1)],
@@ -45,6 +42,10 @@ FUNCTIONS = {
     "in place on views": lambda x: [_set_part(torch.zeros_like(x), x)],
     "constants": lambda x: [x + torch.arange(6).view(2, 3) + torch.tensor([1.0, 2.0, 3.0])],
     "filled constants": lambda x: [_set_part(torch.full_like(x, 7.0), x), torch.ones(3) * x],
+    "numbers": lambda x: [
+        torch.tensor([1.0, 2.0, 3.0]).add_(x[0]),
+        _set_part(torch.tensor(ROWS), x),
+    ],
     "kept constants": lambda x: [torch.zeros(2), torch.arange(3), x.new_full((2,), 3.0)],
     "random": lambda x: [
         torch.rand(3) + torch.randn_like(x),
@@ -62,7 +63,7 @@ FUNCTIONS = {
         x.masked_fill(x > 0, 0),
     ],
     "products": lambda x: [x @ x.mT, torch.linalg.solve(x @ x.mT + 9 * torch.eye(2), x)],
-    "lists": lambda x: [*torch._foreach_mul([x, x + 1], 2), *torch._foreach_norm([x, x + 1])],
+    "lists": lambda x: [*torch._foreach_mul([x, x + 1], 2), *torch._foreach_norm([x])],
     "types": lambda x: [x.double().cumsum(0), x.to(torch.int64), x > 0, torch.empty(0)],
 }
 
@@ -139,6 +140,14 @@ def test_what_was_there_stays_until_it_is_replayed():
     assert all(map(torch.equal, replayed, state()))
 
 
+def test_what_is_checked_is_checked_again():
+    x = torch.eye(2)
+    recording, _ = record(lambda: [torch.linalg.cholesky(x)], Pool())
+    x.neg_()
+    with pytest.raises(torch.linalg.LinAlgError):
+        recording.replay()
+
+
 def test_memory_is_used_again_and_shared():
     x = torch.randn(1000)
 
@@ -180,6 +189,12 @@ def test_results_of_one_survive_the_replay_of_another():
         lambda x: 1 if torch.equal(x, x) else 0,
         lambda x: 1 if (x > 0).any() else 0,
         lambda x: x.clone().resize_(2),
+        lambda x: torch.add(x, 1, out=torch.empty(0)),
+        lambda x: torch.rand(2, generator=torch.Generator()),
+        lambda x: x.to("meta"),
+        lambda x: x.numpy(),
+        lambda x: np.asarray(x),
+        lambda x: x.tolist(),
         lambda x: x.clone().t_(),
         lambda x: torch.view_as_real(torch.view_as_complex(x[:, :2].contiguous()).conj() * 1j),
     ],

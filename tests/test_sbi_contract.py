@@ -33,12 +33,6 @@ OTHER_DEFAULTS = {
 METHODS = ("__init__", "append_simulations", "train", "build_posterior")
 
 
-@pytest.fixture(autouse=True)
-def _seed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-
-
 def simulate(theta: Tensor) -> Tensor:
     return theta + SCALE * torch.randn_like(theta)
 

@@ -12,11 +12,6 @@ from sbi_jeffreys.linear import shrunk_cholesky
 from sbi_jeffreys.scales import magnitude, nearer_as_logarithms, spread, standardizer
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def test_magnitude_is_a_power_of_two_below_the_largest_entry():
     rows = torch.tensor([[1.0, -3.0, 1e-30, 0.0], [0.5, 2.0, -9e-31, 0.0]])
     unit = magnitude(rows)

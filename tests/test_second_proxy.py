@@ -18,12 +18,6 @@ from sbi_jeffreys.quiet import QuietTracker
 PRIOR = BoxUniform(torch.tensor([1.0, 0.2]), torch.tensor([3.0, 0.8]))
 
 
-@pytest.fixture(autouse=True)
-def _seed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-
-
 def linear(theta: Tensor) -> Tensor:
     return theta + 0.2 * torch.randn_like(theta)
 

@@ -9,11 +9,6 @@ from sbi_jeffreys.tasks import get_task
 from sbi_jeffreys.seeding import forked, generator_states, seeded
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def test_a_seed_gives_its_own_numbers_and_leaves_the_generator():
     before = torch.get_rng_state()
     with seeded(7):

@@ -13,12 +13,6 @@ PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 X_O = torch.tensor([0.5, -0.3])
 
 
-@pytest.fixture(autouse=True)
-def _seed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-
-
 def simulate(theta: Tensor) -> Tensor:
     return theta + 0.2 * torch.randn_like(theta)
 

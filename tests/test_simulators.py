@@ -9,11 +9,6 @@ from sbi_jeffreys.bench_method import main
 from sbi_jeffreys.simulators import SIMULATORS
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
 

@@ -10,11 +10,6 @@ from sbi_jeffreys.splines import RationalQuadraticSpline
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def both(phi, bound=5.0, slope=1e-3):
     bins = (phi.shape[-1] + 1) // 3
     theirs = MonotonicRQSTransform(

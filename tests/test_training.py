@@ -1,130 +1,19 @@
-"""The training loop: it sees every row, moves the multipliers, keeps the best, and says when it
-has diverged."""
+"""The training loop: it sees every row, keeps the best, and says when it has diverged."""
 
 import math
 
 import pytest
 import torch
-from sbi.neural_nets import posterior_nn
-from sbi.utils import BoxUniform
+from trainings import equal, make, simulate_bent, snapshot
 
-import sbi_jeffreys.steps as steps_module
-from sbi_jeffreys.base import Base
-from sbi_jeffreys.batches import Data, ones
-from sbi_jeffreys.conditional_gaussian import ConditionalGaussian
+from sbi_jeffreys.batches import ones
 from sbi_jeffreys.costs import HuberCost, LinearCost
 from sbi_jeffreys.descent import TrainingDiverged
-from sbi_jeffreys.draws import Draws
-from sbi_jeffreys.duals import FixedWeights, ResilientDual, weighting
-from sbi_jeffreys.estimator import JeffreysEstimator
-from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.muon import Muon
-from sbi_jeffreys.proxy import proxy_nn
+from sbi_jeffreys.duals import ResilientDual
 from sbi_jeffreys.record import EPOCH_KEYS, append_epoch, new_record
-from sbi_jeffreys.steps import Settings
-from sbi_jeffreys.training import Training
 
 # nflows, on which sbi's "nsf" is built, calls what torch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated:UserWarning")
-
-PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
-DRAWS = Draws()
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def simulate(num):
-    theta = PRIOR.sample((num,))
-    return theta, theta + 0.2 * torch.randn(num, 2)
-
-
-def simulate_bent(num):
-    """Simulations that no linear regression can explain: more is left to learn."""
-    theta = PRIOR.sample((num,))
-    bent = torch.stack((theta[:, 0], theta[:, 1] + 2 * theta[:, 0].square()), dim=1)
-    return theta, bent + 0.1 * torch.randn(num, 2)
-
-
-def as_data(theta, x):
-    return Data(theta, x, torch.ones(len(theta), 1), torch.arange(len(theta)))
-
-
-def make(
-    num=50, weights="dual", flow="ours", kernel=ones, forward_loss=None, simulator=simulate,
-    proxy="mlp", draws=DRAWS, from_prior=True, **settings,
-):  # fmt: skip
-    """A training with its simulations and as many held-out ones."""
-    theta, x = simulator(num)
-    if flow == "ours":
-        build = flow_nn(PRIOR, hidden_features=24, num_transforms=2)
-    else:
-        build = posterior_nn(flow, hidden_features=16, num_transforms=2)
-    base = None if weights == "ml" else Base(PRIOR, theta)
-    estimator = JeffreysEstimator(
-        build(theta, x), theta, x, base=base, build_proxy=proxy_nn(proxy, hidden_features=24)
-    )
-    settings = Settings(**({"training_batch_size": 10, "learning_rate": 5e-3} | settings))
-    weights = weighting(weights)
-    training = Training(estimator, weights, draws, settings, kernel, forward_loss, from_prior)
-    return training, as_data(theta, x), as_data(*simulator(num))
-
-
-def snapshot(module):
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def equal(first, second):
-    return all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-@pytest.mark.parametrize(
-    ("weights", "moving"),
-    [
-        (ResilientDual((LinearCost(), HuberCost(1.0, 3.0), LinearCost())), [False, True, False]),
-        ("dual_quadratic", [True, True, True]),
-        ("fixed", [False, False, False]),
-    ],
-    ids=["linear and Huber", "quadratic", "fixed"],
-)
-def test_multipliers_move_and_stay_finite(weights, moving):
-    training, data, held_out = make(weights=weights)
-    initial = training.dual.multipliers.clone()
-    training.start(held_out)
-    for _ in range(4):
-        training.advance(data, held_out)
-        assert training.dual.multipliers.isfinite().all()
-        assert (training.dual.multipliers >= 0).all()
-    assert (training.dual.multipliers != initial).tolist() == moving
-
-
-def test_default_dual_stays_finite():
-    training, data, held_out = make(weights="dual")
-    training.start(held_out)
-    for _ in range(4):
-        training.advance(data, held_out)
-        assert training.dual.multipliers.isfinite().all()
-        assert training.dual.slacks.isfinite().all()
-        assert training.dual.multipliers[[0, 2]].tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("weights", ["fixed", "ml", "dual"])
-def test_both_models_learn(weights):
-    training, data, held_out = make(300, weights, simulator=simulate_bent, training_batch_size=50)
-    training.start(held_out)
-    before = training.best_loss
-    proxy_before = training.validate(held_out).get("validation_loss_proxy")
-    records = [training.advance(data, held_out) for _ in range(20)]
-    # Both start from the linear posterior, which takes the bend for noise.
-    assert records[-1]["validation_loss"] < before - 0.5
-    if weights != "ml":
-        # The prior's entropy is log 4: the proxy's base.
-        assert records[-1]["validation_loss_proxy"] < math.log(4) - 0.3
-        assert records[-1]["validation_loss_proxy"] < proxy_before - 0.1
-        assert records[-1]["divergence_reverse"] < 1
-        assert abs(records[-1]["log_partition_mean"]) < 1
 
 
 @pytest.mark.parametrize("weights", ["dual", "dual_quadratic", "fixed", "ml"])
@@ -140,25 +29,6 @@ def test_every_number_of_an_epoch_fits_the_record(weights):
     assert epoch["learning_rate_flow"] == 5e-3
     assert epoch["multiplier_forward"] == training.dual.multipliers[0]
     assert training.epoch == 1
-
-
-def test_data_multipliers_survive_overfitting():
-    """50 simulations, 30 epochs: the flow beats the held-out loss on its own training data.
-
-    Measured on training data the constraints would then look satisfied, and training freeze.
-    """
-    training, data, held_out = make(50, "dual_quadratic", learning_rate=1e-2)
-    training.start(held_out)
-    records = []
-    for _ in range(30):
-        before = snapshot(training.estimator.flow)
-        records.append(training.advance(data, held_out))
-    assert records[-1]["training_loss"] < records[-1]["validation_loss"] - 0.2
-    # D1 and D3 are at least the margin of the entropy estimate, 0.1, and so are their averages,
-    # less what is left of an estimate that is made from few draws.
-    for name in ("forward", "proxy"):
-        assert min(record[f"multiplier_{name}"] for record in records) > 0.05
-    assert not equal(before, snapshot(training.estimator.flow))
 
 
 def test_judge_keeps_the_best_and_restore_best():
@@ -427,31 +297,6 @@ def test_forward_loss_hook_replaces_training_and_validation_loss():
     assert epoch["validation_loss"] > 50
 
 
-@pytest.mark.parametrize("clip", [None, 1e-3])
-def test_each_model_is_clipped_by_its_own_norm(clip):
-    training, data, _ = make(clip_max_norm=clip, training_batch_size=50)
-    # Norms that Adam sees: the gradients stay in place after the step.
-    training.run_epoch(data)
-    norms = [
-        torch.cat([p.grad.flatten() for p in o.param_groups[0]["params"]]).norm().item()
-        for o in training.optimizers
-    ]
-    if clip is None:
-        assert min(norms) > 1e-2
-    else:
-        # Each at the limit, not both together. Float32.
-        assert norms == pytest.approx([clip, clip], rel=1e-2)
-
-
-def test_a_divergence_that_weighs_nothing_trains_nothing():
-    training, data, _ = make(weights=FixedWeights((0.0, 0.0, 1.0)))
-    before = snapshot(training.estimator.flow)
-    proxy = snapshot(training.estimator.proxy)
-    training.run_epoch(data)
-    assert equal(before, snapshot(training.estimator.flow))
-    assert not equal(proxy, snapshot(training.estimator.proxy))
-
-
 def test_observe_keeps_data_divergences_above_the_margin():
     training, _, _ = make()
     for flow, proxy in [(3.0, 2.0), (1.0, 2.5), (1.5, 0.5), (-1.0, math.nan), (4.0, 4.0)]:
@@ -461,16 +306,6 @@ def test_observe_keeps_data_divergences_above_the_margin():
     # The lowest of all was -1.
     assert found["divergence_forward"] == pytest.approx(found["divergence_proxy"])
     assert found["divergence_forward"] > 5
-
-
-def test_a_price_that_is_given_is_the_one_that_is_used():
-    dual = ResilientDual((LinearCost(2.0), HuberCost(1.0, 0.5), LinearCost(0.7)))
-    training, data, held_out = make(weights=dual)
-    training.start(held_out)
-    training.advance(data, held_out)
-    forward, reverse, proxy = training.dual.multipliers.tolist()
-    assert (forward, proxy) == (2.0, 0.7)
-    assert 0 <= reverse <= 0.5
 
 
 def test_a_failed_trial_puts_the_best_weights_back_and_learns_more_slowly():
@@ -514,65 +349,7 @@ def test_a_trial_lowers_the_price_until_the_multiplier_moves(reverse, stiffness)
     assert training.dual is before
 
 
-def test_after_the_first_steps_the_proxy_learns_in_every_other_one(monkeypatch):
-    monkeypatch.setattr(steps_module, "_WHOLE", 2)
-    training, data, _ = make(proxy="likelihood")
-    batches = list(data.batches(5, "cpu", shuffle=True))
-    moved, estimates = [], []
-    for batch in batches[:6]:
-        flow, proxy = snapshot(training.estimator.flow), snapshot(training.estimator.proxy)
-        estimates.append(training.step(*batch)[1].item())
-        assert not equal(flow, snapshot(training.estimator.flow))
-        moved.append(not equal(proxy, snapshot(training.estimator.proxy)))
-    assert moved == [True, True, True, False, True, False]
-    # Between two estimates of D2 the last one stands.
-    assert estimates[3] == estimates[2] != estimates[4] == estimates[5]
-
-
-@pytest.mark.parametrize(
-    "why",
-    [
-        {},
-        {"proxy": "likelihood", "draws": Draws(simulated=0.0)},
-        {"proxy": "likelihood", "draws": Draws(every=1)},
-        {"proxy": "likelihood", "from_prior": False},
-    ],
-    ids=["no likelihood", "no pairs", "told so", "later rounds"],
-)
-def test_all_steps_are_whole_where_the_proxy_simulates_nothing(monkeypatch, why):
-    monkeypatch.setattr(steps_module, "_WHOLE", 0)
-    training, data, _ = make(**why)
-    for batch in data.batches(10, "cpu", shuffle=True):
-        proxy = snapshot(training.estimator.proxy)
-        training.step(*batch)
-        assert not equal(proxy, snapshot(training.estimator.proxy))
-
-
-def test_a_lower_price_moves_the_multiplier_of_reverse():
-    settings = {"weights": ResilientDual((LinearCost(), HuberCost(30.0, 4.0), LinearCost()))}
-    tight, data, _ = make(**settings)
-    torch.manual_seed(1)
-    tight.run_epoch(data)
-    free, data, _ = make(**settings)
-    free.patience.stiffness = 0.0
-    torch.manual_seed(1)
-    free.run_epoch(data)
-    assert free.dual.multipliers[1] < tight.dual.multipliers[1]
-
-
 @pytest.mark.parametrize("weights", ["fixed", "ml", ResilientDual([LinearCost()] * 3)], ids=str)
 def test_weights_that_do_not_move_are_given_no_trial(weights):
     training, _, _ = make(weights=weights)
     assert not training.patience.trials
-
-
-def test_adam_trains_the_gaussian_given_x_and_muon_the_coupling_layers():
-    training = make()[0]
-    muon = training.optimizers[0]
-    assert isinstance(muon, Muon)
-    stacked = {id(p) for stack in muon._stacks for p in stack}
-    names = {name for name, p in training.estimator.named_parameters() if id(p) in stacked}
-    layers = training.estimator.flow.net.transform.transforms
-    (place,) = (i for i, layer in enumerate(layers) if isinstance(layer, ConditionalGaussian))
-    assert names
-    assert all(f"transforms.{place}." not in name for name in names)

@@ -28,11 +28,6 @@ BOUNDS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def walls(low, high, thickness=0.1, dtype=torch.float64):
     return SoftWalls(*(torch.tensor([v], dtype=dtype) for v in (low, high, thickness)))
 

@@ -16,9 +16,8 @@ NEEDED = ["--tasks", "two_moons", "--methods", "npe", "--budgets", "10", "--out"
 
 
 @pytest.fixture
-def asked(monkeypatch, tmp_path):
+def asked(monkeypatch):
     """What the runner is asked to do, instead of doing it."""
-    monkeypatch.chdir(tmp_path)
     calls = {}
 
     def run_benchmark(out, **kwargs):
@@ -112,8 +111,7 @@ def status_of(arguments):
 
 
 @pytest.mark.parametrize("case", MISUSE)
-def test_misuse(case, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_misuse(case, tmp_path, capsys):
     arguments, message = MISUSE[case]
     assert status_of(arguments) == 2
     assert message in capsys.readouterr().err

@@ -1,0 +1,105 @@
+"""What is known to do the same each time, and what is not."""
+
+import pytest
+import torch
+from sbi.utils import BoxUniform, MultipleIndependent
+from sbi.utils.user_input_checks_utils import CustomPriorWrapper
+from sbi_jeffreys.tasks import get_task, list_tasks
+from torch import nn
+from torch.distributions import (
+    AffineTransform,
+    Categorical,
+    Independent,
+    LogNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+)
+
+from sbi_jeffreys.known import is_known_distribution, is_known_network
+
+ONES = torch.ones(2)
+BOX = BoxUniform(-ONES, ONES)
+
+
+class Own(nn.Module):
+    def forward(self, x):
+        return x
+
+
+class OwnNormal(Normal):
+    pass
+
+
+class OwnTransform(AffineTransform):
+    pass
+
+
+class Anything:
+    mean = variance = ONES
+
+    def sample(self, shape=()):
+        return torch.rand(*shape, 2)
+
+    def log_prob(self, theta):
+        return theta.sum(-1)
+
+
+def replaced() -> nn.Module:
+    net = nn.Linear(2, 2)
+    net.forward = lambda x: x
+    return net
+
+
+def hooked(register: str) -> nn.Module:
+    net = nn.Sequential(nn.Linear(2, 2))
+    getattr(net[0], register)(lambda *args: None)
+    return net
+
+
+def watched() -> nn.Module:
+    net = nn.Linear(2, 2)
+    net.weight.register_hook(lambda gradient: None)
+    return net
+
+
+HOOKS = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
+
+
+@pytest.mark.parametrize(
+    ("network", "known"),
+    [
+        (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout()), True),
+        (nn.Sequential(nn.Linear(2, 3), Own()), False),
+        (replaced(), False),
+        (watched(), False),
+        *((hooked(f"register_{name}"), False) for name in HOOKS),
+    ],
+)
+def test_networks(network, known):
+    assert is_known_network(network) is known
+
+
+@pytest.mark.parametrize(
+    ("distribution", "known"),
+    [
+        (BOX, True),
+        (MultivariateNormal(ONES, torch.eye(2)), True),
+        (MultipleIndependent([Normal(ONES[:1], ONES[:1]), BOX]), True),
+        (MixtureSameFamily(Categorical(ONES), Independent(Normal(torch.ones(2, 2), 1.0), 1)), True),
+        (TransformedDistribution(LogNormal(ONES, ONES), [AffineTransform(0.0, 2.0)]), True),
+        (OwnNormal(ONES, ONES), False),
+        (Independent(OwnNormal(ONES, ONES), 1), False),
+        (MultipleIndependent([OwnNormal(ONES[:1], ONES[:1]), BOX]), False),
+        (TransformedDistribution(LogNormal(ONES, ONES), [OwnTransform(0.0, 2.0)]), False),
+        (CustomPriorWrapper(Anything(), lower_bound=-ONES, upper_bound=ONES), False),
+    ],
+)
+def test_distributions(distribution, known):
+    assert is_known_distribution(distribution) is known
+
+
+@pytest.mark.parametrize("name", list_tasks())
+def test_priors_of_tasks_are_known(name):
+    assert is_known_distribution(get_task(name).prior)
