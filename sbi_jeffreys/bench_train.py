@@ -32,9 +32,9 @@ from .trainer import JeffreysNPE
 
 __all__ = ["METHODS", "run_bench"]
 
-# Turns that each method takes; epochs in a turn at least, and simulations that they see in all: in
-# the first epochs steps are taken as they are, later they are recorded.
-_TURNS, _EPOCHS, _SEEN = 3, 5, 30_000
+# Turns that each method takes, epochs in a turn, at least and at most, and simulations that they
+# see: the first steps of a turn are taken as they are, later ones are recorded.
+_TURNS, _FEWEST, _MOST, _SEEN = 3, 5, 30, 30_000
 _MEMORY_ROWS, _MEMORY_ROWS_QUICK, _MEMORY_DIM = 100_000, 1000, 10
 
 
@@ -134,7 +134,7 @@ def _time_methods(
     task: str, n: int, *, seed: int, quick: bool, device: str
 ) -> list[dict[str, Any]]:
     epochs: dict[str, list[float]] = {name: [] for name in METHODS}
-    num_epochs = max(_EPOCHS, _SEEN // n)
+    num_epochs = max(_FEWEST, min(_MOST, _SEEN // n))
     for turn in range(_TURNS):
         for name in METHODS:
             summary, _ = _train(task, n, name, seed + turn, device, max_num_epochs=num_epochs)
