@@ -139,7 +139,7 @@ class StepGraphs:
             self.forget()
             self._rates = steps.rates
         sets = steps.queue.sets if whole else []
-        kind = (whole, len(sets), *(t.shape for t in batch))
+        kind = (whole, len(sets), *((t.shape, t.dtype) for t in batch))
         key = kind, tuple(map(id, sets))
         if key not in self._recorded:
             if self._seen[kind] < before:
