@@ -1,4 +1,4 @@
-"""Recordings on a GPU: CUDA graphs, and what cannot be one.
+"""Recordings on a GPU: CUDA graphs, and what cannot be one. One is made at a time.
 
 References:
     Accelerating PyTorch with CUDA Graphs (Nguyen et al., 2021),
@@ -7,7 +7,6 @@ References:
 
 import contextlib
 import functools
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -17,9 +16,6 @@ import torch
 __all__ = ["new_pool", "no_waiting", "record"]
 
 _T = TypeVar("_T")
-
-# Threads share the device's stream of recordings.
-_ONE_AT_A_TIME = threading.RLock()
 
 
 def new_pool() -> Any:
@@ -38,7 +34,6 @@ def record(
         # The outer one restores the stream if a recording fails. Of other threads only what they do
         # with this recording is an error.
         with (
-            _ONE_AT_A_TIME,
             torch.cuda.stream(torch.cuda.current_stream(device)),
             torch.cuda.graph(graph, pool, _stream(device), capture_error_mode="thread_local"),
         ):
@@ -52,19 +47,18 @@ def record(
 @contextlib.contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:
     """Let it be an error to wait for the device; on the stream of recordings, to set it up."""
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
-        mode, stream = torch.cuda.get_sync_debug_mode(), _stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with warnings.catch_warnings():
-            # That this mode is a prototype.
-            warnings.simplefilter("ignore")
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            with torch.cuda.stream(stream):
-                yield
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-            torch.cuda.current_stream(device).wait_stream(stream)
+    mode, stream = torch.cuda.get_sync_debug_mode(), _stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with warnings.catch_warnings():
+        # That this mode is a prototype.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+        torch.cuda.current_stream(device).wait_stream(stream)
 
 
 @functools.cache
