@@ -26,10 +26,11 @@ from torch import Tensor
 
 from . import cuda_graphs, recording
 from .batches import ones
-from .known import is_known_distribution, is_known_network
+from .known import is_known
 from .seeding import forked
 
 if TYPE_CHECKING:
+    from .descent import Gradients
     from .steps import JointSteps
 
 __all__ = ["Batch", "RecordedStep", "StepGraphs"]
@@ -67,7 +68,7 @@ class RecordedStep:
 
     def __init__(self, steps: "JointSteps", batch: Batch, *, whole: bool, pool: Any) -> None:
         self._batch = [t.clone() for t in batch]
-        self._multipliers = steps.dual.multipliers.to(batch[0])
+        self._multipliers = steps.dual.multipliers.to(batch[0], copy=True)
         theta, x, masks = self._batch
 
         def gradient() -> Any:
@@ -201,16 +202,15 @@ def _is_recordable(steps: "JointSteps", batch: Batch, *, whole: bool) -> bool:
 
 
 def _is_known(steps: "JointSteps") -> bool:
-    """Return whether a step has no code of a user's own in it."""
-    proxy = steps.estimator.proxy
-    prior = proxy is None or is_known_distribution(proxy.base.distribution)
-    return prior and steps.kernel is ones and is_known_network(steps.estimator)
+    """Return whether a step has no code of a user's own in it; the estimator holds the prior."""
+    return steps.kernel is ones and is_known(steps.estimator)
 
 
 def _agrees(made: RecordedStep, steps: "JointSteps", batch: Batch, *, whole: bool) -> bool:
     """Return whether a recording finds for other data what a step finds that is taken as it is.
 
-    On a CPU, where nothing waits, it would tell what was done outside of torch.
+    On a CPU, where nothing waits, it tells what cannot be done again to the bit, or was done
+    outside of torch.
     """
     device = batch[0].device
     if _on_gpu(device):
@@ -222,11 +222,17 @@ def _agrees(made: RecordedStep, steps: "JointSteps", batch: Batch, *, whole: boo
         theta, x, masks = (t[rows] for t in batch)
         with _untouched(steps, device):
             weights = steps.dual.multipliers.tolist()
-            expected, _ = steps.gradient((theta, x, masks), weights, whole=whole)
+            expected, gradients = steps.gradient((theta, x, masks), weights, whole=whole)
         with _untouched(steps, device):
-            if not torch.equal(made.gradient(steps, (theta, x, masks)), expected):
-                return False
+            found = made.gradient(steps, (theta, x, masks))
+        pairs = zip((found, *_flat(made.gradients)), (expected, *_flat(gradients)), strict=True)
+        if not all(torch.equal(*pair) for pair in pairs):
+            return False
     return True
+
+
+def _flat(gradients: "Gradients") -> list[Tensor]:
+    return [gradient for each in gradients.of for gradient in each]
 
 
 @contextlib.contextmanager

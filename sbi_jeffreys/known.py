@@ -1,19 +1,32 @@
-"""Networks and priors whose code is known to do the same in each step of a training.
+"""Code that is known to do the same in each step of a training.
 
 A recording repeats what torch was asked to do, and nothing that Python does beside it: a user's
 network or prior may count, look at a clock or draw numbers of its own. Code of torch, sbi, zuko and
-of this package does nothing of the kind, if nobody has hooked into it.
+of this package does nothing of the kind, if nobody has hooked into it or handed it a function.
 """
 
+import functools
 import types
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
-from torch.distributions import Distribution
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 
-__all__ = ["is_known_distribution", "is_known_network"]
+__all__ = ["is_known"]
 
-_PACKAGES = {"builtins", "nflows", "pyknos", "sbi", "torch", "zuko", __package__}
+_PACKAGES = {
+    "builtins",
+    "collections",
+    "functools",
+    "nflows",
+    "pyknos",
+    "sbi",
+    "torch",
+    "zuko",
+    __package__,
+}
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -21,36 +34,62 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_post_accumulate_grad_hooks",
 )
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
 
 
-def is_known_network(network: nn.Module) -> bool:
-    """Return whether all of a network's modules are known, and none of them has a hook."""
-    return all(map(_is_known_module, network.modules())) and not any(
-        map(_is_hooked, network.parameters())
-    )
+def is_known(thing: Any) -> bool:
+    """Return whether a network or a prior is known, and all that it holds, down to its functions.
 
-
-def is_known_distribution(distribution: Distribution) -> bool:
-    """Return whether a distribution is known, and all that it is made of."""
-    return _is_known_part(distribution)
-
-
-def _is_known_module(module: nn.Module) -> bool:
-    # A forward of an instance's own is no class's.
-    return _is_of_known_package(module) and "forward" not in vars(module) and not _is_hooked(module)
-
-
-def _is_hooked(owner: Any) -> bool:
-    return any(getattr(owner, name, None) for name in _HOOKS)
-
-
-def _is_known_part(part: Any) -> bool:
-    if isinstance(part, list | tuple):
-        return all(map(_is_known_part, part))
-    if isinstance(part, types.FunctionType | types.MethodType) or not _is_of_known_package(part):
+    Args:
+        thing: What is looked into: its attributes, and theirs.
+    """
+    if any(getattr(torch_modules, name) for name in _GLOBAL_HOOKS):
         return False
-    return not isinstance(part, Distribution) or all(map(_is_known_part, vars(part).values()))
+    # By identity, and held: what is made on the way must not leave its identity to others.
+    seen: dict[int, Any] = {}
+    waiting = [thing]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen[id(part)] = part
+        if not _is_known_itself(part):
+            return False
+        waiting.extend(_held_by(part))
+    return True
 
 
-def _is_of_known_package(thing: Any) -> bool:
-    return type(thing).__module__.partition(".")[0] in _PACKAGES
+def _is_known_itself(part: Any) -> bool:
+    if isinstance(part, np.ndarray | np.generic):
+        # Numbers, and no code.
+        return True
+    # A function and a class say where they are from, all else is of its class.
+    named = isinstance(part, types.FunctionType | types.BuiltinFunctionType | type)
+    module = (part.__module__ if named else None) or type(part).__module__
+    if module.partition(".")[0] not in _PACKAGES:
+        return False
+    # A forward of an instance's own is no class's.
+    replaced = isinstance(part, nn.Module) and "forward" in vars(part)
+    return not (replaced or any(getattr(part, name, None) for name in _HOOKS))
+
+
+def _held_by(part: Any) -> Iterable[Any]:
+    if isinstance(part, Tensor | type):
+        return ()
+    if isinstance(part, dict):
+        return part.values()
+    if isinstance(part, list | tuple | set | frozenset):
+        return part
+    if isinstance(part, functools.partial):
+        return part.func, part.args, part.keywords
+    if isinstance(part, types.MethodType):
+        return part.__self__, part.__func__
+    if isinstance(part, types.FunctionType):
+        cells = [cell.cell_contents for cell in part.__closure__ or ()]
+        return *cells, part.__defaults__, part.__kwdefaults__
+    return getattr(part, "__dict__", {}).values()

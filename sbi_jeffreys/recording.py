@@ -7,7 +7,9 @@ with it. What it leaves is what the function would leave that was recorded, to t
 
 As with CUDA graphs, nothing of Python's runs again. What goes in differently each time goes in by
 tensors that are written to; random numbers come from torch's generator, as they would; what depends
-on values (a branch, the size of a result) is refused.
+on values (a branch, the size of a result) is refused, as far as torch's operations tell. A few
+operations take another way while somebody listens, and may round otherwise (``svdvals``, the
+gradient of ``prod``): :mod:`sbi_jeffreys.graphs` compares before it uses a recording.
 """
 
 import functools
@@ -141,7 +143,8 @@ def record(function: Callable[[], _T], pool: Pool) -> tuple[Recording, _T]:
     """Return the recording of a function, and what the function returned.
 
     The function runs, and what it has changed is undone: torch's random numbers, and what
-    operations of torch have written to.
+    operations of torch have written to. What Python has assigned stays, such as the gradients of
+    parameters, which are then the recording's.
 
     Args:
         function: Returns tensors, in lists, tuples and dictionaries.
@@ -183,5 +186,8 @@ def _outs(operation: Operation) -> _Outs | None:
 def _do_into(where: list[Tensor | None], operation: Operation, *args: Any, **kwargs: Any) -> None:
     """Do an operation, and copy its results to where they belong."""
     for tensor, value in zip(where, tensors_in(operation(*args, **kwargs)), strict=True):
-        if tensor is not None:
-            tensor.copy_(value)
+        if tensor is None:
+            continue
+        if tensor.shape != value.shape:
+            raise RuntimeError(f"{operation}: the shape of a result depends on values.")
+        tensor.copy_(value)

@@ -163,19 +163,16 @@ class JointSteps:
         recorded = self.graphs.find(self, batch, whole=whole)
         if recorded is None:
             found, gradients = self.gradient(batch, self.dual.multipliers.tolist(), whole=whole)
+            descend = self.descend
         else:
-            found = recorded.gradient(self, batch)
+            found, gradients = recorded.gradient(self, batch), recorded.gradients
+            descend = recorded.descend
         # In one transfer: a GPU stops for each.
         found = found.to("cpu", torch.float64)
         (forward, reverse), (objective, *norms) = found[:2], found[2:].tolist()
         check_finite(objective, norms)
-        if recorded is not None:
-            gradients = recorded.gradients
         clip(gradients, norms, self.settings.clip_max_norm)
-        if recorded is None:
-            self.descend()
-        else:
-            recorded.descend()
+        descend()
         self.steps += 1
         self.average.update(self.steps)
         if whole:

@@ -246,15 +246,43 @@ def used(monkeypatch) -> list[RecordedStep]:
     return used
 
 
-@pytest.mark.parametrize("kernel", [numpy_kernel, mean_kernel, CountingKernel(), AddingKernel()])
-def test_what_is_done_outside_of_torch_is_found_out(kernel, used):
-    """Also by a CPU, which waits for nothing."""
-    train(steps={"calibration_kernel": kernel})
+OWN = [numpy_kernel, mean_kernel, CountingKernel(), AddingKernel(), NumpyBox]
+
+
+def train_with(own) -> None:
+    """Train with a kernel, or a prior, of a user's own."""
+    if own is NumpyBox:
+        train(numpy_prior())
+    else:
+        train(steps={"calibration_kernel": own})
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_code_of_users_is_not_recorded_on_a_cpu(own, used):
+    train_with(own)
     assert not used
 
 
-def test_random_numbers_of_others_are_found_out(used):
-    train(numpy_prior())
+@pytest.mark.parametrize("own", OWN)
+def test_what_is_done_outside_of_torch_would_be_found_out(own, used, monkeypatch):
+    """Also by a CPU, which waits for nothing."""
+    asked = []
+    monkeypatch.setattr(graphs, "_is_known", lambda steps: asked.append(steps) or True)
+    train_with(own)
+    assert asked
+    assert not used
+
+
+def test_wrong_gradients_of_the_right_norm_are_found_out(used, monkeypatch):
+    gradient = RecordedStep.gradient
+
+    def wrong(self, *args) -> Tensor:
+        found = gradient(self, *args)
+        self.gradients.of[0][0].neg_()
+        return found
+
+    monkeypatch.setattr(RecordedStep, "gradient", wrong)
+    train()
     assert not used
 
 

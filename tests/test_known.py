@@ -1,5 +1,7 @@
 """What is known to do the same each time, and what is not."""
 
+from functools import partial
+
 import pytest
 import torch
 from sbi.utils import BoxUniform, MultipleIndependent
@@ -9,15 +11,19 @@ from torch import nn
 from torch.distributions import (
     AffineTransform,
     Categorical,
+    ComposeTransform,
+    CumulativeDistributionTransform,
     Independent,
+    IndependentTransform,
     LogNormal,
     MixtureSameFamily,
     MultivariateNormal,
     Normal,
     TransformedDistribution,
 )
+from torch.nn.modules import module as modules
 
-from sbi_jeffreys.known import is_known_distribution, is_known_network
+from sbi_jeffreys.known import is_known
 
 ONES = torch.ones(2)
 BOX = BoxUniform(-ONES, ONES)
@@ -64,6 +70,18 @@ def watched() -> nn.Module:
     return net
 
 
+def own_activation(x):
+    return x
+
+
+def given(activation) -> nn.Module:
+    return nn.TransformerEncoderLayer(4, 1, 4, activation=activation)
+
+
+def bent(transform) -> TransformedDistribution:
+    return TransformedDistribution(LogNormal(ONES, ONES), [transform])
+
+
 HOOKS = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
 
 
@@ -74,11 +92,18 @@ HOOKS = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backwar
         (nn.Sequential(nn.Linear(2, 3), Own()), False),
         (replaced(), False),
         (watched(), False),
+        (given("gelu"), True),
+        (given(nn.functional.silu), True),
+        (given(torch.tanh), True),
+        (given(own_activation), False),
+        (given(partial(torch.clamp, min=0.0)), True),
+        (given(partial(own_activation)), False),
+        (given(Anything().log_prob), False),
         *((hooked(f"register_{name}"), False) for name in HOOKS),
     ],
 )
 def test_networks(network, known):
-    assert is_known_network(network) is known
+    assert is_known(network) is known
 
 
 @pytest.mark.parametrize(
@@ -88,18 +113,48 @@ def test_networks(network, known):
         (MultivariateNormal(ONES, torch.eye(2)), True),
         (MultipleIndependent([Normal(ONES[:1], ONES[:1]), BOX]), True),
         (MixtureSameFamily(Categorical(ONES), Independent(Normal(torch.ones(2, 2), 1.0), 1)), True),
-        (TransformedDistribution(LogNormal(ONES, ONES), [AffineTransform(0.0, 2.0)]), True),
+        (bent(AffineTransform(0.0, 2.0)), True),
         (OwnNormal(ONES, ONES), False),
         (Independent(OwnNormal(ONES, ONES), 1), False),
         (MultipleIndependent([OwnNormal(ONES[:1], ONES[:1]), BOX]), False),
-        (TransformedDistribution(LogNormal(ONES, ONES), [OwnTransform(0.0, 2.0)]), False),
+        (bent(OwnTransform(0.0, 2.0)), False),
+        (
+            TransformedDistribution(
+                Normal(ONES, ONES), ComposeTransform([AffineTransform(0.0, 2.0)])
+            ),
+            True,
+        ),
+        (
+            TransformedDistribution(Normal(ONES, ONES), ComposeTransform([OwnTransform(0.0, 2.0)])),
+            False,
+        ),
+        (
+            TransformedDistribution(
+                Normal(ONES, ONES), IndependentTransform(OwnTransform(0.0, 2.0), 1)
+            ),
+            False,
+        ),
+        (
+            TransformedDistribution(BOX, [CumulativeDistributionTransform(OwnNormal(ONES, ONES))]),
+            False,
+        ),
         (CustomPriorWrapper(Anything(), lower_bound=-ONES, upper_bound=ONES), False),
     ],
 )
 def test_distributions(distribution, known):
-    assert is_known_distribution(distribution) is known
+    assert is_known(distribution) is known
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_of_all_modules(name):
+    hook = getattr(modules, f"register_module_{name}")(lambda *args: None)
+    try:
+        assert not is_known(nn.Linear(2, 2))
+    finally:
+        hook.remove()
+    assert is_known(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("name", list_tasks())
 def test_priors_of_tasks_are_known(name):
-    assert is_known_distribution(get_task(name).prior)
+    assert is_known(get_task(name).prior)
