@@ -64,6 +64,7 @@ class RecordedStep:
 
     Attributes:
         gradients: Where :meth:`gradient` leaves them, and :meth:`descend` looks for them.
+        rates: Learning rates that :meth:`descend` has.
     """
 
     def __init__(self, steps: "JointSteps", batch: Batch, *, whole: bool, pool: Any) -> None:
@@ -81,7 +82,19 @@ class RecordedStep:
             self._gradient, made = _record(gradient, pool, theta.device)
             self._found, self.gradients, left = made
             self._left = left if whole else None
-        self._descent, _ = _record(steps.descend, pool, theta.device)
+        parameters = [
+            p for optimizer in steps.optimizers for p in optimizer.param_groups[0]["params"]
+        ]
+        self._parameters = [(p, p.grad) for p in parameters]
+        self._pool, self._device = pool, theta.device
+        self.record_descent(steps)
+
+    def record_descent(self, steps: "JointSteps") -> None:
+        """Record the step of the optimizers at the rates that they have now."""
+        for parameter, gradient in self._parameters:
+            parameter.grad = gradient
+        self._descent, _ = _record(steps.descend, self._pool, self._device)
+        self.rates = steps.rates
 
     def gradient(self, steps: "JointSteps", batch: Batch) -> Tensor:
         """Return what :meth:`JointSteps.gradient` found for a batch."""
@@ -134,9 +147,9 @@ class StepGraphs:
         before = _BEFORE.get(batch[0].device.type)
         if before is None or not self.possible:
             return None
-        if steps.rates != self._rates:
-            # What was recorded has others. They also change where weights are put back, of which
-            # some tensors are made anew.
+        if _on_gpu(batch[0].device) and steps.rates != self._rates:
+            # They change where weights are put back, of which some tensors are made anew: to a
+            # graph these are lost.
             self.forget()
             self._rates = steps.rates
         sets = steps.queue.sets if whole else []
@@ -147,7 +160,11 @@ class StepGraphs:
                 self._seen[kind] += 1
             elif len(self._recorded) < _MOST:
                 self._try_to_record(key, steps, batch, whole=whole)
-        return self._recorded.get(key)
+        found = self._recorded.get(key)
+        if found is not None and found.rates != steps.rates:
+            with _ONE_AT_A_TIME:
+                found.record_descent(steps)
+        return found
 
     def _try_to_record(self, key: Any, steps: "JointSteps", batch: Batch, *, whole: bool) -> None:
         # Steps of the flow alone come between those that leave samples and those that use them, and

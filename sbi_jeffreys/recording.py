@@ -128,15 +128,17 @@ class Recording:
         kwargs = replaced(Place, self._tensor, call.kwargs)
         outs = _outs(operation)
         if not made:
-            self._calls.append((operation, args, kwargs))
+            self._calls.append((_direct(operation), args, kwargs))
         elif operation in _FILLED:
-            self._calls.append((_FILLED[operation], (self._tensor(made[0]),), {}))
+            self._calls.append((_direct(_FILLED[operation]), (self._tensor(made[0]),), {}))
         elif outs is not None and len(outs.names) == len(made) == len(call.results):
             into = dict(zip(outs.names, map(self._tensor, made), strict=True))
-            self._calls.append((outs.operation, args, kwargs | into))
+            self._calls.append((_direct(outs.operation), args, kwargs | into))
         else:
             where = [None if p is None else self._tensor(p) for p in call.results]
-            self._calls.append((functools.partial(_do_into, where, operation), args, kwargs))
+            self._calls.append(
+                (functools.partial(_do_into, where, _direct(operation)), args, kwargs)
+            )
 
 
 def record(function: Callable[[], _T], pool: Pool) -> tuple[Recording, _T]:
@@ -183,7 +185,14 @@ def _outs(operation: Operation) -> _Outs | None:
     return None
 
 
-def _do_into(where: list[Tensor | None], operation: Operation, *args: Any, **kwargs: Any) -> None:
+def _direct(operation: Operation) -> Callable[..., Any]:
+    """Return what does an operation, without the method of Python's around it."""
+    return operation._op
+
+
+def _do_into(
+    where: list[Tensor | None], operation: Callable[..., Any], *args: Any, **kwargs: Any
+) -> None:
     """Do an operation, and copy its results to where they belong."""
     for tensor, value in zip(where, tensors_in(operation(*args, **kwargs)), strict=True):
         if tensor is None:

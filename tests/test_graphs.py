@@ -135,22 +135,24 @@ def test_steps_of_the_flow_alone(num, fraction, made, monkeypatch):
     assert_replayed(monkeypatch, made, run)
 
 
-def test_other_rates_are_recorded_anew(made, monkeypatch):
-    def run() -> list[Tensor]:
-        trainer = train(epochs=3)
-        training = trainer._training
-        training.graphs = StepGraphs()
-        theta, x = (t[:50] for t in simulations())
-        training.estimator.train()
-        torch.manual_seed(2)
-        for rate in (1e-3, 1e-2):
-            for optimizer in training.optimizers:
-                optimizer.param_groups[0]["lr"] = rate
-            for _ in range(6):
-                training.step(theta, x, torch.ones(50, 1))
-        return weights_of(trainer)
+def train_at_two_rates() -> JeffreysNPE:
+    """Train, and then for six more steps at each of two rates."""
+    trainer = train(epochs=3)
+    training = trainer._training
+    training.graphs = StepGraphs()
+    theta, x = (t[:50] for t in simulations())
+    training.estimator.train()
+    torch.manual_seed(2)
+    for rate in (1e-3, 1e-2):
+        for optimizer in training.optimizers:
+            optimizer.param_groups[0]["lr"] = rate
+        for _ in range(6):
+            training.step(theta, x, torch.ones(50, 1))
+    return trainer
 
-    assert_replayed(monkeypatch, made, run)
+
+def test_other_rates_are_other_steps(made, monkeypatch):
+    assert_replayed(monkeypatch, made, lambda: weights_of(train_at_two_rates()))
 
 
 @pytest.mark.filterwarnings("ignore:When the inference object is pickled")
@@ -244,6 +246,21 @@ def used(monkeypatch) -> list[RecordedStep]:
     monkeypatch.setattr(graphs, "_BEFORE", {"cpu": 1})
     monkeypatch.setattr(StepGraphs, "find", noted)
     return used
+
+
+def test_other_rates_are_new_steps_of_the_optimizers_alone_on_a_cpu(used, monkeypatch):
+    rates = []
+    record_descent = RecordedStep.record_descent
+
+    def noted(self, steps) -> None:
+        record_descent(self, steps)
+        rates.append(steps.rates[0])
+
+    monkeypatch.setattr(RecordedStep, "record_descent", noted)
+    train_at_two_rates()
+    # With new samples, and with those left over: in 12 steps the first of each is none.
+    assert rates[-4:] == [1e-3, 1e-3, 1e-2, 1e-2]
+    assert len(set(map(id, used[-10:]))) == 2
 
 
 OWN = [numpy_kernel, mean_kernel, CountingKernel(), AddingKernel(), NumpyBox]
