@@ -17,6 +17,8 @@ References:
     Asymptotic Statistics (van der Vaart, 1998), chapter 10.2: the Bernstein-von Mises theorem
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
@@ -60,15 +62,20 @@ class ConditionalGaussian(LazyTransform):
         self.features = features
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
-        # Where the network's last outputs stand in the flattened matrix.
-        row, column = torch.tril_indices(features, features, -1)
-        places = row * features + column if features <= _MOST else row[:0]
-        self.register_buffer("places", places, persistent=False)
-        self.hyper = MLP(len(center), 2 * features + len(places), hidden_features)
+        # Where the network's last outputs stand in the matrix L.
+        entries = torch.tril_indices(features, features, -1)
+        entries = entries if features <= _MOST else entries[:, :0]
+        self.register_buffer("entries", entries, persistent=False)
+        # The same as one-hot rows: products with these add and pick, gradients included, in a
+        # fraction of the time that many small matrices take.
+        one_hot = torch.eye(features)[entries].to(center)
+        self.register_buffer("one_hot", one_hot, persistent=False)
+        self.hyper = MLP(len(center), 2 * features + entries.shape[1], hidden_features)
 
     center: Tensor
     scale: Tensor
-    places: Tensor
+    entries: Tensor
+    one_hot: Tensor
 
     def forward(self, c: Tensor) -> Transform:
         """Return the transformation given embedded data (*, c)."""
@@ -79,11 +86,11 @@ class ConditionalGaussian(LazyTransform):
         # The network says s, s m and s L; what is bounded are m and L.
         scale = log_scale.exp()
         shift = _bounded(shift / scale, _SHIFT)
-        if not len(self.places):
+        if not lower.shape[-1]:
             return _Affine(log_scale, shift, None)
-        lower = _bounded(lower / scale[..., self.places // d], _SLOPE)
-        matrix = lower.new_zeros(*lower.shape[:-1], d * d).index_copy(-1, self.places, lower)
-        return _Affine(log_scale, shift, matrix.unflatten(-1, (d, d)))
+        rows = self.one_hot[0]
+        lower = _bounded(lower / (scale @ rows.T), _SLOPE)
+        return _Affine(log_scale, shift, _Lower(lower, self.entries, *self.one_hot))
 
 
 def _bounded(value: Tensor, bound: Tensor | float) -> Tensor:
@@ -91,26 +98,54 @@ def _bounded(value: Tensor, bound: Tensor | float) -> Tensor:
     return value / (1 + value.abs() / bound)
 
 
+class _Lower(NamedTuple):
+    """Strictly lower triangular matrices L.
+
+    ``values`` (*B, E) are their entries below the diagonal, whose rows and columns are ``entries``
+    (2, E), as one-hot vectors ``rows`` and ``columns`` (E, d).
+    """
+
+    values: Tensor
+    entries: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def times(self, theta: Tensor) -> Tensor:
+        """Return L theta, for theta (*S, *B, d)."""
+        return (self.values * (theta @ self.columns.T)) @ self.rows
+
+    def solve(self, y: Tensor) -> Tensor:
+        """Solve with I + L for y (*S, *B, d), a matrix at a time."""
+        d = y.shape[-1]
+        places = self.entries[0] * d + self.entries[1]
+        flat = self.values.new_zeros(*self.values.shape[:-1], d * d)
+        lower = flat.index_copy(-1, places, self.values).unflatten(-1, (d, d))
+        samples = y.shape[: y.dim() + 1 - lower.dim()]
+        columns = y.reshape(samples.numel(), *y.shape[len(samples) :]).movedim(0, -1)
+        theta = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
+        return theta.movedim(-1, 0).reshape(y.shape)
+
+
 class _Affine(Transform):
-    """y = s ((I + L) theta + m): log s and m (*, d), L strictly lower triangular (*, d, d) or 0."""
+    """y = s ((I + L) theta + m): log s and m (*, d), L or none."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, log_scale: Tensor, shift: Tensor, lower: Tensor | None) -> None:
+    def __init__(self, log_scale: Tensor, shift: Tensor, lower: _Lower | None) -> None:
         super().__init__()
         self.log_scale, self.shift, self.lower = log_scale, shift, lower
 
     def _call(self, theta: Tensor) -> Tensor:
         shifted = theta + self.shift
         if self.lower is not None:
-            shifted = shifted + torch.einsum("...ij,...j->...i", self.lower, theta)
+            shifted = shifted + self.lower.times(theta)
         return shifted * self.log_scale.exp()
 
     def _inverse(self, y: Tensor) -> Tensor:
         shifted = y * (-self.log_scale).exp() - self.shift
-        return shifted if self.lower is None else _solve(self.lower, shifted)
+        return shifted if self.lower is None else self.lower.solve(shifted)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return log |det A|, of the shape of the rows."""
@@ -120,11 +155,3 @@ class _Affine(Transform):
         """Return y and log |det A|."""
         y = self._call(x)
         return y, self.log_abs_det_jacobian(x, y)
-
-
-def _solve(lower: Tensor, y: Tensor) -> Tensor:
-    """Solve with I + L, L (*B, d, d), for rows (*S, *B, d), a matrix at a time."""
-    samples = y.shape[: y.dim() + 1 - lower.dim()]
-    columns = y.reshape(samples.numel(), *y.shape[len(samples) :]).movedim(0, -1)
-    theta = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
-    return theta.movedim(-1, 0).reshape(y.shape)

@@ -42,6 +42,7 @@ from .linear import (
     ridge_regression,
     shrunk_cholesky,
 )
+from .logsumexp import logsumexp
 
 __all__ = ["LikelihoodEnergy"]
 
@@ -309,13 +310,17 @@ class LikelihoodEnergy(nn.Module):
         scale = log_scale.exp()
         if self.lower.shape[1]:
             A = self._factor(scale, lower)
-            distance = (A @ w.T - A @ m.unsqueeze(-1)).square().sum(-2)
+            # Columns one after the other: the gradient of the product then takes a third of the
+            # time.
+            by_columns = A.flatten(0, -2).T.contiguous().T
+            product = (by_columns @ w.T).unflatten(0, A.shape[:-1])
+            distance = (product - A @ m.unsqueeze(-1)).square().sum(-2)
         else:
             p = scale.square()
             cross = (p * m.square()).sum(-1, keepdim=True) - 2 * (p * m) @ w.T
             distance = cross + p @ w.T.square()
         log_norm = log_scale.sum(-1) + log_weight
-        return (log_norm.unsqueeze(-1) - 0.5 * distance).logsumexp(-2)
+        return logsumexp(log_norm.unsqueeze(-1) - 0.5 * distance, -2)
 
     def _factor(self, scale: Tensor, lower: Tensor) -> Tensor:
         A = torch.diag_embed(scale)
