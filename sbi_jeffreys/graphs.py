@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from . import cuda_graphs, recording
-from .batches import ones
+from .batches import Data, LoaderData, ones
 from .known import is_known
+from .recording import Repeated
 from .seeding import forked
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _MOST = 32
 # Steps of a kind before it is recorded. In the first, optimizers, libraries and what remembers
 # tensors set themselves up; on a CPU, to record a step takes as long as is saved in thirty.
 _BEFORE = {"cpu": 20, "cuda": 1}
+# The same where a run is known to be long.
+_SOON = 4
 # Threads share a device's stream of recordings.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -116,10 +119,11 @@ class StepGraphs:
 
     Attributes:
         possible: Whether steps are recorded.
+        soon: Whether to record early: the run will be long.
     """
 
     def __init__(self) -> None:
-        self.possible = True
+        self.possible, self.soon = True, False
         self.forget()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StepGraphs":
@@ -135,6 +139,7 @@ class StepGraphs:
         self._recorded: dict[Any, RecordedStep] = {}
         self._rates: list[float] = []
         self._pools: dict[bool, Any] = {}
+        self._repeated: dict[Any, tuple[Repeated, Any]] = {}
 
     def find(self, steps: "JointSteps", batch: Batch, *, whole: bool) -> RecordedStep | None:
         """Return the recording of such a step, made now if need be; ``None`` if there is none.
@@ -144,7 +149,7 @@ class StepGraphs:
             batch: The batch.
             whole: Whether the step evaluates all terms.
         """
-        before = _BEFORE.get(batch[0].device.type)
+        before = self._before(batch[0].device)
         if before is None or not self.possible:
             return None
         if _on_gpu(batch[0].device) and steps.rates != self._rates:
@@ -165,6 +170,37 @@ class StepGraphs:
             with _ONE_AT_A_TIME:
                 found.record_descent(steps)
         return found
+
+    def repeat(
+        self,
+        name: str,
+        function: Callable[[], tuple[Tensor, ...]],
+        steps: "JointSteps",
+        held_out: Data | LoaderData,
+    ) -> tuple[Tensor, ...]:
+        """Return what a function returns that is asked of held-out rows after every epoch.
+
+        On a CPU it is recorded as steps are.
+
+        Args:
+            name: Which function it is.
+            function: Has no arguments, and changes nothing.
+            steps: Whose.
+            held_out: The rows.
+        """
+        device = torch.device(steps.settings.device)
+        if _on_gpu(device) or not isinstance(held_out, Data):
+            return function()
+        key = name, id(held_out)
+        if key not in self._repeated:
+            before = self._before(device) if _is_known(steps) else None
+            # The rows are kept, or others may get their identity.
+            self._repeated[key] = Repeated(function, before), held_out
+        return self._repeated[key][0]()
+
+    def _before(self, device: torch.device) -> int | None:
+        before = _BEFORE.get(device.type)
+        return before if before is None or not self.soon else min(before, _SOON)
 
     def _try_to_record(self, key: Any, steps: "JointSteps", batch: Batch, *, whole: bool) -> None:
         # Steps of the flow alone come between those that leave samples and those that use them, and

@@ -33,7 +33,7 @@ from .recorder import (
 )
 from .seeding import forked
 
-__all__ = ["Pool", "Recording", "record"]
+__all__ = ["Pool", "Recording", "Repeated", "record"]
 
 _T = TypeVar("_T")
 
@@ -162,6 +162,49 @@ def record(function: Callable[[], _T], pool: Pool) -> tuple[Recording, _T]:
     finally:
         recorder.undo()
     return Recording(recorder, result, pool), result
+
+
+class Repeated:
+    """A function that is called again and again: on a CPU it is recorded after the first calls.
+
+    What cannot be recorded is called as it is.
+
+    Args:
+        function: Has no arguments, works on what stays where it is, and returns tensors.
+        before: Calls before it is recorded; ``None`` for never.
+    """
+
+    def __init__(self, function: Callable[[], tuple[Tensor, ...]], before: int | None) -> None:
+        self._function, self._before = function, before
+        self._recording: Recording | None = None
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        """Return what the function returns."""
+        if self._recording is not None:
+            self._recording.replay()
+            return self._copies()
+        if self._before is None:
+            return self._function()
+        self._before -= 1
+        if self._before >= 0:
+            return self._function()
+        return self._record()
+
+    def _record(self) -> tuple[Tensor, ...]:
+        self._before = None
+        try:
+            recording, self._results = record(self._function, Pool())
+        except Exception:
+            # If it is wrong in itself, it fails again.
+            return self._function()
+        expected = self._copies()
+        recording.replay()
+        if all(map(torch.equal, expected, self._copies())):
+            self._recording = recording
+        return expected
+
+    def _copies(self) -> tuple[Tensor, ...]:
+        return tuple(result.clone() for result in self._results)
 
 
 class _Outs(NamedTuple):

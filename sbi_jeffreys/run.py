@@ -16,6 +16,9 @@ from .warn import warn
 
 __all__ = ["run", "run_epochs"]
 
+# Epochs from which on a run is long enough to record its steps early.
+_LONG = 50
+
 
 def run(
     training: Training,
@@ -103,6 +106,8 @@ def run_epochs(
             weights are finite; all else that ``after_epoch`` raises.
     """
     last = training.epoch + max_num_epochs
+    # Where there are prices to try, patience begins after hundreds of steps.
+    training.graphs.soon = training.patience.trials and max_num_epochs >= _LONG
     try:
         while training.epoch < last and not training.converged:
             after_epoch(training.advance(data, held_out))

@@ -16,6 +16,7 @@ from sbi_jeffreys import JeffreysNPE, cuda_graphs, graphs
 from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.graphs import RecordedStep, StepGraphs
+from sbi_jeffreys.held_out import flow_losses
 
 
 @pytest.fixture(params=["as on a CPU", "as on a GPU"])
@@ -171,6 +172,23 @@ def test_nothing_stays_recorded_after_training(made):
     trainer = train()
     assert made
     assert not trainer._training.graphs._recorded
+    assert not trainer._training.graphs._repeated
+
+
+def test_held_out_losses_are_recorded_on_a_cpu(used, monkeypatch):
+    asked = []
+
+    def noted(*args) -> tuple[Tensor, Tensor]:
+        asked.append(args)
+        return flow_losses(*args)
+
+    monkeypatch.setattr("sbi_jeffreys.training.flow_losses", noted)
+    train(epochs=6)
+    # Before the first epoch, after it to be recorded, and twice to settle.
+    assert len(asked) == 4
+    asked.clear()
+    train(epochs=6, steps={"calibration_kernel": lambda x: x.new_ones(len(x))})
+    assert len(asked) == 1 + 6 + 2
 
 
 def test_who_waits_for_the_device_is_not_recorded(made, monkeypatch):

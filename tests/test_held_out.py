@@ -77,8 +77,8 @@ def test_atomic_losses_are_of_batches_of_their_size():
     assert torch.equal(found, data.theta[:, 0] + 1)
 
 
-@pytest.mark.parametrize("proxy", ["likelihood", "mlp"])
-def test_the_proxy_is_looked_at_now_and_then(proxy):
+@pytest.mark.parametrize(("proxy", "steps"), [("likelihood", 64), ("mlp", 32)])
+def test_the_proxy_is_looked_at_now_and_then(proxy, steps):
     estimator, data = make(proxy=proxy)
     looks = ProxyLooks(watch=True)
     looks.look(estimator, data, 0, "cpu")
@@ -87,11 +87,12 @@ def test_the_proxy_is_looked_at_now_and_then(proxy):
     assert looks.plateau.weights
     for parameter in estimator.proxy.parameters():
         torch.nn.init.normal_(parameter)
-    looks.look(estimator, data, 31, "cpu")
+    looks.look(estimator, data, steps - 1, "cpu")
     assert looks.seen is first
-    looks.look(estimator, data, 32, "cpu")
+    looks.look(estimator, data, steps, "cpu")
     assert looks.seen["validation_loss_proxy"] != first["validation_loss_proxy"]
-    # A likelihood needs no draws, and is looked at more often: at 0, 31 and not again at 32.
+    # The likelihood itself needs no draws, and is looked at more often: at 0, 63 and not again at
+    # 64.
     assert looks.plateau.looks == 1
 
 

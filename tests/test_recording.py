@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sbi_jeffreys import recording
 from sbi_jeffreys.recorder import Recorder
-from sbi_jeffreys.recording import Pool, record
+from sbi_jeffreys.recording import Pool, Repeated, record
+from sbi_jeffreys.seeding import forked
 
 
 def assert_done_again(function, *inputs: Tensor, pool: Pool | None = None) -> None:
@@ -259,3 +261,55 @@ def test_views_and_what_profilers_are_told_are_not_calls():
         torch.ops.aten.clone.default,
         torch.ops.aten.exp.default,
     ]
+
+
+def test_what_is_repeated_is_recorded_after_the_first_calls():
+    calls, x = [], torch.zeros(3)
+
+    def function() -> tuple[Tensor, ...]:
+        calls.append(x.clone())
+        return x + 1, torch.rand(2)
+
+    repeated, never = Repeated(function, 2), Repeated(function, None)
+    for value in range(6):
+        x.fill_(value)
+        with forked():
+            expected = never()
+        found = repeated()
+        assert all(map(torch.equal, found, expected))
+    # The third call is recorded.
+    assert len(calls) == 6 + 3
+    last = found
+    x.fill_(9.0)
+    repeated()
+    assert all(map(torch.equal, found, last))
+    assert found[0].tolist() == [6.0] * 3
+
+
+def test_what_depends_on_values_is_repeated_as_it_is():
+    x = torch.ones(3)
+    repeated = Repeated(lambda: (x + 1 if x.sum().item() > 0 else x,), 1)
+    assert [repeated()[0][0].item() for _ in range(3)] == [2.0] * 3
+    x.neg_()
+    assert repeated()[0].tolist() == [-1.0] * 3
+
+
+def test_a_recording_that_finds_something_else_is_not_used(monkeypatch):
+    class Wrong:
+        def replay(self) -> None:
+            result.add_(1)
+
+    result = torch.ones(2)
+    monkeypatch.setattr(recording, "record", lambda function, pool: (Wrong(), (result,)))
+    repeated = Repeated(lambda: (torch.ones(2),), 0)
+    assert [repeated()[0].tolist() for _ in range(3)] == [[1.0, 1.0]] * 3
+
+
+def test_an_error_of_a_repeated_function_is_its_own():
+    def function() -> tuple[Tensor, ...]:
+        raise ValueError("of its own")
+
+    repeated = Repeated(function, 0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="of its own"):
+            repeated()
