@@ -29,6 +29,7 @@ from .likelihood import LikelihoodEnergy
 from .muon import adam
 from .patience import copy_of_weights
 from .pool import log_ratio
+from .recording import Repeated
 from .seeding import forked
 
 __all__ = ["is_better", "likelihood_is_doubtful"]
@@ -39,6 +40,8 @@ _ROWS, _HELD_OUT, _FEWEST = 2000, 500, 50
 # end its training.
 _STEPS, _LOOK, _PATIENCE, _PROGRESS = 400, 20, 5, 0.002
 _BATCH, _WIDTH = 200, 128
+# Steps before one is recorded.
+_RECORDED = 5
 # Simulations for each held-out row, and draws of the flow for each x.
 _COPIES, _DRAWS = 8, 256
 # Nats to be gained, and standard errors that the gain must be above zero.
@@ -68,6 +71,8 @@ def likelihood_is_doubtful(
     # Draws are none of the training's, which may be resumed.
     with forked(device):
         critic = _train_critic(network, (seen[0], context), (theta, held_out_context))
+        if critic is None:
+            return False
         gains = _gains(critic, estimator, theta, held_out_context)
     error = gains.std() / len(gains) ** 0.5
     return bool((gains.mean() > _GAIN) & (gains.mean() > _ERRORS * error))
@@ -103,25 +108,30 @@ class _Critic(nn.Module):
 
 def _train_critic(
     network: LikelihoodEnergy, rows: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]
-) -> _Critic:
-    """Return the critic that is best on held-out rows of (theta, embedded data)."""
+) -> _Critic | None:
+    """Return the critic that is best on held-out rows of (theta, embedded data), if it learns."""
     theta, context = rows
     critic = _Critic(network, theta.shape[1], context.shape[1]).to(theta.device)
     optimizer = adam(list(critic.layers.parameters()), lr=2e-3, weight_decay=0.1)
     with torch.no_grad():
         copies = held_out[0].repeat(_COPIES, 1)
         to_judge = *held_out, copies, network.simulate(copies)
-        best, weights = _confusion(critic, network, *to_judge), copy_of_weights(critic.layers)
-    idle = 0
-    for step in range(1, _STEPS + 1):
+        best = _confusion(critic, network, *to_judge)
+
+    def descend() -> tuple[Tensor, ...]:
         some = torch.randint(len(theta), (_BATCH,), device=theta.device)
-        loss = _confusion(
-            critic, network, theta[some], context[some], theta[some], network.simulate(theta[some])
-        )
+        at, simulated = theta[some], network.simulate(theta[some])
         optimizer.zero_grad()
-        loss.backward()
+        _confusion(critic, network, at, context[some], at, simulated).backward()
         optimizer.step()
-        if step % _LOOK == 0:
+        return ()
+
+    # All code in it is ours.
+    step = Repeated(descend, _RECORDED if theta.device.type == "cpu" else None)
+    weights, idle = None, 0
+    for number in range(1, _STEPS + 1):
+        step()
+        if number % _LOOK == 0:
             with torch.no_grad():
                 loss = _confusion(critic, network, *to_judge)
             idle += 1
@@ -129,6 +139,8 @@ def _train_critic(
                 best, weights, idle = loss, copy_of_weights(critic.layers), 0
             if idle == _PATIENCE:
                 break
+    if weights is None:
+        return None
     critic.layers.load_state_dict(weights)
     return critic
 

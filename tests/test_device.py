@@ -210,6 +210,8 @@ def test_files_know_no_device(simulations, monkeypatch, tmp_path):
 
 def test_the_critic_of_the_likelihood(simulations, monkeypatch):
     monkeypatch.setattr(second_proxy, "_STEPS", 20)
+    # Whatever it has learnt counts.
+    monkeypatch.setattr(second_proxy, "_PROGRESS", -10.0)
 
     def run(device):
         training = train(simulations, device)._training

@@ -64,12 +64,33 @@ def test_a_critic_that_finds_something_in_x_alone_gains_nothing():
     rows = [(d.theta, estimator.embed(d.x)) for d in (data, held_out)]
     network = estimator.proxy.network
     critic = second_proxy._train_critic(network, *rows)
+    assert critic is not None
     fresh = network.simulate(rows[1][0])
     with torch.no_grad():
         confusion = second_proxy._confusion(critic, network, *rows[1], rows[1][0], fresh)
     assert confusion < 2 * math.log(2) - 0.1
     gains = second_proxy._gains(critic, estimator, *rows[1])
     assert gains.mean().abs() < 0.1
+
+
+def test_a_critic_that_learns_nothing_is_none():
+    estimator, _, held_out = at_the_start(ring)
+    network = estimator.proxy.network
+    # Data of the likelihood's own.
+    rows = [(theta, network.simulate(theta)) for theta in (torch.rand(900, 2), held_out.theta)]
+    assert second_proxy._train_critic(network, *rows) is None
+
+
+def test_recorded_steps_of_the_critic_are_its_steps(monkeypatch):
+    estimator, data, held_out = at_the_start(ring)
+    rows = [(d.theta, estimator.embed(d.x)) for d in (data, held_out)]
+    found = []
+    for recorded in (second_proxy._RECORDED, None):
+        monkeypatch.setattr(second_proxy, "_RECORDED", recorded)
+        torch.manual_seed(1)
+        critic = second_proxy._train_critic(estimator.proxy.network, *rows)
+        found.append([*critic.parameters(), torch.rand(1)])
+    assert all(map(torch.equal, *found))
 
 
 def test_few_rows_and_other_proxies_are_not_doubted():
