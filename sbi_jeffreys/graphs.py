@@ -48,6 +48,8 @@ _MOST = 32
 _BEFORE = {"cpu": 20, "cuda": 1}
 # The same where a run is known to be long.
 _SOON = 4
+# With more held-out rows than these, operations are so large that nothing but memory is at stake.
+_FEW_ROWS = 2000
 # Threads share a device's stream of recordings.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -189,7 +191,8 @@ class StepGraphs:
             held_out: The rows.
         """
         device = torch.device(steps.settings.device)
-        if _on_gpu(device) or not isinstance(held_out, Data):
+        few = isinstance(held_out, Data) and len(held_out.rows) <= _FEW_ROWS
+        if _on_gpu(device) or not few:
             return function()
         key = name, id(held_out)
         if key not in self._repeated:
