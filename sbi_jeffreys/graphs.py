@@ -141,7 +141,8 @@ class StepGraphs:
         self._recorded: dict[Any, RecordedStep] = {}
         self._rates: list[float] = []
         self._pools: dict[bool, Any] = {}
-        self._repeated: dict[Any, tuple[Repeated, Any]] = {}
+        # Those of held-out rows, and the rows.
+        self._losses: tuple[Repeated, Data | LoaderData] | None = None
 
     def find(self, steps: "JointSteps", batch: Batch, *, whole: bool) -> RecordedStep | None:
         """Return the recording of such a step, made now if need be; ``None`` if there is none.
@@ -173,33 +174,28 @@ class StepGraphs:
                 found.record_descent(steps)
         return found
 
-    def repeat(
+    def held_out(
         self,
-        name: str,
-        function: Callable[[], tuple[Tensor, ...]],
         steps: "JointSteps",
-        held_out: Data | LoaderData,
+        losses: Callable[[], tuple[Tensor, ...]],
+        data: Data | LoaderData,
     ) -> tuple[Tensor, ...]:
-        """Return what a function returns that is asked of held-out rows after every epoch.
-
-        On a CPU it is recorded as steps are.
+        """Return the losses of held-out rows; on a CPU they are recorded as steps are.
 
         Args:
-            name: Which function it is.
-            function: Has no arguments, and changes nothing.
             steps: Whose.
-            held_out: The rows.
+            losses: Computes them.
+            data: The rows.
         """
-        device = torch.device(steps.settings.device)
-        few = isinstance(held_out, Data) and len(held_out.rows) <= _FEW_ROWS
-        if _on_gpu(device) or not few:
-            return function()
-        key = name, id(held_out)
-        if key not in self._repeated:
-            before = self._before(device) if _is_known(steps) else None
-            # The rows are kept, or others may get their identity.
-            self._repeated[key] = Repeated(function, before), held_out
-        return self._repeated[key][0]()
+        few = isinstance(data, Data) and len(data.rows) <= _FEW_ROWS
+        # The atomic loss of later rounds is code of sbi's, and draws its atoms.
+        plain = steps.forward_loss is None and steps.settings.device == "cpu"
+        if not (few and plain):
+            return losses()
+        if self._losses is None or self._losses[1] is not data:
+            before = self._before(torch.device("cpu")) if _is_known(steps) else None
+            self._losses = Repeated(losses, before), data
+        return self._losses[0]()
 
     def _before(self, device: torch.device) -> int | None:
         before = _BEFORE.get(device.type)

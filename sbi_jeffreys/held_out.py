@@ -8,13 +8,12 @@ otherwise spend its time on looking. A proxy that is a likelihood is judged by t
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from .batches import Data, LoaderData
-from .diagnostics import ProxyDiagnostics, diagnose_proxy
+from .diagnostics import diagnose_proxy
 from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .patience import ProxyPlateau
@@ -23,7 +22,6 @@ from .pool import losses as pool_losses
 __all__ = [
     "LossHook",
     "ProxyLooks",
-    "Repeat",
     "bounded",
     "center_partition",
     "flow_losses",
@@ -49,9 +47,6 @@ _WEIGHTS, _POOL_ROWS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75), 500
 
 LossHook = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Forward loss of (theta, x, masks), shape (B,), in place of the flow's cross-entropy."""
-
-Repeat = Callable[[str, Callable[[], tuple[Tensor, ...]]], tuple[Tensor, ...]]
-"""Returns what the function of that name returns, which is always the same function."""
 
 
 @torch.no_grad()
@@ -118,33 +113,20 @@ class ProxyLooks:
 
     @torch.no_grad()
     def look(
-        self,
-        estimator: JeffreysEstimator,
-        data: Data | LoaderData,
-        steps: int,
-        device: str,
-        repeat: Repeat = lambda name, function: function(),
+        self, estimator: JeffreysEstimator, data: Data | LoaderData, steps: int, device: str
     ) -> None:
-        """Measure the proxy after so many steps, if enough were taken since the last time.
-
-        Args:
-            estimator: Flow and proxy, in evaluation mode.
-            data: Held-out rows.
-            steps: Training steps so far.
-            device: Where to evaluate.
-            repeat: Calls functions under a name that are called at every look.
-        """
+        """Measure the proxy after so many steps, if enough were taken since the last time."""
         proxy = estimator.proxy
         assert proxy is not None
         # In a space that is still being learnt, likelihoods of two epochs do not compare.
         exact = isinstance(proxy.network, LikelihoodEnergy) and not estimator.learns_embedding
         if self.watch and exact and steps >= self.likelihood_looked + _LIKELIHOOD_STEPS:
             self.likelihood_looked = steps
-            (losses,) = repeat("likelihood", partial(_likelihood_losses, estimator, data, device))
-            self.plateau.look(losses, proxy, steps)
+            self.plateau.look(_likelihood_losses(estimator, data, device), proxy, steps)
         if self.seen and steps < self.looked + (2 * _STEPS if exact else _STEPS):
             return
-        found = ProxyDiagnostics(*repeat("proxy", partial(_diagnose, estimator, data, device)))
+        theta, x = data.head(_ROWS, device)
+        found = diagnose_proxy(estimator, theta, x, num_draws=_DRAWS)
         std, mean = torch.std_mean(found.log_partition, correction=0)
         self.looked = steps
         self.seen = {
@@ -157,15 +139,9 @@ class ProxyLooks:
             self.plateau.look(found.nll, proxy, steps)
 
 
-def _diagnose(
-    estimator: JeffreysEstimator, data: Data | LoaderData, device: str
-) -> ProxyDiagnostics:
-    return diagnose_proxy(estimator, *data.head(_ROWS, device), num_draws=_DRAWS)
-
-
 def _likelihood_losses(
     estimator: JeffreysEstimator, data: Data | LoaderData, device: str
-) -> tuple[Tensor]:
+) -> Tensor:
     """Return what tells a better proxy from a worse one, on held-out rows, without draws."""
     assert estimator.proxy is not None
     network = estimator.proxy.network
@@ -175,7 +151,7 @@ def _likelihood_losses(
     if network.is_discrete:
         theta = theta.repeat(_LIKELIHOOD_COPIES, 1)
         context = network.dequantize(context.repeat(_LIKELIHOOD_COPIES, 1))
-    return (-network.log_likelihood(theta, context),)
+    return -network.log_likelihood(theta, context)
 
 
 @torch.no_grad()

@@ -135,18 +135,13 @@ class Training(JointSteps):
     def validate(self, data: Data | LoaderData) -> dict[str, float]:
         """Measure both models on held-out data."""
         self.estimator.eval()
-        repeat = partial(self.graphs.repeat, steps=self, held_out=data)
-        # The atomic loss of later rounds is code of sbi's, and draws its atoms.
-        atomic = self.forward_loss is not None
-        losses, outliers_bounded = (
-            self._losses(data) if atomic else repeat("flow", partial(self._losses, data))
-        )
+        losses, outliers_bounded = self.graphs.held_out(self, partial(self._losses, data), data)
         values = {
             "validation_loss": losses.mean().item(),
             "validation_loss_bounded": outliers_bounded.mean().item(),
         }
         if self.estimator.proxy is not None:
-            self._looks.look(self.estimator, data, self.steps, self.settings.device, repeat)
+            self._looks.look(self.estimator, data, self.steps, self.settings.device)
             values |= self._looks.seen
         return values
 
