@@ -5,8 +5,9 @@ ask for them, and a CPU two thirds of it. So the first steps of each kind are ta
 next one is recorded, and from then on it is replayed: on a GPU as a CUDA graph
 (:mod:`sbi_jeffreys.cuda_graphs`), on a CPU by :mod:`sbi_jeffreys.recording`. What differs from step
 to step goes in by tensors that stay where they are: the batch and the multipliers. What is decided
-by numbers of Python's (whether all terms are evaluated, which samples are left over, the sizes and
-the learning rates) tells the kinds apart.
+by numbers of Python's (whether all terms are evaluated, which samples are left over, the sizes)
+tells the kinds apart. So do the learning rates on a GPU; on a CPU only the step of the optimizers,
+the second part of a recording, is recorded anew where they change.
 
 A recording knows nothing of what Python does meanwhile. On a CPU, steps with a prior, a network or
 a kernel of a user's own are not recorded (:mod:`sbi_jeffreys.known`), and what the recording finds
@@ -91,14 +92,14 @@ class RecordedStep:
             p for optimizer in steps.optimizers for p in optimizer.param_groups[0]["params"]
         ]
         self._parameters = [(p, p.grad) for p in parameters]
-        self._pool, self._device = pool, theta.device
+        self._pool = pool
         self.record_descent(steps)
 
     def record_descent(self, steps: "JointSteps") -> None:
         """Record the step of the optimizers at the rates that they have now."""
         for parameter, gradient in self._parameters:
             parameter.grad = gradient
-        self._descent, _ = _record(steps.descend, self._pool, self._device)
+        self._descent, _ = _record(steps.descend, self._pool, self._batch[0].device)
         self.rates = steps.rates
 
     def gradient(self, steps: "JointSteps", batch: Batch) -> Tensor:
@@ -141,7 +142,7 @@ class StepGraphs:
         self._recorded: dict[Any, RecordedStep] = {}
         self._rates: list[float] = []
         self._pools: dict[bool, Any] = {}
-        # Those of held-out rows, and the rows.
+        # What computes the losses of held-out rows, and the rows.
         self._losses: tuple[Repeated, Data | LoaderData] | None = None
 
     def find(self, steps: "JointSteps", batch: Batch, *, whole: bool) -> RecordedStep | None:

@@ -134,6 +134,7 @@ class Training(JointSteps):
 
     def validate(self, data: Data | LoaderData) -> dict[str, float]:
         """Measure both models on held-out data."""
+        # A recording of the losses would not.
         self.estimator.eval()
         losses, outliers_bounded = self.graphs.held_out(self, partial(self._losses, data), data)
         values = {
