@@ -26,10 +26,14 @@ _PROGRESS, _CREEPING = 0.02, 0.01
 _WORSE = 0.1
 # Factor on the stiffness of the price of D2 in a trial.
 _TRIAL = 0.1
+# Shares of the patience: before a trial, for it, and after a failed one.
+_BEFORE, _DURING, _AFTER = 0.25, 0.5, 0.25
+# Gain after a failed trial, in nats, that makes another worth while.
+_FORGIVEN = 0.05
 # Steps that count as one epoch of patience, at least and, where there are trials, at most. From one
 # batch an epoch, running means and multipliers need many epochs to move at all; with many, they
 # have long settled at a price before ten epochs have passed.
-_FEWEST, _MOST = 4, 10
+_FEWEST, _MOST = 4, 20
 # Steps before patience begins: with a proxy, a flow hardly moves in fewer.
 _FIRST_STEPS = 200
 # Least pace: however low a rate, patience lasts ten times as long as at the default at most.
@@ -56,8 +60,8 @@ class Patience:
     """Early stopping, with trials of a lower price of D2 before it.
 
     Args:
-        limit: Epochs without progress after which plain early stopping ends. A trial begins after
-            half of them, and has the other half.
+        limit: Epochs without progress after which a run ends. Where there are trials, one begins
+            after a quarter of them and has a half; the last quarter begins when it has failed.
         trials: Whether there is a price to lower.
         pace: How far a step goes, 1 at the default learning rate; where there are trials, patience
             lasts for as many more steps as these are shorter.
@@ -67,7 +71,8 @@ class Patience:
         best: Lowest loss so far.
         mark: Loss from which progress is counted.
         stall: Epochs without progress, counted by their steps.
-        failures: Trials that came to nothing.
+        failed: Loss to which the last trial went back that came to nothing, ``None`` without one,
+            or where enough was gained since.
         steps: Training steps at the last look.
         before: Stiffness before the trial that is under way, ``None`` without one.
     """
@@ -79,7 +84,7 @@ class Patience:
     best: float = float("inf")
     mark: float = float("inf")
     stall: float = 0.0
-    failures: int = 0
+    failed: float | None = None
     steps: int = 0
     before: float | None = None
 
@@ -91,10 +96,12 @@ class Patience:
         """
         taken, self.steps = steps - self.steps, steps
         self.best = min(self.best, loss)
-        progress = _PROGRESS if self.trials and not self.failures else _CREEPING
+        progress = _PROGRESS if self.trials and self.failed is None else _CREEPING
         if loss < self.mark - progress:
             # A trial that has come to something is none any more.
             self.mark, self.stall, self.before = loss, 0.0, None
+            if self.failed is not None and loss < self.failed - _FORGIVEN:
+                self.failed = None
             return False
         if not self.trials:
             self.stall += min(1.0, taken / _FEWEST)
@@ -104,14 +111,15 @@ class Patience:
             # Of an epoch in which patience begins, only the steps from there on.
             many = min(self.pace * taken, beyond) / _MOST
             self.stall += max(self.pace * min(1.0, taken / _FEWEST), many)
-        if self.before is not None and (self.stall >= self.limit or not loss <= self.best + _WORSE):
+        begin, end = _BEFORE * self.limit, (_BEFORE + _DURING) * self.limit
+        if self.before is not None and (self.stall >= end or not loss <= self.best + _WORSE):
             self._go_back(self.before)
             return True
-        if self.before is None and self.stall >= self.limit / 2:
+        if self.before is None and self.failed is None and self.stall >= begin:
             self.before = self.stiffness
             self.lower()
-            # The trial has the other half, however far a long epoch went beyond the first.
-            self.stall = min(self.stall, self.limit / 2 + 1)
+            # The trial has its share, however far a long epoch went beyond the first.
+            self.stall = min(self.stall, begin + 1)
         return False
 
     def lower(self) -> None:
@@ -120,19 +128,21 @@ class Patience:
 
     def _go_back(self, stiffness: float) -> None:
         self.stiffness, self.before = stiffness, None
-        self.mark, self.stall = self.best, 0.0
-        self.failures += 1
+        self.mark = self.failed = self.best
+        self.stall = 0.0
 
     def go_on(self, limit: int, *, trials: bool) -> None:
         """Take up a run where it stopped; one that had come to its end begins to count anew."""
         if self.exhausted:
-            self.stall, self.failures = 0.0, 0
+            self.stall, self.failed = 0.0, None
         self.limit, self.trials = limit, trials
 
     @property
     def exhausted(self) -> bool:
         """Whether it is time to stop."""
-        return self.failures >= 2 if self.trials else self.stall >= self.limit
+        if self.trials:
+            return self.failed is not None and self.stall >= _AFTER * self.limit
+        return self.stall >= self.limit
 
 
 @dataclass

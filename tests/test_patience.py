@@ -71,23 +71,43 @@ def test_progress_begins_patience_anew():
     assert patience.stall == 0
 
 
-def test_a_trial_that_comes_to_nothing_is_taken_back():
+def test_a_trial_that_comes_to_nothing_is_taken_back_and_the_run_ends_soon():
     patience = Patience(4)
-    found = run(patience, [1.0, 1.0, 1.0, 1.0, 1.0])
-    # Two epochs without progress, two more at a tenth of the price, and back.
-    assert found == [(1.0, False)] * 2 + [(0.1, False)] * 2 + [(1.0, True)]
+    found = run(patience, [1.0] * 4)
+    # An epoch without progress, two more at a tenth of the price, and back.
+    assert found == [(1.0, False), (0.1, False), (0.1, False), (1.0, True)]
     assert not patience.exhausted
-    found = run(patience, [1.0] * 4, patience.steps)
-    assert found == [(1.0, False)] + [(0.1, False)] * 2 + [(1.0, True)]
+    # Without any progress a run has ended after as many epochs as it has patience for.
+    assert run(patience, [1.0], patience.steps) == [(1.0, False)]
+    assert patience.exhausted
+
+
+def test_a_run_that_gains_after_a_failed_trial_tries_another():
+    patience = Patience(4)
+    run(patience, [1.0] * 4)
+    # Nats are counted from where the trial went back to, however they come.
+    run(patience, [0.98, 0.96], patience.steps)
+    assert patience.failed == 1.0
+    run(patience, [0.94], patience.steps)
+    assert patience.failed is None
+    assert run(patience, [0.94], patience.steps) == [(0.1, False)]
+    assert not patience.exhausted
+
+
+def test_a_run_that_gains_little_after_a_failed_trial_ends():
+    patience = Patience(4)
+    run(patience, [1.0] * 4)
+    run(patience, [0.97, 0.97], patience.steps)
+    assert patience.stiffness == 1.0
     assert patience.exhausted
 
 
 def test_epochs_of_many_steps_count_for_more_where_there_are_trials():
-    # 45 steps: two epochs are not half of a patience of 20 times ten steps, three are. So are two
-    # more for the trial, which may begin one epoch's worth beyond the half.
+    # 45 steps: two epochs are not a quarter of a patience of 20 times twenty steps, three are. The
+    # trial may begin one epoch's worth beyond the quarter, and has four.
     patience = Patience(20)
-    found = run(patience, [1.0] * 6, epoch=45)
-    assert found == [(1.0, False)] * 3 + [(0.1, False)] * 2 + [(1.0, True)]
+    found = run(patience, [1.0] * 8, epoch=45)
+    assert found == [(1.0, False)] * 3 + [(0.1, False)] * 4 + [(1.0, True)]
     # Of the epoch in which patience begins, what lies after the beginning.
     patience = Patience(20)
     patience.look(1.0, 0)
@@ -102,9 +122,9 @@ def test_epochs_of_many_steps_count_for_more_where_there_are_trials():
     assert patience.stall == 6
 
 
-def test_an_odd_patience_has_the_larger_half_first():
+def test_shares_of_an_odd_patience_are_rounded_up():
     found = run(Patience(3), [1.0] * 4)
-    assert found == [(1.0, False)] * 2 + [(0.1, False), (1.0, True)]
+    assert found == [(1.0, False), (0.1, False), (0.1, False), (1.0, True)]
 
 
 @pytest.mark.parametrize("loss", [1.2, math.nan, math.inf])
@@ -117,23 +137,23 @@ def test_a_trial_that_gets_worse_ends_at_once(loss):
 
 def test_a_trial_that_comes_to_something_is_kept_and_the_next_goes_on_from_there():
     patience = Patience(4)
-    found = run(patience, [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5])
+    found = run(patience, [1.0, 1.0, 0.5, 0.5, 0.5, 0.5])
     stiffness = [value for value, _ in found]
-    assert stiffness == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01, 0.1])
-    assert patience.failures == 1
+    assert stiffness == pytest.approx([1.0, 0.1, 0.1, 0.01, 0.01, 0.1])
+    assert patience.failed == 0.5
 
 
-def test_creeping_postpones_a_trial_only_after_one_has_failed():
+def test_creeping_postpones_a_trial_and_the_end_only_after_one_has_failed():
     # Between what counts at first, 0.02 nat, and after a failure, 0.01.
-    patience = Patience(4)
+    patience = Patience(8)
     creeping = [1.0 - 0.015 * i for i in range(4)]
     assert [value for value, _ in run(patience, creeping)] == pytest.approx([1.0, 1.0, 1.0, 1.0])
     assert patience.stall == 1
-    patience = Patience(4, failures=1)
-    run(patience, [1.0 - 0.015 * i for i in range(20)])
+    patience = Patience(4, failed=1.0)
+    run(patience, [1.0 - 0.011 * i for i in range(5)])
     assert patience.stall == 0
     assert patience.stiffness == 1.0
-    patience = Patience(4)
+    patience = Patience(8)
     run(patience, [1.0 - 0.005 * i for i in range(4)])
     assert patience.stiffness == pytest.approx(0.1)
 
@@ -166,10 +186,10 @@ def test_a_run_that_goes_on_after_its_end_counts_anew():
 
 def test_a_run_that_was_interrupted_counts_on():
     whole, parts = Patience(6), Patience(6)
-    expected = run(whole, [1.0] * 9)
+    expected = run(whole, [1.0] * 7)
     found = []
-    for first in (0, 2, 4, 5, 8):
-        last = {0: 2, 2: 4, 4: 5, 5: 8, 8: 9}[first]
+    for first in (0, 2, 4, 5):
+        last = {0: 2, 2: 4, 4: 5, 5: 7}[first]
         found += run(parts, [1.0] * (last - first), FIRST + first * EPOCH)
         parts.go_on(6, trials=True)
     assert found == expected

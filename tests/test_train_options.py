@@ -173,10 +173,10 @@ def test_resuming_continues_bit_for_bit_within_a_trial(simulations, monkeypatch)
     # 80 simulations are 7 batches of 10: patience begins after 28 epochs.
     arguments = {"training_batch_size": 10, "stop_after_epochs": 8, "learning_rate": 1e-6}
     whole = make().append_simulations(*simulations)
-    whole.train(max_num_epochs=35, **arguments)
+    whole.train(max_num_epochs=33, **arguments)
     assert whole._training.patience.before is not None
     parts = make().append_simulations(*simulations)
-    parts.train(max_num_epochs=33, **arguments)
-    parts.train(max_num_epochs=2, resume_training=True, **arguments)
+    parts.train(max_num_epochs=32, **arguments)
+    parts.train(max_num_epochs=1, resume_training=True, **arguments)
     assert torch.equal(weights_of(whole), weights_of(parts))
     assert whole._training.patience == parts._training.patience
