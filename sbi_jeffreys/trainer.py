@@ -255,8 +255,8 @@ class JeffreysNPE(NPE_C):
             stop_after_epochs: Epochs without progress of the flow's held-out cross-entropy. A lower
                 price of D2 is tried after a quarter (:class:`sbi_jeffreys.patience.Patience`);
                 epochs of fewer than four batches count less and, where prices are tried, epochs of
-                more than twenty as one for every twenty, and all count less at a learning rate below the
-                default, in proportion, down to a tenth. Otherwise as in sbi.
+                more than twenty as one for every twenty, and all count less at a learning rate
+                below the default, in proportion, down to a tenth. Otherwise as in sbi.
                 The best weights are kept; with the default flow, whose start is the linear
                 posterior in closed form, only if they beat that by a standard error on held-out
                 data (:meth:`sbi_jeffreys.training.Training.settle`).
