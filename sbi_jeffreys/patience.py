@@ -22,7 +22,7 @@ __all__ = ["SAY", "Patience", "ProxyPlateau", "copy_of_weights", "pace_of"]
 # Progress in nats within the patience that postpones a trial, and that still counts after one has
 # failed. Less is kept, but a run that only creeps has arrived.
 _PROGRESS, _CREEPING = 0.02, 0.01
-# By how much, in nats, a loss above the best ends a trial at once.
+# By how much, in nats, a loss above that before ends a trial at once.
 _WORSE = 0.1
 # Factor on the stiffness of the price of D2 in a trial.
 _TRIAL = 0.1
@@ -69,7 +69,7 @@ class Patience:
     Attributes:
         stiffness: Factor on the stiffness of the price of D2, 1 at first.
         best: Lowest loss so far.
-        mark: Loss from which progress is counted.
+        mark: Loss from which progress is counted; where there are trials, not that of the start.
         stall: Epochs without progress, counted by their steps.
         failed: Loss to which the last trial went back that came to nothing, ``None`` without one,
             or where enough was gained since.
@@ -96,6 +96,9 @@ class Patience:
         """
         taken, self.steps = steps - self.steps, steps
         self.best = min(self.best, loss)
+        if self.trials and not steps:
+            # A start may be better than what comes of it in hundreds of steps that all go forward.
+            return False
         progress = _PROGRESS if self.trials and self.failed is None else _CREEPING
         if loss < self.mark - progress:
             # A trial that has come to something is none any more.
@@ -112,7 +115,7 @@ class Patience:
             many = min(self.pace * taken, beyond) / _MOST
             self.stall += max(self.pace * min(1.0, taken / _FEWEST), many)
         begin, end = _BEFORE * self.limit, (_BEFORE + _DURING) * self.limit
-        if self.before is not None and (self.stall >= end or not loss <= self.best + _WORSE):
+        if self.before is not None and (self.stall >= end or not loss <= self.mark + _WORSE):
             self._go_back(self.before)
             return True
         if self.before is None and self.failed is None and self.stall >= begin:

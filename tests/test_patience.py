@@ -109,9 +109,9 @@ def test_epochs_of_many_steps_count_for_more_where_there_are_trials():
     found = run(patience, [1.0] * 8, epoch=45)
     assert found == [(1.0, False)] * 3 + [(0.1, False)] * 4 + [(1.0, True)]
     # Of the epoch in which patience begins, what lies after the beginning.
-    patience = Patience(20)
-    patience.look(1.0, 0)
-    assert run(patience, [1.0], steps=0, epoch=201) == [(1.0, False)]
+    patience = Patience(100)
+    run(patience, [1.0] * 2, steps=0, epoch=150)
+    assert patience.stall == 100 / 20
     # However long an epoch, a trial has one of its own.
     patience = Patience(20)
     found = run(patience, [1.0] * 3, epoch=4500)
@@ -120,6 +120,22 @@ def test_epochs_of_many_steps_count_for_more_where_there_are_trials():
     patience = Patience(20, trials=False)
     run(patience, [1.0] * 7, epoch=45)
     assert patience.stall == 6
+
+
+def test_a_run_that_climbs_back_to_its_start_makes_progress():
+    patience = Patience(4)
+    patience.look(1.0, 0)
+    found = run(patience, [1.5, 1.4, 1.3, 1.2, 1.2, 1.2])
+    # Nor is a trial ended for what the run had lost before.
+    assert [value for value, _ in found] == pytest.approx([1.0] * 4 + [0.1] * 2)
+    assert run(patience, [1.31], patience.steps) == [(1.0, True)]
+    # What it goes back to is the start, the best so far.
+    assert patience.best == patience.mark == patience.failed == 1.0
+    # Without trials it counts, as any look does.
+    patience = Patience(4, trials=False)
+    patience.look(1.0, 0)
+    run(patience, [1.5, 1.4])
+    assert patience.stall == 2
 
 
 def test_shares_of_an_odd_patience_are_rounded_up():
