@@ -9,7 +9,8 @@ Held-out data decide both:
 - Where held-out data see no more progress, the price of :math:`D_2` is lowered, for a trial: some
   flows do better with less of a proxy that is a little wrong, others memorise the data within a few
   epochs. If nothing comes of it, the run goes back to its best weights and the old price, and on at
-  a lower learning rate. The second trial in which nothing comes is the end (:class:`Patience`).
+  a lower learning rate: to its end or, where it gains by that, to another trial
+  (:class:`Patience`).
 """
 
 from dataclasses import dataclass, field
@@ -26,8 +27,9 @@ _PROGRESS, _CREEPING = 0.02, 0.01
 _WORSE = 0.1
 # Factor on the stiffness of the price of D2 in a trial.
 _TRIAL = 0.1
-# Shares of the patience: before a trial, for it, and after a failed one.
-_BEFORE, _DURING, _AFTER = 0.25, 0.5, 0.25
+# Shares of the patience without progress at which a trial begins, and ends; the rest is for the run
+# after a failed one.
+_BEGIN, _END = 0.25, 0.75
 # Gain after a failed trial, in nats, that makes another worth while.
 _FORGIVEN = 0.05
 # Steps that count as one epoch of patience, at least and, where there are trials, at most. From one
@@ -106,33 +108,40 @@ class Patience:
             if self.failed is not None and loss < self.failed - _FORGIVEN:
                 self.failed = None
             return False
+        self.stall += self._epochs(taken)
+        return self.trials and self._fails(loss)
+
+    def _epochs(self, taken: int) -> float:
+        """Return for how many epochs of patience the last steps count."""
         if not self.trials:
-            self.stall += min(1.0, taken / _FEWEST)
+            return min(1.0, taken / _FEWEST)
+        beyond = self.pace * self.steps - _FIRST_STEPS
+        if beyond < 0:
+            return 0.0
+        # Of an epoch in which patience begins, only the steps from there on.
+        many = min(self.pace * taken, beyond) / _MOST
+        return max(self.pace * min(1.0, taken / _FEWEST), many)
+
+    def _fails(self, loss: float) -> bool:
+        """Begin a trial if it is time to; return whether one has failed, and take it back."""
+        begin = _BEGIN * self.limit
+        if self.before is None:
+            if self.failed is None and self.stall >= begin:
+                self.before = self.stiffness
+                self.lower()
+                # The trial has its share, however far a long epoch went beyond the first.
+                self.stall = min(self.stall, begin + 1)
             return False
-        beyond = self.pace * steps - _FIRST_STEPS
-        if beyond >= 0:
-            # Of an epoch in which patience begins, only the steps from there on.
-            many = min(self.pace * taken, beyond) / _MOST
-            self.stall += max(self.pace * min(1.0, taken / _FEWEST), many)
-        begin, end = _BEFORE * self.limit, (_BEFORE + _DURING) * self.limit
-        if self.before is not None and (self.stall >= end or not loss <= self.mark + _WORSE):
-            self._go_back(self.before)
-            return True
-        if self.before is None and self.failed is None and self.stall >= begin:
-            self.before = self.stiffness
-            self.lower()
-            # The trial has its share, however far a long epoch went beyond the first.
-            self.stall = min(self.stall, begin + 1)
-        return False
+        if self.stall < _END * self.limit and loss <= self.mark + _WORSE:
+            return False
+        self.stiffness, self.before = self.before, None
+        self.mark = self.failed = self.best
+        self.stall = 0.0
+        return True
 
     def lower(self) -> None:
         """Lower the price to a tenth."""
         self.stiffness *= _TRIAL
-
-    def _go_back(self, stiffness: float) -> None:
-        self.stiffness, self.before = stiffness, None
-        self.mark = self.failed = self.best
-        self.stall = 0.0
 
     def go_on(self, limit: int, *, trials: bool) -> None:
         """Take up a run where it stopped; one that had come to its end begins to count anew."""
@@ -144,7 +153,7 @@ class Patience:
     def exhausted(self) -> bool:
         """Whether it is time to stop."""
         if self.trials:
-            return self.failed is not None and self.stall >= _AFTER * self.limit
+            return self.failed is not None and self.stall >= (1 - _END) * self.limit
         return self.stall >= self.limit
 
 

@@ -331,7 +331,8 @@ def test_a_failed_trial_puts_the_best_weights_back_and_learns_more_slowly():
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * rate)
     while not training.converged:
         training.advance(data, held_out)
-    assert training.patience.stiffness == 1.0
+    # Nothing was gained since, so that there was no other trial.
+    assert (training.patience.failed, training.patience.stiffness) == (-100.0, 1.0)
 
 
 @pytest.mark.parametrize(
