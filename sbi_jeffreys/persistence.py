@@ -28,12 +28,20 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ._version import __version__
+from .checks import check_prior
 from .files import atomic_write
 from .flows import DEFAULT_FLOW
 from .priors import moved
 from .proxy import ProxyBuilder
 from .seeding import forked
-from .stored_distributions import Tensors, describe_distribution, rebuild_distribution
+from .stored_distributions import (
+    Tensors,
+    class_name,
+    describe_distribution,
+    is_described,
+    missing_class,
+    rebuild_distribution,
+)
 from .stored_estimators import check_probes, describe_estimator, is_nameable, rebuild_estimator
 
 __all__ = ["load", "save"]
@@ -41,8 +49,9 @@ __all__ = ["load", "save"]
 _FORMAT = "sbi_jeffreys.posterior"
 # A new major version is one that older programs cannot read. Since 2 the default flow has a
 # Gaussian given x and other splines, since 3 it and the proxy may see logarithms. Since 3.1 flow
-# and proxy are pooled with a weight; before, it was zero.
-_FORMAT_VERSION = (3, 1)
+# and proxy are pooled with a weight; before, it was zero. Since 3.2 more priors are held: of one
+# parameter in sbi's wrapper, transformed by exponentials and affine maps, and sbi's for none.
+_FORMAT_VERSION = (3, 2)
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 
@@ -122,7 +131,8 @@ def load(
         path: File.
         build: Function of (theta, x) that built the flow, where it had no name.
         build_proxy: Function of (theta, context) that built the proxy, where it had no name.
-        prior: The prior, where its class is none that a file can hold.
+        prior: The prior, where its class is none that a file can hold; in any form that
+            ``JeffreysNPE`` takes. Where the file holds it, the same may be passed, and no other.
         device: Where to put it.
 
     Returns:
@@ -130,6 +140,7 @@ def load(
 
     Raises:
         FileNotFoundError: If there is no such file.
+        TypeError: If the prior is no torch distribution, or cannot evaluate its density.
         ValueError: If the file is truncated, not one of ours or of a newer format; if a builder or
             the prior is needed and missing, or is another than the one that was used.
     """
@@ -137,6 +148,10 @@ def load(
     if prior is not None and device != "cpu":
         # It may be on the device already, as sbi's trainers want it; what is rebuilt is not.
         prior = moved(prior, "cpu")
+    # As the trainer has it: it wraps some.
+    prior = check_prior(prior)
+    if prior is not None:
+        _check_given(prior, structure, tensors)
     # Builders draw initial weights, sbi checks priors: who loads keeps his random numbers.
     with forked():
         estimator = rebuild_estimator(structure, tensors, build, build_proxy, prior)
@@ -147,6 +162,29 @@ def load(
             return estimator
         prior = rebuild_distribution(recorded["prior"], "prior", tensors, prior)
         return _direct_posterior(estimator, prior, recorded, tensors.get("default_x"), device)
+
+
+def _check_given(prior: Distribution, structure: Mapping[str, Any], tensors: Tensors) -> None:
+    """Refuse a prior that would be ignored, unless it is the one that the file holds.
+
+    Raises:
+        ValueError: If nothing needs a prior, and the file holds another or none.
+    """
+    key, entry = "base", structure.get("base")
+    recorded = structure.get("posterior")
+    needed = entry is not None and missing_class(entry) is not None
+    if recorded is not None:
+        key, entry = "prior", recorded["prior"]
+        needed = needed or missing_class(entry) is not None
+    if needed:
+        return
+    if entry is None:
+        raise ValueError("The file holds an estimator that needs no prior: leave prior= out.")
+    if not is_described(prior, entry, key, tensors):
+        raise ValueError(
+            f"The file holds its own prior, of class {class_name(entry)}, and prior= is another, "
+            f"of class {class_name(describe_distribution(prior, key, {}))}: leave prior= out."
+        )
 
 
 def _direct_posterior(

@@ -5,10 +5,26 @@ from typing import Any, TypeAlias
 
 import torch
 from sbi.utils import BoxUniform, MultipleIndependent
+from sbi.utils.sbiutils import ImproperEmpirical
+from sbi.utils.user_input_checks_utils import OneDimPriorWrapper
 from torch import Tensor, distributions
-from torch.distributions import Distribution, Independent
+from torch.distributions import (
+    AffineTransform,
+    Distribution,
+    ExpTransform,
+    Independent,
+    Transform,
+    TransformedDistribution,
+)
 
-__all__ = ["Tensors", "describe_distribution", "missing_class", "rebuild_distribution"]
+__all__ = [
+    "Tensors",
+    "class_name",
+    "describe_distribution",
+    "is_described",
+    "missing_class",
+    "rebuild_distribution",
+]
 
 # Arguments of a distribution that are its attributes as well.
 _DISTRIBUTIONS: dict[str, tuple[Callable[..., Distribution], tuple[str, ...]]] = {
@@ -30,6 +46,7 @@ def describe_distribution(distribution: Distribution, key: str, tensors: Tensors
     kind = type(distribution)
     known = _DISTRIBUTIONS.get(kind.__name__)
     entry: dict[str, Any] = {"name": kind.__name__}
+    missing = entry | {"missing": True}
     if isinstance(distribution, MultipleIndependent):
         entry["parts"] = [
             describe_distribution(part, f"{key}.{i}", tensors)
@@ -38,11 +55,27 @@ def describe_distribution(distribution: Distribution, key: str, tensors: Tensors
     elif isinstance(distribution, Independent) and kind is Independent:
         entry["parts"] = [describe_distribution(distribution.base_dist, f"{key}.0", tensors)]
         entry["ndims"] = distribution.reinterpreted_batch_ndims
+    elif isinstance(distribution, OneDimPriorWrapper):
+        entry["parts"] = [describe_distribution(distribution.prior, f"{key}.0", tensors)]
+    elif isinstance(distribution, TransformedDistribution) and kind is TransformedDistribution:
+        if not all(map(_is_plain, distribution.transforms)):
+            return missing
+        entry["parts"] = [describe_distribution(distribution.base_dist, f"{key}.0", tensors)]
+        entry["transforms"] = [
+            _describe_transform(transform, f"{key}.transforms.{i}", tensors)
+            for i, transform in enumerate(distribution.transforms)
+        ]
+    elif isinstance(distribution, ImproperEmpirical):
+        # It keeps no more of the parameters that it was made of.
+        tensors[f"{key}.mean"], tensors[f"{key}.variance"] = (
+            distribution.mean,
+            distribution.variance,
+        )
     elif known is not None and known[0] is kind:
         for name in known[1]:
             tensors[f"{key}.{name}"] = torch.as_tensor(getattr(distribution, name))
     else:
-        return {"name": kind.__name__, "missing": True}
+        return missing
     # Whether it refuses or answers -inf outside of its support.
     entry["validate"] = bool(distribution._validate_args)
     return entry
@@ -53,6 +86,36 @@ def missing_class(entry: Mapping[str, Any]) -> str | None:
     if entry.get("missing"):
         return entry["name"]
     return next(filter(None, map(missing_class, entry.get("parts", ()))), None)
+
+
+def class_name(entry: Mapping[str, Any]) -> str:
+    """Return the name of a distribution's class, as whoever made it knows it."""
+    return class_name(entry["parts"][0]) if entry["name"] == "OneDimPriorWrapper" else entry["name"]
+
+
+def is_described(
+    distribution: Distribution, entry: Mapping[str, Any], key: str, tensors: Tensors
+) -> bool:
+    """Return whether a distribution is the one that was described, up to rounding.
+
+    Args:
+        distribution: A distribution; whether it validates its arguments does not matter.
+        entry: What :func:`describe_distribution` returned.
+        key: Where the tensors are, as there.
+        tensors: The parameters.
+    """
+    own: Tensors = {}
+    found = describe_distribution(distribution, key, own)
+    return _without_validation(found) == _without_validation(entry) and all(
+        value.shape == tensors[name].shape
+        and torch.allclose(value.to(tensors[name]), tensors[name], atol=0.0)
+        for name, value in own.items()
+    )
+
+
+def _without_validation(entry: Mapping[str, Any]) -> dict[str, Any]:
+    parts = [_without_validation(part) for part in entry.get("parts", ())]
+    return {k: v for k, v in entry.items() if k != "validate"} | {"parts": parts}
 
 
 def rebuild_distribution(
@@ -73,7 +136,7 @@ def rebuild_distribution(
     if missing is not None:
         if given is None:
             raise ValueError(
-                f"The prior is of class {missing}, which a file cannot hold: pass it again, "
+                f"The prior is of class {missing}, which this file does not hold: pass it again, "
                 "load(path, prior=...)."
             )
         return given
@@ -87,8 +150,56 @@ def rebuild_distribution(
         distribution = MultipleIndependent(parts)
     elif name == "Independent":
         distribution = Independent(parts[0], entry["ndims"])
+    elif name == "OneDimPriorWrapper":
+        distribution = OneDimPriorWrapper(parts[0])
+    elif name == "TransformedDistribution":
+        transforms = [
+            _rebuild_transform(transform, f"{key}.transforms.{i}", tensors)
+            for i, transform in enumerate(entry["transforms"])
+        ]
+        distribution = TransformedDistribution(parts[0], transforms)
+    elif name == "ImproperEmpirical":
+        distribution = _improper(tensors[f"{key}.mean"], tensors[f"{key}.variance"])
     else:
         kind, arguments = _DISTRIBUTIONS[name]
         distribution = kind(**{argument: tensors[f"{key}.{argument}"] for argument in arguments})
     distribution._validate_args = entry["validate"]
+    return distribution
+
+
+def _is_plain(transform: Transform) -> bool:
+    """Return whether a file can hold a transform."""
+    if isinstance(transform, AffineTransform) and type(transform) is AffineTransform:
+        return all(isinstance(v, Tensor | float | int) for v in (transform.loc, transform.scale))
+    return type(transform) is ExpTransform
+
+
+def _describe_transform(transform: Transform, key: str, tensors: Tensors) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": type(transform).__name__}
+    if isinstance(transform, AffineTransform):
+        entry["event_dim"] = transform.event_dim
+        for name in ("loc", "scale"):
+            value = getattr(transform, name)
+            if isinstance(value, Tensor):
+                tensors[f"{key}.{name}"] = value
+            else:
+                # As a number: torch computes with more digits of it than a tensor would keep.
+                entry[name] = value
+    return entry
+
+
+def _rebuild_transform(entry: Mapping[str, Any], key: str, tensors: Tensors) -> Transform:
+    if entry["name"] == "ExpTransform":
+        return ExpTransform()
+    loc, scale = (
+        entry[name] if name in entry else tensors[f"{key}.{name}"] for name in ("loc", "scale")
+    )
+    return AffineTransform(loc, scale, event_dim=entry["event_dim"])
+
+
+def _improper(mean: Tensor, variance: Tensor) -> ImproperEmpirical:
+    """Return what sbi puts in the place of no prior, of which it knows the moments only."""
+    distribution = ImproperEmpirical(torch.stack([mean, mean]))
+    # No parameters would give these moments to the bit.
+    distribution._mean, distribution._variance = mean, variance
     return distribution
