@@ -1,17 +1,25 @@
-"""Random numbers of one's own: what trains under a seed leaves torch's global generators alone."""
+"""Random numbers of one's own: what trains under a seed leaves the global generators alone.
+
+Those of torch and that of numpy, which priors of numpy and scipy draw from.
+"""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 __all__ = ["forked", "generator_states", "restore_generators", "seed_generators", "seeded"]
 
+# Its name among devices: priors draw from numpy's global generator, not from one of ours.
+_NUMPY = "numpy"
 
-def generator_states(device: str | torch.device = "cpu") -> dict[str, Tensor]:
+
+def generator_states(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Return the states of the generators of the CPU and of a device, by their names."""
-    states, device = {"cpu": torch.get_rng_state()}, torch.device(device)
+    states: dict[str, Any] = {"cpu": torch.get_rng_state(), _NUMPY: np.random.get_state()}  # noqa: NPY002
+    device = torch.device(device)
     if device.type == "cuda":
         states[str(device)] = torch.cuda.get_rng_state(device)
     elif device.type == "mps":
@@ -19,11 +27,13 @@ def generator_states(device: str | torch.device = "cpu") -> dict[str, Tensor]:
     return states
 
 
-def restore_generators(states: dict[str, Tensor]) -> None:
+def restore_generators(states: Mapping[str, Any]) -> None:
     """Put generators into the states that :func:`generator_states` has returned."""
     for device, state in states.items():
         if device == "cpu":
             torch.set_rng_state(state)
+        elif device == _NUMPY:
+            np.random.set_state(state)  # noqa: NPY002
         elif device.startswith("mps"):
             torch.mps.set_rng_state(state)
         else:
@@ -36,6 +46,8 @@ def seed_generators(seed: int, device: str | torch.device = "cpu") -> None:
     ``torch.manual_seed`` seeds those of all devices, also those that nobody puts back.
     """
     torch.default_generator.manual_seed(seed)
+    # It takes no others.
+    np.random.seed(seed % 2**32)  # noqa: NPY002
     device = torch.device(device)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -56,12 +68,12 @@ def forked(device: str | torch.device = "cpu") -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(
-    seed: int | None, device: str | torch.device = "cpu", states: dict[str, Tensor] | None = None
+    seed: int | None, device: str | torch.device = "cpu", states: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
     """Draw under a seed, and leave the generators as they were.
 
     Args:
-        seed: Seed; ``None`` leaves torch's generators in charge.
+        seed: Seed; ``None`` leaves the global generators in charge.
         device: What is drawn on, besides the CPU.
         states: Where to go on in the random numbers, in place of the seed's first.
     """

@@ -120,6 +120,32 @@ class Positive(Normal):
         return super().sample(sample_shape).abs()
 
 
+class OfNumpysGlobal(OfNumpy):
+    """The same, by the generator that scipy's distributions draw from, too."""
+
+    def __init__(self):
+        pass
+
+    def sample(self, shape=()):
+        noise = np.random.randn(*shape, 2)  # noqa: NPY002
+        return self.mean.numpy() + self.variance.sqrt().numpy() * noise
+
+
+def test_a_seed_holds_for_priors_of_numpy_and_leaves_its_generator_alone():
+    prior = process_prior(OfNumpysGlobal())[0]
+    theta = torch.randn(60, 2)
+    before = np.random.get_state()[1:3]  # noqa: NPY002
+    weights = []
+    for _ in range(2):
+        trainer = JeffreysNPE(prior, seed=0, show_progress_bars=False, tracker=QuietTracker())
+        estimator = trainer.append_simulations(theta, theta**2).train(max_num_epochs=3)
+        weights.append(torch.nn.utils.parameters_to_vector(estimator.parameters()))
+    assert torch.equal(*weights)
+    after = np.random.get_state()[1:3]  # noqa: NPY002
+    assert np.array_equal(before[0], after[0])
+    assert before[1] == after[1]
+
+
 DRAWN = {
     "box": lambda: BOX,
     "normal": lambda: MultivariateNormal(torch.ones(2), torch.eye(2)),
