@@ -46,6 +46,9 @@ _THICKNESS = 0.2
 # The same, relative to the largest parameter, where it is to be a logarithm: within a wall this
 # thick it is one, to 5 percent of its slope.
 _THICK = 10.0
+# Upper bound relative to a positive lower one from which on it may be one: thin walls do as well
+# over fewer decades.
+_RANGE = 3e4
 # Rows that decide whether it is, and nats by which the linear posterior must be sharper then.
 _ROWS, _SHARPER = 2000, 1.0
 
@@ -215,7 +218,8 @@ def to_standard_space(
     if not bool((low.isfinite() | high.isfinite()).any()):
         return (LinearRegression(theta, context, num_context),)
     std = spread(theta)
-    logarithms = (low == 0) & ~high.isfinite()
+    over_many_decades = (low > 0) & (high > _RANGE * low) & high.isfinite()
+    logarithms = ((low == 0) & ~high.isfinite()) | over_many_decades
     if bool(logarithms.any()):
         logarithms = over_decades(theta, context, logarithms)
     thickness = torch.where(logarithms, _THICK * theta.amax(dim=0), _THICKNESS * std)

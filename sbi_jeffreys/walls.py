@@ -26,8 +26,18 @@ all parameters, u is :math:`\varepsilon \log((\theta - a) / \varepsilon)`: a log
 
 import torch
 import torch.nn.functional as F
+from sbi.utils import MultipleIndependent, RestrictedPrior
+from sbi.utils.user_input_checks_utils import OneDimPriorWrapper
 from torch import Tensor
-from torch.distributions import Distribution, Transform, constraints
+from torch.distributions import (
+    ComposeTransform,
+    Distribution,
+    Independent,
+    IndependentTransform,
+    Transform,
+    TransformedDistribution,
+    constraints,
+)
 
 __all__ = ["SoftWalls", "support_bounds"]
 
@@ -99,6 +109,9 @@ class SoftWalls(Transform):
 def support_bounds(prior: Distribution | None, dim: int) -> tuple[Tensor, Tensor]:
     """Return the bounds of a prior's support, elementwise.
 
+    A transformed distribution says where the last of its transformations ends: that a log-uniform
+    one is positive, say. Its bounds are where these send the bounds of what they transform.
+
     Args:
         prior: Distribution over parameters, or None.
         dim: Number of parameters d.
@@ -107,16 +120,65 @@ def support_bounds(prior: Distribution | None, dim: int) -> tuple[Tensor, Tensor
         Lower and upper bounds, shape (d,), infinite where the support is not bounded or is not
         known to be (a support that is no product of intervals, say).
     """
-    unbounded = torch.full((dim,), -torch.inf), torch.full((dim,), torch.inf)
+    low, high = _bounds_of_prior(prior) if prior is not None else _bounds(constraints.real)
     try:
-        support = prior.support if prior is not None else constraints.real
-    except (NotImplementedError, AttributeError):
-        return unbounded
-    low, high = _bounds(support)
-    try:
-        return low.expand(dim).clone(), high.expand(dim).clone()
+        return low.expand(dim).cpu().clone(), high.expand(dim).cpu().clone()
     except RuntimeError:
-        return unbounded
+        return torch.full((dim,), -torch.inf), torch.full((dim,), torch.inf)
+
+
+def _bounds_of_prior(prior: Distribution) -> tuple[Tensor, Tensor]:
+    """Unwrap a distribution to its bounds, of shape () or (d,)."""
+    if isinstance(prior, RestrictedPrior):
+        return _bounds_of_prior(prior._prior)
+    if isinstance(prior, OneDimPriorWrapper):
+        return _bounds_of_prior(prior.prior)
+    if isinstance(prior, Independent):
+        return _bounds_of_prior(prior.base_dist)
+    if isinstance(prior, MultipleIndependent):
+        parts = [
+            [
+                bound.expand(max(1, part.event_shape.numel())).cpu()
+                for bound in _bounds_of_prior(part)
+            ]
+            for part in prior.dists
+        ]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    # Classes that derive from it have a support of their own, which may be wider: what they
+    # transform may be bounded for the sake of rounding only (torch's Gumbel).
+    if type(prior) is TransformedDistribution:
+        low, high = _bounds_of_prior(prior.base_dist)
+        for transform in prior.transforms:
+            low, high = _bounds_after(transform, low, high)
+        return low, high
+    try:
+        return _bounds(prior.support)
+    except (NotImplementedError, AttributeError):
+        return _bounds(constraints.real)
+
+
+def _bounds_after(transform: Transform, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the bounds of what a transformation makes of numbers between these."""
+    if isinstance(transform, ComposeTransform):
+        for part in transform.parts:
+            low, high = _bounds_after(part, low, high)
+        return low, high
+    if isinstance(transform, IndependentTransform):
+        return _bounds_after(transform.base_transform, low, high)
+    lowest, highest = _bounds(transform.codomain)
+    try:
+        rises = torch.as_tensor(transform.sign) > 0
+    except NotImplementedError:
+        # Not monotone, or not elementwise.
+        return lowest, highest
+    # What has no bound ends where the transformation does.
+    from_low, from_high = (
+        torch.where(bound.isfinite(), transform(bound), bound * transform.sign)
+        for bound in (low, high)
+    )
+    low = torch.where(rises, from_low, from_high)
+    high = torch.where(rises, from_high, from_low)
+    return torch.maximum(low, lowest), torch.minimum(high, highest)
 
 
 def _bounds(support: constraints.Constraint | None) -> tuple[Tensor, Tensor]:
@@ -125,10 +187,10 @@ def _bounds(support: constraints.Constraint | None) -> tuple[Tensor, Tensor]:
         return _bounds(support.base_constraint)
     if isinstance(support, constraints.cat):
         parts = [
-            [bound.expand(length) for bound in _bounds(part)]
+            [bound.expand(length).cpu() for bound in _bounds(part)]
             for part, length in zip(support.cseq, support.lengths, strict=True)
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     low = getattr(support, "lower_bound", -torch.inf)
     high = getattr(support, "upper_bound", torch.inf)
-    return torch.as_tensor(low).float().cpu(), torch.as_tensor(high).float().cpu()
+    return torch.as_tensor(low).float(), torch.as_tensor(high).float()

@@ -8,7 +8,15 @@ import pytest
 import torch
 from sbi.utils import BoxUniform, MultipleIndependent
 from torch import nn
-from torch.distributions import Independent, LogNormal, MultivariateNormal, Normal
+from torch.distributions import (
+    ExpTransform,
+    Independent,
+    LogNormal,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+    Uniform,
+)
 
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
@@ -376,6 +384,18 @@ def test_parameters_with_an_upper_bound_are_no_logarithms_to_the_flow():
     assert over_decades(theta, context).all()
     walls, _ = to_standard_space(theta, context, 2, both)
     torch.testing.assert_close(walls().thickness, 0.2 * theta.std(dim=0))
+
+
+@pytest.mark.parametrize(("decades", "bent"), [(3, False), (6, True)])
+def test_a_log_uniform_prior_over_many_decades_is_seen_in_logarithms(decades, bent):
+    low = -0.5 * decades * math.log(10) * torch.ones(2)
+    logarithmic = TransformedDistribution(Uniform(low, -low), ExpTransform())
+    theta = logarithmic.sample((1000,))
+    context = theta.log() / low + 0.05 * torch.randn(1000, 2)
+    assert over_decades(theta, context).all()
+    walls, _ = to_standard_space(theta, context, 2, Independent(logarithmic, 1))
+    thick = walls().thickness > theta.amax(dim=0)
+    assert thick.tolist() == [bent, bent]
 
 
 def test_parameters_of_both_signs_are_no_logarithms():

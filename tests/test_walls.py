@@ -1,22 +1,34 @@
 """The soft walls: a bijection onto the whole space that leaves the inside alone."""
 
+import math
+
 import pytest
 import torch
 from sbi.inference.trainers.npe import NPE_C
-from sbi.utils import BoxUniform, MultipleIndependent
+from sbi.utils import BoxUniform, MultipleIndependent, RestrictedPrior
 from torch.distributions import (
+    AbsTransform,
+    AffineTransform,
     Beta,
+    ComposeTransform,
     Dirichlet,
     Distribution,
     Exponential,
+    ExpTransform,
     Gamma,
+    Gumbel,
     Independent,
     LogNormal,
     MultivariateNormal,
     Normal,
+    Pareto,
+    SigmoidTransform,
+    TransformedDistribution,
     Uniform,
 )
 
+from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.metrics import leakage
 from sbi_jeffreys.walls import SoftWalls, support_bounds
 
 INF = torch.inf
@@ -137,6 +149,20 @@ def test_every_entry_has_its_own_walls():
         torch.testing.assert_close(ladj[:, i : i + 1], expected[1])
 
 
+def transformed(base, *transforms):
+    return TransformedDistribution(base, list(transforms))
+
+
+NEGATIVE = AffineTransform(3.0, -2.0)
+LOG_UNIFORM = Independent(
+    transformed(
+        Uniform(math.log(0.5) * torch.ones(2), math.log(8.0) * torch.ones(2)), ExpTransform()
+    ),
+    1,
+)
+BOX = BoxUniform(-torch.ones(2), torch.ones(2))
+
+
 @pytest.mark.parametrize(
     ("prior", "low", "high"),
     [
@@ -160,6 +186,23 @@ def test_every_entry_has_its_own_walls():
         ),
         (MultipleIndependent([Exponential(torch.ones(1)), LogNormal(torch.zeros(1), 1.0)]),
          [0, 0], [INF] * 2),
+        (LOG_UNIFORM, [0.5, 0.5], [8, 8]),
+        (MultipleIndependent([transformed(Uniform(torch.ones(1), 2 * torch.ones(1)), NEGATIVE),
+                              Exponential(torch.ones(1))]), [-1, 0], [1, INF]),
+        # Downwards, and twice.
+        (transformed(Exponential(torch.ones(2)), NEGATIVE), [-INF] * 2, [3, 3]),
+        (transformed(Exponential(torch.ones(2)), NEGATIVE, ExpTransform(), NEGATIVE),
+         [3 - 2 * math.exp(3.0)] * 2, [3, 3]),
+        (transformed(Normal(torch.zeros(2), 1.0), SigmoidTransform()), [0, 0], [1, 1]),
+        (transformed(Normal(torch.zeros(2), 1.0), ComposeTransform([ExpTransform(), NEGATIVE])),
+         [-INF] * 2, [3, 3]),
+        # No transformation that is monotone has these ends.
+        (transformed(Uniform(-torch.ones(2), torch.ones(2)), AbsTransform()), [0, 0], [INF] * 2),
+        (Independent(Pareto(torch.full((2,), 2.0), torch.ones(2)), 1), [2, 2], [INF] * 2),
+        # Bounded where rounding ends only.
+        (Independent(Gumbel(torch.zeros(2), torch.ones(2)), 1), [-INF] * 2, [INF] * 2),
+        (RestrictedPrior(BOX, lambda theta: theta[:, 0] > 0, sample_with="rejection"),
+         [-1, -1], [1, 1]),
         # A simplex is no product of intervals.
         (Dirichlet(torch.ones(3)), [-INF] * 3, [INF] * 3),
     ],
@@ -168,7 +211,21 @@ def test_support_bounds(prior, low, high):
     found = support_bounds(prior, len(low))
     for bounds, expected in zip(found, (low, high), strict=True):
         assert bounds.dtype == torch.float32
-        assert bounds.tolist() == expected
+        # What went through exponentials and back is rounded.
+        assert bounds.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_flow_ends_where_a_log_uniform_prior_does():
+    theta = LOG_UNIFORM.sample((300,))
+    x = theta.log() + 0.5 * torch.randn_like(theta)
+    flow = flow_nn(LOG_UNIFORM)(theta, x)
+    at_the_edge = math.log(7.0) * torch.ones(1, 2)
+    drawn = flow.sample(torch.Size((2000,)), at_the_edge)[:, 0]
+    assert (LOG_UNIFORM.log_prob(drawn) > -INF).all()
+    assert leakage(flow, LOG_UNIFORM, at_the_edge) == 0.0
+    # One that knows no bounds leaves it there, although its draws are all positive.
+    loose = flow_nn(Independent(LogNormal(torch.zeros(2), 1.0), 1))(theta, x)
+    assert leakage(loose, LOG_UNIFORM, at_the_edge) > 0.01
 
 
 class WithoutSupport(Distribution):
