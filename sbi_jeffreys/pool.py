@@ -141,9 +141,14 @@ def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> 
     # One normaliser for an x, however often it stands there.
     different, where = context.detach().unique(dim=0, return_inverse=True)
     level = estimator.last_level.at(estimator, different).of(where)
-    flow = estimator.log_prob_embedded(theta, context)
-    tilt = estimator.weight * log_ratio(estimator, context, theta, flow)
-    return flow + level.bounded(tilt) - level.log_normalizer
+    found = []
+    # A gradient holds on to all of them in any case.
+    together = len(theta) if torch.is_grad_enabled() else max(1, _CHUNK // max(1, len(context)))
+    for some in theta.split(max(1, together)):
+        flow = estimator.log_prob_embedded(some, context)
+        tilt = estimator.weight * log_ratio(estimator, context, some, flow)
+        found.append(flow + level.bounded(tilt) - level.log_normalizer)
+    return torch.cat(found)
 
 
 @torch.no_grad()

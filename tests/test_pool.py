@@ -208,6 +208,21 @@ def test_the_density_draws_from_no_generator_of_the_users():
     assert torch.equal(estimator.log_prob(theta, x), first)
 
 
+@pytest.mark.parametrize("num_x", [1, 3])
+def test_a_grid_of_parameters_is_evaluated_in_parts(num_x, monkeypatch):
+    estimator, theta, x = gaussians(0.25), torch.randn(100, num_x, 2), torch.randn(num_x, 2)
+    expected = estimator.log_prob(theta, x)
+    monkeypatch.setattr(pool, "_CHUNK", 30)
+    seen = []
+    real = pool.log_ratio
+    monkeypatch.setattr(
+        pool, "log_ratio", lambda e, c, t, f: seen.append(t.shape[:2].numel()) or real(e, c, t, f)
+    )
+    with torch.no_grad():
+        assert torch.allclose(estimator.log_prob(theta, x), expected)
+    assert max(seen) <= 30
+
+
 def test_the_weight_is_part_of_the_state():
     theta, x = torch.randn(1, 3, 2), torch.randn(3, 2)
     estimator, other = gaussians(0.5), gaussians(0.0)
