@@ -108,8 +108,10 @@ class LikelihoodEnergy(nn.Module):
         d, c = theta.shape[1], context.shape[1]
         if c == 0:
             raise ValueError("A likelihood needs data: with an empty condition, take proxy='mlp'.")
-        # A unit far below all: logarithms proper.
-        unit = 0.1 * theta.abs().amin(dim=0).clamp_min(torch.finfo(theta.dtype).tiny)
+        # A unit far below all, logarithms proper, but quotients by it stay in single precision.
+        size = theta.abs()
+        unit = torch.maximum(0.1 * size.amin(dim=0), 1e-30 * size.amax(dim=0))
+        unit = unit.clamp_min(torch.finfo(theta.dtype).tiny)
         logarithms = over_decades(theta, context)
         unit = torch.where(logarithms, unit, torch.ones_like(unit))
         self.standard_theta = Features(theta, logarithms, unit)

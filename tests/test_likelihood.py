@@ -92,6 +92,14 @@ def test_constant_columns_are_no_trouble():
     assert LikelihoodEnergy(theta, x)(theta[:5].unsqueeze(1), x[:4]).isfinite().all()
 
 
+def test_positive_parameters_over_forty_decades():
+    theta = torch.linspace(-37.0, 3.0, 200).view(-1, 1) * math.log(10)
+    x = theta + torch.randn_like(theta)
+    network = LikelihoodEnergy(theta.exp(), x)
+    assert network.standard_theta.bent.all()
+    assert network(theta.exp()[:, None], x).isfinite().all()
+
+
 def test_refuses_an_empty_condition():
     with pytest.raises(ValueError, match="proxy='mlp'"):
         LikelihoodEnergy(torch.randn(10, 2), torch.randn(10, 0))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ..quiet import quiet
+from ..seeding import forked
 from ..tasks import get_task
 from .jobs import Evaluation, Job, derive_seed
 from .machine import Stopwatch, describe_machine, peak_memory_mb, reset_peak_memory, versions
@@ -49,8 +50,7 @@ def run_job(job: Job, evaluation: Evaluation, *, references: Path | None = None)
     Returns:
         Record with status "ok" or "failed"; see ``docs/benchmark.md`` for its keys.
     """
-    with _ONE_JOB, quiet(), _no_remarks():
-        torch.set_num_threads(1)
+    with _ONE_JOB, quiet(), _no_remarks(), forked(), _one_thread():
         reset_peak_memory()
         record, watch = _empty_record(job, evaluation), Stopwatch()
         try:
@@ -74,6 +74,18 @@ def _no_remarks() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Take one of torch's threads, and Python's random numbers as they were before."""
+    threads, state = torch.get_num_threads(), random.getstate()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        random.setstate(state)
 
 
 def failed_record(job: Job, evaluation: Evaluation, error: BaseException) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def c2st(
     samples, reference = samples.detach().cpu(), reference.detach().cpu()
     if z_score:
         mean, std = samples.mean(dim=0), samples.std(dim=0)
-        std[std < 1e-14] = 1.0
+        std[std <= 1e-14 * samples.abs().amax(dim=0)] = 1.0
         samples, reference = (samples - mean) / std, (reference - mean) / std
     # Only now: a narrow posterior far from zero would lose its digits.
     samples, reference = samples.float(), reference.float()

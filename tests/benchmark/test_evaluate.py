@@ -2,6 +2,7 @@
 
 import json
 import math
+from random import getstate
 
 import numpy as np
 import pytest
@@ -189,3 +190,17 @@ def test_divergences_are_those_of_the_truncated_density():
     all_leaks = measures._divergences(task, fitted, x, reference, reference, 1.0)
     assert set(all_leaks) == set(values)
     assert set(all_leaks.values()) == {None}
+
+
+def test_the_process_stays_as_it_was():
+    threads, before = torch.get_num_threads(), torch.get_rng_state()
+    state, states = getstate(), np.random.get_state()  # noqa: NPY002
+    torch.set_num_threads(threads + 1)
+    try:
+        run()
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert getstate() == state
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002

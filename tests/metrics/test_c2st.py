@@ -126,6 +126,12 @@ def test_constant_coordinate():
     assert c2st(p, q) == 1.0
 
 
+@pytest.mark.parametrize("unit", [1e-20, 1e15])
+def test_units_do_not_matter(unit):
+    samples, reference = unit * torch.randn(200, 2), unit * (torch.randn(200, 2) + 10)
+    assert c2st(samples, reference) == 1.0
+
+
 def test_narrow_distributions_far_from_zero():
     p = 1e6 + 1e-3 * normal(100, 1).double()
     assert c2st(p, p + 0.1) == 1.0
