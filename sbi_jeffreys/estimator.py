@@ -22,7 +22,7 @@ from . import pool
 from .autoregressive import AutoregressiveSpline
 from .base import Base
 from .features import Features
-from .flows import evaluating, starts_in_closed_form
+from .flows import embedded, evaluating, starts_in_closed_form
 from .likelihood import LikelihoodEnergy
 from .linear import LinearPosterior, is_learnt
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder
@@ -187,7 +187,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         x = x.to(self.pool_weight.dtype)
         owner = _embedding_owner(self.flow)
         if owner is not None:
-            return owner.get_submodule("_embedding_net")(x)
+            return embedded(owner.get_submodule("_embedding_net"), x)
         return (x.flatten(1) - self._x_mean) / self._x_std
 
     def log_prob_embedded(self, theta: Tensor, context: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ __all__ = [
     "DEFAULT_FLOW",
     "NUM_BINS",
     "accelerate",
+    "embedded",
     "evaluating",
     "flow_builder",
     "flow_nn",
@@ -53,6 +54,8 @@ NUM_BINS = 5
 
 # Smallest slope of the splines, as in zuko.
 _SLOPE = 1e-3
+# Rows that a network for x gets at a time.
+_AT_ONCE = 200
 # Scale of the conditioners' last layers at the start, relative to torch's.
 _START = 0.1
 
@@ -92,7 +95,7 @@ def flow_nn(
         embedding = nn.Sequential(scale, embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
         with torch.no_grad(), evaluating(embedding):
-            context = embedding(x[:2] if learnt else x)
+            context = embedded(embedding, x[:2] if learnt else x)
             if embedding_net is not None and not learnt and context.shape[1]:
                 # Nobody else brings to order one what all layers and the proxy see.
                 embedding.append(standardizer(context))
@@ -123,6 +126,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for each, mode in modes:
             each.training = mode
+
+
+def embedded(embedding: nn.Module, x: Tensor) -> Tensor:
+    """Return what an embedding makes of x (n, *event), shape (n, c).
+
+    Where no gradient is kept, a network with weights gets so many rows at a time as a batch has by
+    default: of images, all that are held out may be more than memory holds.
+    """
+    has_weights = any(True for _ in embedding.parameters())
+    if torch.is_grad_enabled() or embedding.training or not has_weights:
+        return embedding(x)
+    return torch.cat([embedding(part) for part in x.split(_AT_ONCE)])
 
 
 def starts_in_closed_form(flow: nn.Module) -> bool:

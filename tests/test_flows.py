@@ -188,6 +188,36 @@ def test_image_with_embedding_net():
     assert embedding[0].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("learnt", [True, False])
+def test_a_network_for_x_gets_a_batch_at_a_time(learnt):
+    class Watching(nn.Linear):
+        most = 0
+
+        def forward(self, x):
+            if not torch.is_grad_enabled():
+                self.most = max(self.most, len(x))
+            return super().forward(x.flatten(1))
+
+    net = Watching(12, 3).requires_grad_(learnt)
+    theta = torch.rand(1000, 2)
+    x = theta.repeat(1, 6).reshape(-1, 3, 4) + 0.1 * torch.randn(1000, 3, 4)
+    prior = BoxUniform(torch.zeros(2), torch.ones(2))
+    trainer = JeffreysNPE(
+        prior,
+        flow_nn(prior, embedding_net=net, **SMALL),
+        show_progress_bars=False,
+        tracker=QuietTracker(),
+    )
+    trainer.append_simulations(theta, x)
+    held_out = (theta[:500], x[:500])
+    estimator = trainer.train(max_num_epochs=1, validation_data=held_out)
+    assert 0 < net.most <= 200
+    # The same as at once, to rounding.
+    with torch.no_grad():
+        together = estimator.flow.embedding_net(x)
+        torch.testing.assert_close(estimator.embed(x), together)
+
+
 def test_image_without_embedding_net_is_flattened():
     theta, x = torch.randn(50, 1), torch.randn(50, 3, 4)
     flow = flow_nn(None, **SMALL)(theta, x)
