@@ -27,6 +27,7 @@ __all__ = [
     "check_seed",
     "check_simulations",
     "check_training",
+    "check_varies",
     "constant_column",
     "fraction_outside_prior",
     "warn_outside_prior",
@@ -35,6 +36,16 @@ __all__ = [
 # Rows in which digits that float32 loses are looked for, and the share of a column's standard
 # deviation that rounding may move a value by.
 _ROWS, _LOST = 1000, 1e-3
+# Types all of whose values float32 holds.
+_HELD = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+)
 
 
 def check_positive(**values: float) -> None:
@@ -146,7 +157,7 @@ def check_simulations(
 
     Raises:
         TypeError: If they are no arrays of real numbers.
-        ValueError: If shapes do not fit, nothing is there, or theta is not finite or constant.
+        ValueError: If shapes do not fit, nothing is there, or theta is not finite.
     """
     given = {"theta": theta, "x": x}
     theta, x = as_float("theta", theta), as_float("x", x)
@@ -180,13 +191,22 @@ def check_simulations(
                 "in the order of the prior."
             )
     check_finite("theta", theta, "these simulations")
-    column = constant_column(theta)
-    if len(theta) > 1 and column is not None:
-        raise ValueError(
-            f"theta is constant in column {column} (= {float(theta[0, column]):g}): a parameter "
-            "that never varies has no density; leave it out of theta and of the prior."
-        )
     return theta, x
+
+
+def check_varies(theta: Tensor) -> None:
+    """Refuse to train where one of the parameters, shape (n, d), is the same in all simulations.
+
+    Raises:
+        ValueError: With the first such column, and its value.
+    """
+    column = constant_column(theta)
+    if column is not None:
+        raise ValueError(
+            f"theta is constant in column {column} (= {float(theta[0, column]):g}) of all "
+            f"{len(theta)} simulations: a parameter that never varies has no density; leave it out "
+            "of theta and of the prior."
+        )
 
 
 def _check_resolution(name: str, values: Tensor, rounded: Tensor) -> None:
@@ -195,7 +215,7 @@ def _check_resolution(name: str, values: Tensor, rounded: Tensor) -> None:
     Raises:
         ValueError: If finite values are beyond its range.
     """
-    if values.dtype not in (torch.float64, torch.int64) or not values.numel():
+    if values.dtype in _HELD or not values.numel():
         return
     if bool((rounded.isinf() & values.isfinite()).any()):
         raise ValueError(

@@ -35,7 +35,8 @@ def run(
         data: What to train on.
         held_out: What to look at.
         after_epoch: Takes the record of each epoch.
-        max_num_epochs: Largest number of epochs of this call.
+        max_num_epochs: Largest number of epochs of the training, those before it was resumed
+            included.
 
     Returns:
         Whether the rates were lowered, of which there is a warning
@@ -95,7 +96,8 @@ def run_epochs(
         data: What to train on.
         held_out: What to look at.
         after_epoch: Takes the record of each epoch.
-        max_num_epochs: Largest number of epochs of this call.
+        max_num_epochs: Largest number of epochs of the training, those before it was resumed
+            included.
         outliers_in: What a user may look for outliers in.
 
     Returns:
@@ -105,11 +107,10 @@ def run_epochs(
         RuntimeError, ValueError, AssertionError: What an estimator raises of its own while its
             weights are finite; all else that ``after_epoch`` raises.
     """
-    last = training.epoch + max_num_epochs
     # Where there are prices to try, patience begins after hundreds of steps.
-    training.graphs.soon = training.patience.trials and max_num_epochs >= _LONG
+    training.graphs.soon = training.patience.trials and max_num_epochs - training.epoch >= _LONG
     try:
-        while training.epoch < last and not training.converged:
+        while training.epoch < max_num_epochs and not training.converged:
             after_epoch(training.advance(data, held_out))
     except (RuntimeError, ValueError, AssertionError) as error:
         # Some estimators refuse NaN themselves, before the training sees it.

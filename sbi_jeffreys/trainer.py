@@ -37,6 +37,7 @@ from .checks import (
     check_seed,
     check_simulations,
     check_training,
+    check_varies,
     constant_column,
     fraction_outside_prior,
     warn_outside_prior,
@@ -165,7 +166,7 @@ class JeffreysNPE(NPE_C):
             "proxy_weight_decay": proxy_weight_decay,
         }
         self._seed = check_seed(seed)
-        self._generator_states: dict[str, Tensor] | None = None
+        self._generator_states: dict[str, Any] | None = None
         self._validation_data: tuple[Tensor, Tensor] | None = None
         self._training: Training | None = None
         self._simple_start = False
@@ -250,7 +251,8 @@ class JeffreysNPE(NPE_C):
                 root mean square of 0.6 times this rate whatever the gradient, Adam for the rest
                 (:class:`sbi_jeffreys.muon.Muon`); Adam for all with ``objective="ml"``. With a rate
                 above the default at which first steps lose what the default flow's start
-                explains, training warns and takes the default (:mod:`sbi_jeffreys.first_steps`).
+                explains, training warns and takes the default (:mod:`sbi_jeffreys.first_steps`). A
+                training that is resumed keeps its rates, as in sbi, unless it has diverged.
             validation_fraction: As in sbi.
             stop_after_epochs: Epochs without progress of the flow's held-out cross-entropy. A lower
                 price of D2 is tried after a quarter (:class:`sbi_jeffreys.patience.Patience`);
@@ -260,7 +262,8 @@ class JeffreysNPE(NPE_C):
                 The best weights are kept; with the default flow, whose start is the linear
                 posterior in closed form, only if they beat that by a standard error on held-out
                 data (:meth:`sbi_jeffreys.training.Training.settle`).
-            max_num_epochs: Largest number of epochs.
+            max_num_epochs: Largest number of epochs; as in sbi, those before a training was resumed
+                count.
             clip_max_norm: Norm at which gradients are clipped, of flow and proxy separately.
             calibration_kernel: As in sbi, one weight for each x or a number; it weighs all
                 divergences. Pairs that the proxy simulates have no x to weigh, and take its mean.
@@ -341,7 +344,7 @@ class JeffreysNPE(NPE_C):
 
     @contextlib.contextmanager
     def _seeded(self, resume: bool) -> Iterator[None]:
-        """Run under the trainer's own seed, and leave torch's global generator as it was."""
+        """Run under the trainer's own seed, and leave the global generators as they were."""
         seed = None if self._seed is None else self._seed + max(self._data_round_index)
         states = self._generator_states if resume else None
         with seeded(seed, self._device, states):
@@ -361,11 +364,13 @@ class JeffreysNPE(NPE_C):
         """Split the simulations; the halves are views by index, not torch's loaders.
 
         Raises:
-            ValueError: If too few simulations are there to train and to validate.
+            ValueError: If too few simulations are there to train and to validate, or a parameter
+                is the same in all of them.
         """
         theta, x, masks = self.get_simulations(starting_round)
         held_out = self._validation_data
         num_train = num_to_train_on(len(theta), validation_fraction if held_out is None else None)
+        check_varies(theta)
         if dataloader_kwargs is not None:
             loaders = super().get_dataloaders(
                 starting_round,
@@ -456,8 +461,8 @@ class JeffreysNPE(NPE_C):
             # It begins as sbi's does, for whoever filters that.
             warn(
                 f"Maximum number of epochs `max_num_epochs={train_config.max_num_epochs}` reached "
-                "while held-out data still saw progress: raise it, or go on with "
-                "resume_training=True."
+                "before training had converged: raise it, or go on with resume_training=True and "
+                "more epochs in all."
             )
         with forked(self._device):
             center_partition(training.estimator, train_loader, self._device)

@@ -110,7 +110,7 @@ class Training(JointSteps):
         """Return the training to go on with: where this one stopped, or :meth:`anew`.
 
         Args:
-            settings: Hyper-parameters from here on.
+            settings: Hyper-parameters from here on; of the learning rates those of new optimizers.
             kernel: Calibration kernel from here on.
             forward_loss: Forward loss from here on.
         """

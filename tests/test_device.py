@@ -121,7 +121,7 @@ def test_simulations_from_the_cpu(data_device, simulations, monkeypatch):
         trainer = JeffreysNPE(box(device), seed=3, device=device, show_progress_bars=False)
         trainer.append_simulations(*simulations, data_device=data_device)
         trainer.train(max_num_epochs=1, validation_data=held_out)
-        trainer.train(max_num_epochs=2, resume_training=True)
+        trainer.train(max_num_epochs=3, resume_training=True)
         return weights_of(trainer)
 
     assert_same(run, monkeypatch)

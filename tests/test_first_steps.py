@@ -82,7 +82,7 @@ def test_rates_stay_lowered_in_later_rounds_and_after_resuming():
         trainer.train(learning_rate=0.4, max_num_epochs=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        trainer.train(learning_rate=0.4, max_num_epochs=1, resume_training=True)
+        trainer.train(learning_rate=0.4, max_num_epochs=2, resume_training=True)
         proposal = trainer.build_posterior().set_default_x(torch.zeros(3))
         theta = proposal.sample((100,), show_progress_bars=False)
         trainer.append_simulations(theta, theta + 0.3 * torch.randn(100, 3), proposal=proposal)

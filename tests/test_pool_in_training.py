@@ -96,7 +96,7 @@ def test_to_stop_and_resume_trains_the_same_flow():
     parts._theta_roundwise, parts._x_roundwise = whole._theta_roundwise, whole._x_roundwise
     once = whole.train(max_num_epochs=6)
     parts.train(max_num_epochs=3)
-    twice = parts.train(max_num_epochs=3, resume_training=True)
+    twice = parts.train(max_num_epochs=6, resume_training=True)
     for name, value in once.state_dict().items():
         assert torch.equal(value, twice.state_dict()[name]), name
     assert once.weight == twice.weight

@@ -162,7 +162,7 @@ def test_held_out_data_choose(better, once, monkeypatch):
     assert made.summary["pool_weight"] == [estimator.weight]
     # What was asked for is what a training from scratch begins with.
     assert made._spec["proxy"] == "likelihood"
-    made.train(resume_training=True, max_num_epochs=1, stop_after_epochs=3)
+    made.train(resume_training=True, max_num_epochs=made.epoch + 1, stop_after_epochs=3)
     assert made._neural_net is estimator
     assert made.build_posterior().sample((3,), x=torch.ones(2)).shape == (3, 2)
 

@@ -38,7 +38,7 @@ def test_divergence_restores_the_best_weights(estimator):
     # The same numbers summed in float32.
     assert found == pytest.approx(trainer.summary["best_validation_loss"][0], abs=1e-5)
     # And it can go on, at the lower rate that the warning recommends.
-    trainer.train(max_num_epochs=2, resume_training=True, learning_rate=1e-4)
+    trainer.train(max_num_epochs=4, resume_training=True, learning_rate=1e-4)
     assert trainer.summary["epochs_trained"] == [2, 2]
     assert trainer.summary["learning_rate_flow"][-1] == 1e-4
     assert usable(trainer)
@@ -80,7 +80,8 @@ def test_interruption_keeps_the_best_weights_and_can_be_resumed():
     assert trainer.summary["epochs_trained"] == [3]
     assert not trainer._neural_net.training
     assert usable(trainer)
-    trainer.train(max_num_epochs=2, resume_training=True)
+    # All count, as in sbi.
+    trainer.train(max_num_epochs=5, resume_training=True)
     assert trainer.summary["epochs_trained"] == [3, 2]
     # As if nothing had happened.
     whole = make().append_simulations(THETA, X)
