@@ -26,59 +26,70 @@ __all__ = [
     "rebuild_distribution",
 ]
 
-# Arguments of a distribution that are its attributes as well.
-_DISTRIBUTIONS: dict[str, tuple[Callable[..., Distribution], tuple[str, ...]]] = {
-    "BoxUniform": (BoxUniform, ("low", "high")),
-    "MultivariateNormal": (distributions.MultivariateNormal, ("loc", "scale_tril")),
-    "Normal": (distributions.Normal, ("loc", "scale")),
-    "LogNormal": (distributions.LogNormal, ("loc", "scale")),
-    "Uniform": (distributions.Uniform, ("low", "high")),
-    "Exponential": (distributions.Exponential, ("rate",)),
-    "Gamma": (distributions.Gamma, ("concentration", "rate")),
-    "Beta": (distributions.Beta, ("concentration1", "concentration0")),
-}
-
 Tensors: TypeAlias = dict[str, Tensor]
+
+
+def _improper(mean: Tensor, variance: Tensor) -> ImproperEmpirical:
+    """Return what sbi puts in the place of no prior, of which it knows the moments only."""
+    distribution = ImproperEmpirical(torch.stack([mean, mean]))
+    # No parameters would give these moments to the bit.
+    distribution._mean, distribution._variance = mean, variance
+    return distribution
+
+
+# What builds a distribution again, and the arguments for that, which are its attributes as well.
+_DISTRIBUTIONS: dict[type, tuple[Callable[..., Distribution], tuple[str, ...]]] = {
+    BoxUniform: (BoxUniform, ("low", "high")),
+    distributions.MultivariateNormal: (distributions.MultivariateNormal, ("loc", "scale_tril")),
+    distributions.Normal: (distributions.Normal, ("loc", "scale")),
+    distributions.LogNormal: (distributions.LogNormal, ("loc", "scale")),
+    distributions.Uniform: (distributions.Uniform, ("low", "high")),
+    distributions.Exponential: (distributions.Exponential, ("rate",)),
+    distributions.Gamma: (distributions.Gamma, ("concentration", "rate")),
+    distributions.Beta: (distributions.Beta, ("concentration1", "concentration0")),
+    ImproperEmpirical: (_improper, ("mean", "variance")),
+}
+_BY_NAME = {kind.__name__: builder for kind, builder in _DISTRIBUTIONS.items()}
 
 
 def describe_distribution(distribution: Distribution, key: str, tensors: Tensors) -> dict[str, Any]:
     """Return the structure of a distribution, and add its parameters to the tensors."""
-    kind = type(distribution)
-    known = _DISTRIBUTIONS.get(kind.__name__)
+    kind, parts = type(distribution), _parts(distribution)
     entry: dict[str, Any] = {"name": kind.__name__}
-    missing = entry | {"missing": True}
-    if isinstance(distribution, MultipleIndependent):
+    if parts is None and kind not in _DISTRIBUTIONS:
+        return entry | {"missing": True}
+    if parts is not None:
         entry["parts"] = [
-            describe_distribution(part, f"{key}.{i}", tensors)
-            for i, part in enumerate(distribution.dists)
+            describe_distribution(part, f"{key}.{i}", tensors) for i, part in enumerate(parts)
         ]
-    elif isinstance(distribution, Independent) and kind is Independent:
-        entry["parts"] = [describe_distribution(distribution.base_dist, f"{key}.0", tensors)]
+    if isinstance(distribution, Independent):
         entry["ndims"] = distribution.reinterpreted_batch_ndims
-    elif isinstance(distribution, OneDimPriorWrapper):
-        entry["parts"] = [describe_distribution(distribution.prior, f"{key}.0", tensors)]
-    elif isinstance(distribution, TransformedDistribution) and kind is TransformedDistribution:
-        if not all(map(_is_plain, distribution.transforms)):
-            return missing
-        entry["parts"] = [describe_distribution(distribution.base_dist, f"{key}.0", tensors)]
+    if isinstance(distribution, TransformedDistribution) and parts is not None:
         entry["transforms"] = [
             _describe_transform(transform, f"{key}.transforms.{i}", tensors)
             for i, transform in enumerate(distribution.transforms)
         ]
-    elif isinstance(distribution, ImproperEmpirical):
-        # It keeps no more of the parameters that it was made of.
-        tensors[f"{key}.mean"], tensors[f"{key}.variance"] = (
-            distribution.mean,
-            distribution.variance,
-        )
-    elif known is not None and known[0] is kind:
-        for name in known[1]:
-            tensors[f"{key}.{name}"] = torch.as_tensor(getattr(distribution, name))
-    else:
-        return missing
+    for name in _DISTRIBUTIONS[kind][1] if parts is None else ():
+        tensors[f"{key}.{name}"] = torch.as_tensor(getattr(distribution, name))
     # Whether it refuses or answers -inf outside of its support.
     entry["validate"] = bool(distribution._validate_args)
     return entry
+
+
+def _parts(distribution: Distribution) -> list[Distribution] | None:
+    """Return what a distribution is made of, ``None`` where a file does not take it apart."""
+    if isinstance(distribution, MultipleIndependent):
+        return list(distribution.dists)
+    if isinstance(distribution, OneDimPriorWrapper):
+        return [distribution.prior]
+    if isinstance(distribution, Independent) and type(distribution) is Independent:
+        return [distribution.base_dist]
+    # LogNormal and the like derive from it.
+    if isinstance(distribution, TransformedDistribution):
+        plain = all(map(_is_plain, distribution.transforms))
+        held = plain and type(distribution) is TransformedDistribution
+        return [distribution.base_dist] if held else None
+    return None
 
 
 def missing_class(entry: Mapping[str, Any]) -> str | None:
@@ -158,11 +169,9 @@ def rebuild_distribution(
             for i, transform in enumerate(entry["transforms"])
         ]
         distribution = TransformedDistribution(parts[0], transforms)
-    elif name == "ImproperEmpirical":
-        distribution = _improper(tensors[f"{key}.mean"], tensors[f"{key}.variance"])
     else:
-        kind, arguments = _DISTRIBUTIONS[name]
-        distribution = kind(**{argument: tensors[f"{key}.{argument}"] for argument in arguments})
+        build, arguments = _BY_NAME[name]
+        distribution = build(**{argument: tensors[f"{key}.{argument}"] for argument in arguments})
     distribution._validate_args = entry["validate"]
     return distribution
 
@@ -195,11 +204,3 @@ def _rebuild_transform(entry: Mapping[str, Any], key: str, tensors: Tensors) -> 
         entry[name] if name in entry else tensors[f"{key}.{name}"] for name in ("loc", "scale")
     )
     return AffineTransform(loc, scale, event_dim=entry["event_dim"])
-
-
-def _improper(mean: Tensor, variance: Tensor) -> ImproperEmpirical:
-    """Return what sbi puts in the place of no prior, of which it knows the moments only."""
-    distribution = ImproperEmpirical(torch.stack([mean, mean]))
-    # No parameters would give these moments to the bit.
-    distribution._mean, distribution._variance = mean, variance
-    return distribution
