@@ -393,7 +393,17 @@ class JeffreysNPE(NPE_C):
         return train, Data(*held_out, others, torch.arange(len(others)))
 
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
-        """Build the flow as sbi does, then join it with a proxy."""
+        """Build flow and proxy in the place of sbi's flow."""
+        self._build(retrain_from_scratch, start_idx, self._build_proxy, self._spec)
+
+    def _build(
+        self,
+        retrain_from_scratch: bool,
+        start_idx: int,
+        build_proxy: ProxyBuilder,
+        spec: dict[str, Any],
+    ) -> None:
+        """Build the flow as sbi does, then join it with a proxy; ``spec`` has the names of both."""
         fresh = self._neural_net is None or retrain_from_scratch
         if fresh and self._default_flow:
             # Behind walls, held-out parameters beyond the others would have no density at all.
@@ -404,14 +414,16 @@ class JeffreysNPE(NPE_C):
             super()._initialize_neural_network(retrain_from_scratch, start_idx)
             self._simple_start = fresh and starts_in_closed_form(self._neural_net)
             if fresh:
-                self._join_with_proxy(start_idx)
+                self._neural_net = self._with_proxy(start_idx, build_proxy, spec)
         except BaseException:
             # Also on Ctrl-C: half of an estimator would be in the way of the next call.
             self._neural_net = before
             raise
 
-    def _join_with_proxy(self, start_idx: int) -> None:
-        """Put flow and proxy in the place of the flow that sbi has built."""
+    def _with_proxy(
+        self, start_idx: int, build_proxy: ProxyBuilder, spec: dict[str, Any]
+    ) -> JeffreysEstimator:
+        """Return the flow that sbi has built, joined with a proxy."""
         theta, x, _ = self.get_simulations(start_idx)
         # All of theta, but no more x than the scale of the proxy's input needs.
         x = x[self.train_indices[:ROWS_FOR_SCALE]].cpu()
@@ -419,16 +431,17 @@ class JeffreysNPE(NPE_C):
         flow = self._neural_net
         accelerate(flow)
         # The flow alone can be saved, too.
-        flow.spec = {"density_estimator": self._spec["density_estimator"]}
+        flow.spec = {"density_estimator": spec["density_estimator"]}
         with_proxy = not is_maximum_likelihood(self._weighting)
-        self._neural_net = JeffreysEstimator(
+        estimator = JeffreysEstimator(
             flow,
             theta,
             x,
             base=Base(self._prior, theta.to(self._device)).to("cpu") if with_proxy else None,
-            build_proxy=self._build_proxy,
+            build_proxy=build_proxy,
         )
-        self._neural_net.spec = dict(self._spec)
+        estimator.spec = dict(spec)
+        return estimator
 
     def _outside_prior(self, start_idx: int) -> bool:
         """Whether parameters to train on or to validate lie outside of the prior's support."""
@@ -497,16 +510,14 @@ class JeffreysNPE(NPE_C):
         self, first: Training, data: Any, held_out: Any, config: TrainConfig, loss_args: Any
     ) -> None:
         """Train once more, with a proxy of pairs; keep of the two what held-out data prefer."""
-        kept, asked = first, (self._build_proxy, self._spec)
+        kept = first
         try:
-            self._build_proxy, self._spec = proxy_builder("mlp"), self._spec | {"proxy": "mlp"}
-            self._initialize_neural_network(retrain_from_scratch=True, start_idx=0)
+            self._build(True, 0, proxy_builder("mlp"), self._spec | {"proxy": "mlp"})
             second = self._prepare(config, loss_args)
             self._run(second, data, held_out, config)
             if is_better(second.estimator, first.estimator, held_out, self._device):
                 kept = second
         finally:
-            self._build_proxy, self._spec = asked
             self._neural_net, self._training = kept.estimator, kept
 
     def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
