@@ -160,8 +160,10 @@ class Task(ABC):
         support = self.prior.support
         assert support is not None, "every prior of a task states its support"
         inside = support.check(theta)
+        if not bool(inside.any()):
+            return theta.new_full((len(theta),), -torch.inf)
         # A point of the support stands in outside it: neither term need be defined there.
-        inner = torch.where(inside[:, None], theta, self.true_parameters(1).to(theta))
+        inner = torch.where(inside[:, None], theta, theta[inside][:1].detach())
         value = self.prior.log_prob(inner) + self.log_likelihood(inner, x)
         return torch.where(inside, value, -torch.inf)
 

@@ -61,6 +61,8 @@ def solve_ode(
     """
     gaps = torch.as_tensor(times, dtype=y.dtype, device=y.device).diff()
     n = len(y)
+    if n == 0:
+        return y.new_empty(0, len(times), y.shape[1])
     row, column = torch.arange(n, device=y.device), torch.ones_like(y[:, 0], dtype=torch.int64)
     h = torch.full_like(y[:, 0].detach(), 0.01)
     left = gaps[0].expand(n)

@@ -56,7 +56,7 @@ def run_job(job: Job, evaluation: Evaluation, *, references: Path | None = None)
         try:
             with watch.measure("total"):
                 _fill(record, job, evaluation, watch, references)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _mark_failed(record, error)
         record["timings"] = _timings(watch)
         record["peak_memory_mb"] = peak_memory_mb()

@@ -194,14 +194,20 @@ def _divergences(
 ) -> dict[str, float | None]:
     """Return divergences between truth and posterior, which is the density less what leaks."""
     names = ("kl_forward", "kl_reverse", "jeffreys")
+    nothing: dict[str, float | None] = {
+        key: None for name in names for key in (name, f"{name}_standard_error")
+    }
     if fitted.log_prob is None or leaked == 1.0:
-        return {key: None for name in names for key in (name, f"{name}_standard_error")}
+        return nothing
     kept = np.log1p(-leaked)
     values = {}
     for name, theta in (("truth", reference), ("model", samples)):
         values[f"truth_at_{name}"] = task.log_posterior_unnormalized(theta, x).double()
         rows = x.expand(len(theta), *x.shape[1:])
         values[f"model_at_{name}"] = _log_prob(fitted, theta, rows) - kept
+    if any(torch.isneginf(value).all() for value in values.values()):
+        # Few samples, all of them where the other has no mass.
+        return nothing
     found = divergences_to_truth(**values)
     estimates = (found.forward, found.reverse, found.jeffreys)
     return {

@@ -96,7 +96,8 @@ def shared_config(folder: Path, evaluation: Evaluation, *, command: str | None =
             config.json cannot be read.
     """
     path = folder / "config.json"
-    if not path.exists():
+    # A run that was stopped before its first record binds nobody.
+    if not path.exists() or not any((folder / "records").glob("*.json")):
         config = {"schema": SCHEMA, "evaluation": evaluation.to_json(), "command": command}
         write_json(path, config)
         return
@@ -132,7 +133,7 @@ def read_record(path: Path, *, evaluation: Evaluation | None = None) -> dict[str
     """
     try:
         record = _load(path)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"not JSON ({error})") from None
     if not isinstance(record, dict):
         raise RecordError(f"not a JSON object but {type(record).__name__}")

@@ -144,8 +144,21 @@ def _check(
             "--backend dask --scheduler tcp://HOST:8786"
         )
     evaluation.check_tasks(job.task for job in cells)
+    _check_observations(sorted({job.task for job in cells}), evaluation)
     if evaluation.reference == "published":
         published_reference_posterior(cells[0].task, evaluation.numbers[0])
+
+
+def _check_observations(tasks: Sequence[str], evaluation: Evaluation) -> None:
+    """Raise for tasks that lack the fixed observations that are asked for."""
+    for name in () if evaluation.fresh else tasks:
+        try:
+            get_task(name).observation(1)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"task {name!r} has no file of observations ({Path(error.filename).name}): take "
+                "new ones, --observations fresh:3."
+            ) from None
 
 
 def _existing(out: Path, job: Job, evaluation: Evaluation) -> str | None:

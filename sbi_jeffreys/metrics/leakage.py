@@ -55,6 +55,7 @@ def leakage(
     # Distributions that validate their arguments raise on NaN: it is replaced first.
     inside = within_support(prior, torch.where(finite.unsqueeze(1), flat, 0.0)) & finite
     # A support may be wider than where there is density: all positive numbers, for a log-uniform.
-    density = prior.log_prob(flat[inside]).reshape(int(inside.sum()), -1)
-    inside[inside.clone()] = (density > -torch.inf).all(dim=1)
+    if inside.any():
+        density = prior.log_prob(flat[inside]).reshape(int(inside.sum()), -1)
+        inside[inside.clone()] = (density > -torch.inf).all(dim=1)
     return 1 - inside.unflatten(0, theta.shape[:2]).double().mean(dim=0)

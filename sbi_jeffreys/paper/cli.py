@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..arguments import natural
+from ..arguments import natural, positive
 from . import fig2, fig3, fig4, fig5, theorem
 from .claims import Claim
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="each experiment's own if not given",
     )
     parser.add_argument("--quick", action="store_true", help="a few steps of each: a smoke test")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, 2 if not given")
+    parser.add_argument("--jobs", type=positive, default=2, help="processes, 2 if not given")
     parser.add_argument(
         "--images",
         type=Path,

@@ -79,7 +79,8 @@ def run_all(
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings, default=str))
-    if not path.exists():
+    # A first run that was stopped before its end binds nobody.
+    if not path.exists() or not any(path.parent.glob("*.csv")):
         path.write_text(json.dumps(settings, indent=1))
     elif (old := json.loads(path.read_text())) != settings:
         differ = [k for k in {**old, **settings} if old.get(k) != settings.get(k)]

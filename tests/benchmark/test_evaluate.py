@@ -204,3 +204,12 @@ def test_the_process_stays_as_it_was():
     assert torch.equal(torch.get_rng_state(), before)
     assert getstate() == state
     assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+
+
+def test_divergences_of_samples_that_all_lie_outside_of_the_prior_are_null():
+    task = get_task("two_moons")
+    fitted = Fitted(None, log_prob=lambda theta, x: torch.zeros(len(theta)))
+    x, reference = task.observation(1), task.reference_posterior(1, 10)
+    row = measures._divergences(task, fitted, x, reference, reference + 100.0, 0.9)
+    assert set(row.values()) == {None}
+    assert None not in measures._divergences(task, fitted, x, reference, reference, 0.0).values()

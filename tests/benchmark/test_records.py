@@ -124,8 +124,10 @@ def test_killed_writer_leaves_the_old_record(path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_config_is_written_once_and_refuses_another_evaluation(tmp_path):
+def test_config_is_kept_and_refuses_another_evaluation(tmp_path):
     shared_config(tmp_path, EVALUATION, command="sbi-jeffreys bench run")
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "one.json").touch()
     shared_config(tmp_path, EVALUATION, command="another")
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["command"] == "sbi-jeffreys bench run"
@@ -133,9 +135,19 @@ def test_config_is_written_once_and_refuses_another_evaluation(tmp_path):
         shared_config(tmp_path, Evaluation(num_samples=30))
 
 
+def test_a_run_without_a_record_binds_nobody(tmp_path):
+    shared_config(tmp_path, EVALUATION, command="sbi-jeffreys bench run")
+    shared_config(tmp_path, Evaluation(num_samples=30), command="another")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["command"] == "another"
+    assert config["evaluation"]["num_samples"] == 30
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"evaluation": {"num_samples": 3}}'])
 def test_unusable_config_is_an_error(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "one.json").touch()
     with pytest.raises(ValueError, match=r"config\.json cannot be used"):
         shared_config(tmp_path, EVALUATION)
 

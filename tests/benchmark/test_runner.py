@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sbi_jeffreys.tasks.registry import TASKS
 
 from sbi_jeffreys.benchmark import backends
 from sbi_jeffreys.benchmark.jobs import Evaluation
@@ -182,6 +184,41 @@ def test_published_reference_that_was_not_fetched(tmp_path, monkeypatch):
     monkeypatch.setenv("SBI_JEFFREYS_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="sbi-jeffreys data fetch"):
         run(tmp_path / "out", "npe", evaluation=Evaluation(reference="published"))
+
+
+EXITS = """
+import sys
+from sbi_jeffreys.benchmark.methods import register
+register("test_exits", lambda *args, **kwargs: sys.exit(5))
+"""
+TASK = """
+from sbi_jeffreys.tasks.registry import TASKS
+from sbi_jeffreys.tasks.two_moons import TwoMoons
+
+class Mine(TwoMoons):
+    name = "mine"
+
+TASKS["mine"] = Mine
+"""
+
+
+def test_a_method_that_exits_is_a_failed_job(tmp_path):
+    plugin = tmp_path / "exits.py"
+    plugin.write_text(EXITS)
+    summary = run(tmp_path, "test_exits", "test_prior", seeds=[0], plugins=[PLUGIN, plugin])
+    assert [job.method for job in summary.failed] == ["test_exits"]
+    assert summary.done == 2
+
+
+def test_a_task_of_a_plugin_is_judged_at_new_observations(tmp_path, monkeypatch):
+    monkeypatch.setattr("sbi_jeffreys.tasks.registry.TASKS", dict(TASKS))
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(TASK)
+    arguments = {"seeds": [0], "tasks": ["mine"], "plugins": [PLUGIN, plugin]}
+    with pytest.raises(ValueError, match=r"'mine' has no file of observations.*fresh:3"):
+        run(tmp_path / "a", "test_prior", **arguments)
+    fresh = replace(EVALUATION, observations="fresh:2", metrics=("nll", "leakage", "divergences"))
+    assert run(tmp_path / "b", "test_prior", evaluation=fresh, **arguments).failed == ()
 
 
 def test_plugin_with_a_mistake(tmp_path):

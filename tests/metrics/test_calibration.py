@@ -93,6 +93,12 @@ def test_leakage_is_the_mass_outside():
     assert values.tolist() == pytest.approx(expected[:, 0].tolist(), abs=0.015)
 
 
+def test_leakage_may_be_total():
+    torch.manual_seed(0)
+    far = BoxUniform(100 * torch.ones(1), 101 * torch.ones(1))
+    assert leakage(NormalEstimator(), far, torch.zeros(2, 1), draws=50).tolist() == [1.0, 1.0]
+
+
 def test_leakage_counts_failed_draws():
     values = leakage(NormalEstimator(failures=25), PRIORS["whole"], torch.zeros(2, 1), draws=100)
     assert values.tolist() == [0.25, 0.25]

@@ -33,6 +33,12 @@ def test_a_batch_changes_nothing():
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["sir", "lotka_volterra"])
+def test_nothing_to_solve(name):
+    task = get_task(name)
+    assert task.simulator(torch.empty(0, task.dim_theta)).shape == (0, task.dim_x)
+
+
 def test_too_many_steps(monkeypatch):
     monkeypatch.setattr(ode, "MAX_STEPS", 3)
     with pytest.raises(RuntimeError, match="not solved in 3 steps"):

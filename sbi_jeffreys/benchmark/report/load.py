@@ -91,8 +91,8 @@ def load_results(directory: Path) -> Results:
 
 
 def _check_shape(record: dict[str, Any]) -> None:
-    for name in ("timings", "metrics", "training"):
-        if not isinstance(record[name] or {}, dict):
+    for name in ("timings", "metrics", "training", "evaluation", "versions", "machine", "error"):
+        if not isinstance(record.get(name) or {}, dict):
             raise RecordError(f"{name} is not an object")
     observations = record["observations"] or []
     if not isinstance(observations, list) or not all(

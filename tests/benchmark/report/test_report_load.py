@@ -58,6 +58,8 @@ def test_failed_missing_and_corrupt_are_kept_apart(tmp_path):
         ({"status": "running"}, "status is 'running'"),
         ({"observations": [1]}, "observations is not a list"),
         ({"metrics": [1]}, "metrics is not an object"),
+        ({"evaluation": "quick"}, "evaluation is not an object"),
+        ({"error": "boom"}, "error is not an object"),
     ],
 )
 def test_reasons(tmp_path, changes, reason):
@@ -65,6 +67,12 @@ def test_reasons(tmp_path, changes, reason):
     write(tmp_path, make_record("slcp", "npe", 100, 1, **changes))
     (found,) = load_results(tmp_path).corrupt.values()
     assert reason in found
+
+
+def test_a_record_too_deep_to_read_is_corrupt(tmp_path):
+    write_grid(tmp_path, ["slcp"], ["npe"], [100], 1)
+    (tmp_path / "records" / "deep.json").write_text("[" * 100_000)
+    assert "not JSON" in load_results(tmp_path).corrupt["deep.json"]
 
 
 def test_no_records(tmp_path):
