@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sbi.neural_nets.factory import model_builders
 from torch import Tensor
 from typing_extensions import Self
 
@@ -74,6 +75,20 @@ def density_dual(*, stiffness: float = 100.0, bound: float = 30.0) -> ResilientD
     return ResilientDual((data, HuberCost(stiffness, bound), data))
 
 
+def _check_name(density_estimator: Any) -> None:
+    """Refuse estimators of sbi's that cannot do without a condition.
+
+    Raises:
+        ValueError: With the name.
+    """
+    known = isinstance(density_estimator, str) and density_estimator in model_builders
+    if known and not density_estimator.startswith("zuko_"):
+        raise ValueError(
+            f"density_estimator={density_estimator!r} needs a condition, and a density has none: "
+            f"take {DEFAULT_FLOW!r} or one of sbi's that begin with 'zuko_'."
+        )
+
+
 class JeffreysDensity:
     r"""Density estimation with the adaptively symmetrised Jeffreys divergence.
 
@@ -82,8 +97,8 @@ class JeffreysDensity:
     Args:
         objective: "dual" (:func:`density_dual`), "dual_quadratic", "fixed", "ml", or a weighting;
             see :func:`sbi_jeffreys.duals.weighting`.
-        density_estimator: "coupling_nsf", any name that sbi's ``NPE`` takes and that is at ease
-            with an empty condition, or a function of (samples, empty x) that builds an estimator.
+        density_estimator: "coupling_nsf", one of sbi's names that begin with "zuko_" (its others
+            need a condition), or a function of (samples, empty x) that builds an estimator.
         proxy: "mlp", or a function of (samples, empty context) that builds the energy network.
         draws: Numbers of samples that estimate the divergences.
         batch_size: Samples in a step.
@@ -130,6 +145,7 @@ class JeffreysDensity:
         dual = isinstance(objective, str) and objective == "dual"
         self._weighting: Weighting = density_dual() if dual else weighting(objective)
         self._default_flow = density_estimator == DEFAULT_FLOW
+        _check_name(density_estimator)
         self._build_flow = flow_builder(density_estimator, None)
         self._build_proxy = proxy_builder(proxy)
         self._draws = DRAWS if draws is None else draws

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_positive
 from .divergences import (
     balance_heuristic,
     effective_sample_size,
@@ -42,19 +43,34 @@ def diagnose_proxy(
     """Measure the proxy at held-out simulations.
 
     Args:
-        estimator: Flow and proxy.
-        theta: Parameters, shape (B, d).
+        estimator: Flow and proxy, as ``JeffreysNPE.train`` returns them.
+        theta: Parameters, shape (B, d); tensors of any real type or numpy arrays.
         x: Data, shape (B, *event).
-        num_draws: Draws for each x from each of flow and base.
+        num_draws: Draws for each x from each of flow and base, at least 1.
 
     Returns:
         The diagnostics. They cost 2 * num_draws * B evaluations of flow and proxy.
 
     Raises:
-        ValueError: If the estimator has no proxy.
+        TypeError: If it is no estimator of ``JeffreysNPE``.
+        ValueError: If the estimator has no proxy, ``num_draws`` is not positive, or shapes do not
+            fit.
     """
+    if not isinstance(estimator, JeffreysEstimator):
+        raise TypeError(
+            f"diagnose_proxy() takes what JeffreysNPE.train() returns, got "
+            f"{type(estimator).__name__}; of a posterior, pass posterior.posterior_estimator."
+        )
     if estimator.proxy is None:
         raise ValueError("The estimator has no proxy: it was trained with objective='ml'.")
+    check_positive(num_draws=num_draws)
+    theta, x = (torch.as_tensor(values).to(estimator.pool_weight) for values in (theta, x))
+    shapes = (tuple(estimator.input_shape), tuple(estimator.condition_shape))
+    if len(theta) != len(x) or (tuple(theta.shape[1:]), tuple(x.shape[1:])) != shapes:
+        raise ValueError(
+            f"theta and x must be rows of shapes {shapes[0]} and {shapes[1]}, one x for each "
+            f"theta, got {tuple(theta.shape)} and {tuple(x.shape)}."
+        )
     network, base = estimator.proxy.network, estimator.proxy.base
     context = estimator.embed(x)
     rows, dim = theta.shape

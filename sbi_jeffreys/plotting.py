@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -90,12 +91,14 @@ def plot_training(record: Any) -> Figure:
         Figure.
 
     Raises:
-        ValueError: If there is no summary, or no epoch in it.
+        ValueError: If there is no summary, or no epoch or no finite number in it.
     """
     summary = record if isinstance(record, Mapping) else getattr(record, "summary", None)
     if not summary or _values(summary, "validation_loss").size == 0:
         raise ValueError("No training was recorded: call train() first, then plot its record.")
     panels = [name for name in PANELS if _recorded(summary, name)]
+    if not panels:
+        raise ValueError("Nothing that was recorded is finite: there is nothing to plot.")
     with _style():
         if len(panels) == len(PANELS):
             # The first panel is the one to read: it is twice as wide.
@@ -202,25 +205,28 @@ def plot_posteriors(
     others.
 
     Args:
-        samples: Samples :math:`\theta` by the name of their posterior, each of shape
-            :math:`(n, d)`, n at least 2.
+        samples: Samples :math:`\theta` by the name of their posterior, tensors or arrays, each of
+            shape :math:`(n, d)`, n at least 2.
         labels: Names of the d parameters. `None` takes :math:`\theta_1, \ldots, \theta_d`.
         limits: Lower and upper end of each axis, shape :math:`(d, 2)`. `None` takes what holds
             nearly all samples of all posteriors.
-        truth: True parameters, marked by lines, shape :math:`(d)`.
+        truth: True parameters, marked by lines, shape :math:`(d)` or :math:`(1, d)`.
         title: Title of the figure.
 
     Returns:
         Figure, a triangle of d (d + 1) / 2 axes.
 
     Raises:
-        ValueError: If there are no samples, or shapes do not match, or values are not finite.
+        ValueError: If there are no samples, or shapes do not match, or values are not finite, or
+            a lower limit is not below its upper one.
     """
     arrays = _check_samples(samples)
     d = next(iter(arrays.values())).shape[1]
     names = [rf"$\theta_{{{k + 1}}}$" for k in range(d)] if labels is None else list(labels)
     ends = _default_limits(arrays) if limits is None else np.asarray(limits, dtype=float)
-    true = None if truth is None else np.asarray(truth.detach().cpu(), dtype=float)
+    true = None if truth is None else torch.as_tensor(truth).detach().cpu().double().numpy()
+    if true is not None and true.shape == (1, d):
+        true = true[0]
     for what, shape, expected in (
         ("labels", (len(names),), (d,)),
         ("limits", ends.shape, (d, 2)),
@@ -228,6 +234,8 @@ def plot_posteriors(
     ):
         if shape != expected:
             raise ValueError(f"{what} must have shape {expected} for {d} parameters, got {shape}.")
+    if not (np.isfinite(ends).all() and (ends[:, 0] < ends[:, 1]).all()):
+        raise ValueError(f"limits must be finite, each lower one below its upper, got {limits}.")
 
     with _style():
         side = float(np.clip(1.5 * d, 4.5, 12.0))
@@ -260,7 +268,10 @@ def plot_posteriors(
 def _check_samples(samples: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     if not samples:
         raise ValueError("samples is empty: pass at least one posterior's samples by name.")
-    arrays = {name: value.detach().cpu().double().numpy() for name, value in samples.items()}
+    arrays = {
+        name: torch.as_tensor(value).detach().cpu().double().numpy()
+        for name, value in samples.items()
+    }
     dimensions = set()
     for name, value in arrays.items():
         if value.ndim != 2 or value.shape[0] < 2 or value.shape[1] < 1:

@@ -264,6 +264,7 @@ def test_bad_samples(samples, arguments, error, message):
         ({"objective": "dua"}, ValueError, "Unknown objective 'dua'"),
         ({"objective": 3}, TypeError, "objective must be a name"),
         ({"density_estimator": "nsff"}, ValueError, "Unknown density_estimator"),
+        ({"density_estimator": "maf"}, ValueError, "'maf' needs a condition, and a density has no"),
         ({"proxy": "cnn"}, ValueError, "Unknown proxy"),
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
         ({"batch_size": 0}, ValueError, "batch_size must be a positive number"),

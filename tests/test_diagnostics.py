@@ -173,6 +173,20 @@ def test_draws_of_the_flow_belong_to_their_x():
     assert (found.effective_sample_size > 0.98).all()
 
 
+def test_bad_input():
+    theta = PRIOR.sample((10,))
+    estimator = make(Gaussian(1.0, 1.0), Likelihood(0.0), PRIOR)
+    expected = diagnose_proxy(estimator, theta, theta, num_draws=4)
+    assert expected.nll.shape == (10,)
+    assert diagnose_proxy(estimator, theta.double().numpy(), theta.double()).nll.shape == (10,)
+    with pytest.raises(ValueError, match="num_draws must be a positive number, got 0"):
+        diagnose_proxy(estimator, theta, theta, num_draws=0)
+    with pytest.raises(ValueError, match=r"one x for each theta, got \(10, 2\) and \(9, 2\)"):
+        diagnose_proxy(estimator, theta, theta[1:])
+    with pytest.raises(TypeError, match=r"what JeffreysNPE\.train"):
+        diagnose_proxy(estimator.flow, theta, theta)
+
+
 def test_without_a_proxy():
     theta = PRIOR.sample((10,))
     estimator = JeffreysEstimator(Gaussian(1.0, 1.0), theta, theta)

@@ -108,6 +108,11 @@ def test_training_takes_a_trainer_and_one_epoch():
     assert has_line(plot_training(Trainer()).axes[0], [2.0])
 
 
+def test_training_of_which_nothing_is_finite():
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plot_training({"validation_loss": [math.nan], "epochs_trained": [1]})
+
+
 @pytest.mark.parametrize("record", [{}, {"validation_loss": []}, object(), None])
 def test_training_without_record(record):
     with pytest.raises(ValueError, match=r"call train\(\) first"):
@@ -140,6 +145,12 @@ def test_posteriors_show_the_samples(samples):
 def test_posteriors_mark_the_truth(samples):
     figure = plot_posteriors(samples, truth=torch.tensor([0.1, 0.2, 0.3]))
     vertical, horizontal = figure.axes[1].lines
+    # As a task has them, or an array.
+    rows = {"a": samples["NPE"].numpy()}
+    for truth in (torch.tensor([[0.1, 0.2, 0.3]]), np.array([0.1, 0.2, 0.3])):
+        assert plot_posteriors(rows, truth=truth).axes[1].lines[0].get_xdata()[0] == pytest.approx(
+            0.1
+        )
     assert vertical.get_xdata()[0] == pytest.approx(0.1)
     assert horizontal.get_ydata()[0] == pytest.approx(0.2)
     assert texts(figure.legends[0])[-1] == "true parameters"
@@ -168,6 +179,8 @@ def test_global_state_is_untouched(samples, summary):
         ({"samples": {"a": torch.rand(5, 2)}, "labels": ["x"]}, r"labels must have shape \(2,\)"),
         ({"samples": {"a": torch.rand(5, 2)}, "limits": [(0, 1)]}, "limits must have shape"),
         ({"samples": {"a": torch.rand(5, 2)}, "truth": torch.zeros(3)}, "truth must have shape"),
+        ({"samples": {"a": torch.rand(5, 1)}, "limits": [(1, 0)]}, "limits must be finite, each"),
+        ({"samples": {"a": torch.rand(5, 1)}, "limits": [(0, math.inf)]}, "limits must be finite"),
     ],
 )
 def test_posteriors_errors(arguments, message):
