@@ -134,8 +134,8 @@ def embedded(embedding: nn.Module, x: Tensor) -> Tensor:
     Where no gradient is kept, a network with weights gets so many rows at a time as a batch has by
     default: of images, all that are held out may be more than memory holds.
     """
-    has_weights = any(True for _ in embedding.parameters())
-    if torch.is_grad_enabled() or embedding.training or not has_weights:
+    together = torch.is_grad_enabled() or embedding.training
+    if together or next(embedding.parameters(), None) is None:
         return embedding(x)
     return torch.cat([embedding(part) for part in x.split(_AT_ONCE)])
 

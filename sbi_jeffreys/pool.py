@@ -143,7 +143,7 @@ def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> 
     level = estimator.last_level.at(estimator, different).of(where)
     found = []
     # A gradient holds on to all of them in any case.
-    together = len(theta) if torch.is_grad_enabled() else max(1, _CHUNK // max(1, len(context)))
+    together = len(theta) if torch.is_grad_enabled() else _CHUNK // max(1, len(context))
     for some in theta.split(max(1, together)):
         flow = estimator.log_prob_embedded(some, context)
         tilt = estimator.weight * log_ratio(estimator, context, some, flow)

@@ -62,7 +62,8 @@ def describe_distribution(distribution: Distribution, key: str, tensors: Tensors
         entry["parts"] = [
             describe_distribution(part, f"{key}.{i}", tensors) for i, part in enumerate(parts)
         ]
-    if isinstance(distribution, Independent):
+    # Not of sbi's BoxUniform, which derives from it.
+    if type(distribution) is Independent:
         entry["ndims"] = distribution.reinterpreted_batch_ndims
     if isinstance(distribution, TransformedDistribution) and parts is not None:
         entry["transforms"] = [

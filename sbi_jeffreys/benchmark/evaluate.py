@@ -50,7 +50,7 @@ def run_job(job: Job, evaluation: Evaluation, *, references: Path | None = None)
     Returns:
         Record with status "ok" or "failed"; see ``docs/benchmark.md`` for its keys.
     """
-    with _ONE_JOB, quiet(), _no_remarks(), forked(), _one_thread():
+    with _ONE_JOB, quiet(), _no_remarks(), forked(), _process_kept():
         reset_peak_memory()
         record, watch = _empty_record(job, evaluation), Stopwatch()
         try:
@@ -77,8 +77,8 @@ def _no_remarks() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Take one of torch's threads, and Python's random numbers as they were before."""
+def _process_kept() -> Iterator[None]:
+    """Take one thread; leave their number, and Python's own random numbers, as they were."""
     threads, state = torch.get_num_threads(), random.getstate()
     torch.set_num_threads(1)
     try:

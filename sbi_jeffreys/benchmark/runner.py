@@ -131,7 +131,7 @@ def _check(
     if not cells:
         raise ValueError("no jobs: tasks, methods, budgets and seeds must each name one or more.")
     for task in sorted({job.task for job in cells}):
-        get_task(task)
+        _check_task(task, evaluation)
     for method in sorted({job.method for job in cells}):
         get_method(method)
     if jobs < 1:
@@ -144,21 +144,22 @@ def _check(
             "--backend dask --scheduler tcp://HOST:8786"
         )
     evaluation.check_tasks(job.task for job in cells)
-    _check_observations(sorted({job.task for job in cells}), evaluation)
     if evaluation.reference == "published":
         published_reference_posterior(cells[0].task, evaluation.numbers[0])
 
 
-def _check_observations(tasks: Sequence[str], evaluation: Evaluation) -> None:
-    """Raise for tasks that lack the fixed observations that are asked for."""
-    for name in () if evaluation.fresh else tasks:
-        try:
-            get_task(name).observation(1)
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"task {name!r} has no file of observations ({Path(error.filename).name}): take "
-                "new ones, --observations fresh:3."
-            ) from None
+def _check_task(name: str, evaluation: Evaluation) -> None:
+    """Raise for a task that is unknown, or lacks the fixed observations that are asked for."""
+    task = get_task(name)
+    if evaluation.fresh:
+        return
+    try:
+        task.observation(1)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"task {name!r} has no file of observations ({Path(error.filename).name}): take new "
+            "ones, --observations fresh:3."
+        ) from None
 
 
 def _existing(out: Path, job: Job, evaluation: Evaluation) -> str | None:
