@@ -43,6 +43,7 @@ from .linear import (
     shrunk_cholesky,
 )
 from .logsumexp import logsumexp
+from .squares import sum_of_squares
 
 __all__ = ["LikelihoodEnergy"]
 
@@ -212,7 +213,7 @@ class LikelihoodEnergy(nn.Module):
 
     def _shift(self, c: Tensor) -> Tensor:
         """Return what depends on the standardised data (B, c) alone, shape (B,)."""
-        marginal = 0.5 * (c @ self.marginal_whitening.T - self.marginal_intercept).square().sum(-1)
+        marginal = 0.5 * sum_of_squares(c @ self.marginal_whitening.T - self.marginal_intercept, -1)
         return marginal + self.log_ratio + self.gauge(c).squeeze(-1)
 
     @property
@@ -302,7 +303,7 @@ class LikelihoodEnergy(nn.Module):
         if self.lower.shape[1]:
             # A lower triangular matrix times a vector, for many small ones, as large products.
             product = product + (lower * (difference @ self.from_columns.T)) @ self.to_rows
-        distance = product.square().sum(-1)
+        distance = sum_of_squares(product, -1)
         return (log_scale.sum(-1) + log_weight - 0.5 * distance).logsumexp(-1)
 
     def _at_all(
@@ -316,7 +317,7 @@ class LikelihoodEnergy(nn.Module):
             # time.
             by_columns = A.flatten(0, -2).T.contiguous().T
             product = (by_columns @ w.T).unflatten(0, A.shape[:-1])
-            distance = (product - A @ m.unsqueeze(-1)).square().sum(-2)
+            distance = sum_of_squares(product - A @ m.unsqueeze(-1), -2)
         else:
             p = scale.square()
             cross = (p * m.square()).sum(-1, keepdim=True) - 2 * (p * m) @ w.T

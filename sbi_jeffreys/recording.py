@@ -12,10 +12,9 @@ operations take another way while somebody listens, and may round otherwise (``s
 gradient of ``prod``): :mod:`sbi_jeffreys.graphs` compares before it uses a recording.
 """
 
-import functools
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +23,6 @@ from .recorder import (
     EMPTY,
     Call,
     Memory,
-    Operation,
     Place,
     Recorder,
     StayInTorch,
@@ -32,22 +30,11 @@ from .recorder import (
     tensors_in,
 )
 from .seeding import forked
+from .written import Done, written_to
 
 __all__ = ["Pool", "Recording", "Repeated", "record"]
 
 _T = TypeVar("_T")
-
-_aten = torch.ops.aten
-# Operations that make memory, and what fills it in place.
-_FILLED = {
-    _aten.zeros.default: _aten.zero_.default,
-    _aten.zeros_like.default: _aten.zero_.default,
-    _aten.new_zeros.default: _aten.zero_.default,
-    _aten.rand.default: _aten.uniform_.default,
-    _aten.rand_like.default: _aten.uniform_.default,
-    _aten.randn.default: _aten.normal_.default,
-    _aten.randn_like.default: _aten.normal_.default,
-}
 
 
 class Pool:
@@ -84,7 +71,7 @@ class Recording:
     """
 
     def __init__(self, recorder: Recorder, result: Any, pool: Pool) -> None:
-        self._calls: list[tuple[Callable[..., Any], Any, Any]] = []
+        self._calls: list[Done] = []
         self._tensors: dict[Any, Tensor] = {}
         for tensor in tensors_in(result):
             memory = recorder.memory_of(tensor)
@@ -126,19 +113,8 @@ class Recording:
             return
         args = replaced(Place, self._tensor, call.args)
         kwargs = replaced(Place, self._tensor, call.kwargs)
-        outs = _outs(operation)
-        if not made:
-            self._calls.append((_direct(operation), args, kwargs))
-        elif operation in _FILLED:
-            self._calls.append((_direct(_FILLED[operation]), (self._tensor(made[0]),), {}))
-        elif outs is not None and len(outs.names) == len(made) == len(call.results):
-            into = dict(zip(outs.names, map(self._tensor, made), strict=True))
-            self._calls.append((_direct(outs.operation), args, kwargs | into))
-        else:
-            where = [None if p is None else self._tensor(p) for p in call.results]
-            self._calls.append(
-                (functools.partial(_do_into, where, _direct(operation)), args, kwargs)
-            )
+        where = [None if place is None else self._tensor(place) for place in call.results]
+        self._calls += written_to(where, operation, args, kwargs)
 
 
 def record(function: Callable[[], _T], pool: Pool) -> tuple[Recording, _T]:
@@ -205,41 +181,3 @@ class Repeated:
 
     def _copies(self) -> tuple[Tensor, ...]:
         return tuple(result.clone() for result in self._results)
-
-
-class _Outs(NamedTuple):
-    """An operation whose results go to memory that is given by name."""
-
-    operation: Operation
-    names: list[str]
-
-
-@functools.cache
-def _outs(operation: Operation) -> _Outs | None:
-    """Return the one that does the same as an operation that makes new memory, if there is one."""
-    given = [(a.name, str(a.type)) for a in operation._schema.arguments]
-    for name in operation.overloadpacket.overloads():
-        other = getattr(operation.overloadpacket, name)
-        names = [a.name for a in other._schema.arguments if a.is_out]
-        rest = [(a.name, str(a.type)) for a in other._schema.arguments if not a.is_out]
-        single = all(str(a.type) == "Tensor" for a in other._schema.arguments if a.is_out)
-        if names and single and rest == given:
-            return _Outs(other, names)
-    return None
-
-
-def _direct(operation: Operation) -> Callable[..., Any]:
-    """Return what does an operation, without the method of Python's around it."""
-    return operation._op
-
-
-def _do_into(
-    where: list[Tensor | None], operation: Callable[..., Any], *args: Any, **kwargs: Any
-) -> None:
-    """Do an operation, and copy its results to where they belong."""
-    for tensor, value in zip(where, tensors_in(operation(*args, **kwargs)), strict=True):
-        if tensor is None:
-            continue
-        if tensor.shape != value.shape:
-            raise RuntimeError(f"{operation}: the shape of a result depends on values.")
-        tensor.copy_(value)
