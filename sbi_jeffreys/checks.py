@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from .priors import draw, proper
 from .seeding import forked
+from .walls import support_bounds
 from .warn import warn
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
 # Rows in which digits that float32 loses are looked for, and the share of a column's standard
 # deviation that rounding may move a value by.
 _ROWS, _LOST = 1000, 1e-3
+# Beyond a bound by rounding: this share of it at most.
+_ROUNDING = 1e-6
 # Types all of whose values float32 holds.
 _HELD = (
     torch.float32,
@@ -351,7 +354,13 @@ def fraction_outside_prior(theta: Tensor, prior: Distribution | None) -> float:
     prior = proper(prior)
     if prior is None:
         return 0.0
-    return 1 - within_support(prior, theta).float().mean().item()
+    inside = within_support(prior, theta)
+    # All positive numbers are in the support of a log-uniform prior, as torch has it; its bounds
+    # have gone through exponentials, theirs and the parameters' may have been rounded differently.
+    low, high = (bound.to(theta) for bound in support_bounds(prior, theta.shape[1]))
+    low, high = low - _ROUNDING * low.abs(), high + _ROUNDING * high.abs()
+    inside &= ((theta >= low) & (theta <= high)).all(dim=1)
+    return 1 - inside.float().mean().item()
 
 
 def warn_outside_prior(theta: Tensor, prior: Distribution | None) -> None:

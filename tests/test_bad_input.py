@@ -7,7 +7,15 @@ import warnings
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, constraints
+from torch.distributions import (
+    Distribution,
+    ExpTransform,
+    Independent,
+    Normal,
+    TransformedDistribution,
+    Uniform,
+    constraints,
+)
 from trainers import PRIOR, THETA, X, make, usable
 
 NAN, INF = float("nan"), float("inf")
@@ -135,6 +143,22 @@ def test_theta_outside_the_prior_is_kept_with_a_warning(estimator, seed):
     # Whatever the split: held-out parameters beyond all others have a density too.
     trainer.train(max_num_epochs=1)
     assert usable(trainer)
+
+
+def test_theta_beyond_a_log_uniform_prior_has_a_density_and_a_warning():
+    """Its support, as torch has it, is all positive numbers."""
+    logarithm = Uniform(torch.full((2,), -5.0), torch.full((2,), 3.0))
+    prior = Independent(TransformedDistribution(logarithm, ExpTransform()), 1)
+    theta = prior.sample((60,))
+    trainer = make("coupling_nsf", prior=prior)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.append_simulations(theta, X)
+    theta[:6, 0] = 25.0
+    with pytest.warns(UserWarning, match=r"10\.0% of theta lie outside"):
+        trainer.append_simulations(theta, X)
+    estimator = trainer.train(max_num_epochs=1, validation_data=(theta[:6], X[:6]))
+    assert estimator.flow.log_prob(theta[None, :6], X[:6]).isfinite().all()
 
 
 # The prior
