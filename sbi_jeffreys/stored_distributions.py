@@ -142,7 +142,8 @@ def rebuild_distribution(
         given: Takes the place of a class that is not stored.
 
     Raises:
-        ValueError: If the class is not stored and none is given.
+        ValueError: If the class is not stored and none is given, or is one that files of later
+            versions hold.
     """
     missing = missing_class(entry)
     if missing is not None:
@@ -170,9 +171,11 @@ def rebuild_distribution(
             for i, transform in enumerate(entry["transforms"])
         ]
         distribution = TransformedDistribution(parts[0], transforms)
-    else:
+    elif name in _BY_NAME:
         build, arguments = _BY_NAME[name]
         distribution = build(**{argument: tensors[f"{key}.{argument}"] for argument in arguments})
+    else:
+        raise _unknown(name)
     distribution._validate_args = entry["validate"]
     return distribution
 
@@ -201,7 +204,16 @@ def _describe_transform(transform: Transform, key: str, tensors: Tensors) -> dic
 def _rebuild_transform(entry: Mapping[str, Any], key: str, tensors: Tensors) -> Transform:
     if entry["name"] == "ExpTransform":
         return ExpTransform()
+    if entry["name"] != "AffineTransform":
+        raise _unknown(entry["name"])
     loc, scale = (
         entry[name] if name in entry else tensors[f"{key}.{name}"] for name in ("loc", "scale")
     )
     return AffineTransform(loc, scale, event_dim=entry["event_dim"])
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(
+        f"The file holds a prior with a {name}, which this version of sbi_jeffreys does not know: "
+        "update it."
+    )

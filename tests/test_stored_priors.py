@@ -183,6 +183,21 @@ def test_files_from_before_of_a_prior_that_was_held(tmp_path):
         assert_same_posterior(load(tmp_path / "posterior", **given), original)
 
 
+@pytest.mark.parametrize(("prior", "known"), [("gamma", "Gamma"), ("shifted", "AffineTransform")])
+@pytest.mark.filterwarnings("ignore:The passed discrete prior has no mean")
+def test_files_with_a_prior_that_only_later_versions_know(prior, known, tmp_path):
+    save(built(WRAPPED[prior]()), tmp_path / "posterior")
+
+    def rename(structure):
+        renamed = json.loads(json.dumps(structure).replace(f'"{known}"', '"OfTomorrow"'))
+        structure.clear()
+        structure.update(renamed)
+
+    with_structure(tmp_path / "posterior", rename)
+    with pytest.raises(ValueError, match=r"OfTomorrow, which this version .* update it"):
+        load(tmp_path / "posterior")
+
+
 OTHERS = {
     "bounds": (BoxUniform(-2 * torch.ones(2), 3 * torch.ones(2)), "BoxUniform"),
     "class": (PRIORS["mvn"], "MultivariateNormal"),
