@@ -25,6 +25,7 @@ __all__ = [
     "check_positive",
     "check_prior",
     "check_same_rows",
+    "check_same_simulations",
     "check_seed",
     "check_simulations",
     "check_training",
@@ -144,7 +145,7 @@ def as_float(name: str, values: Any) -> Tensor:
         )
     if values.is_complex():
         raise TypeError(f"{name} is complex; stack its real and imaginary parts instead.")
-    return values.to(torch.float32)
+    return values.detach().to(torch.float32)
 
 
 def check_simulations(
@@ -160,8 +161,14 @@ def check_simulations(
 
     Raises:
         TypeError: If they are no arrays of real numbers.
-        ValueError: If shapes do not fit, nothing is there, or theta is not finite.
+        ValueError: If shapes do not fit, nothing is there, theta is not finite, or torch makes
+            networks of another type.
     """
+    if torch.get_default_dtype() != torch.float32:
+        raise ValueError(
+            f"torch's default type is {torch.get_default_dtype()}, in which networks are made now; "
+            "sbi trains in float32: torch.set_default_dtype(torch.float32)."
+        )
     given = {"theta": theta, "x": x}
     theta, x = as_float("theta", theta), as_float("x", x)
     for (name, values), rounded in zip(given.items(), (theta, x), strict=True):
@@ -266,9 +273,19 @@ def constant_column(rows: Tensor) -> int | None:
 
 
 def check_held_out(
-    data: Any, prior: Distribution | None, event_shape: torch.Size | None
+    data: Any,
+    prior: Distribution | None,
+    event_shape: torch.Size | None,
+    *,
+    with_invalid: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return held-out simulations as float32 tensors.
+
+    Args:
+        data: theta and x.
+        prior: As in :func:`check_simulations`.
+        event_shape: As there.
+        with_invalid: Whether x may hold NaN and inf, as the x do that are trained on.
 
     Raises:
         TypeError, ValueError: As :func:`check_simulations`; and if x holds NaN or inf.
@@ -278,7 +295,7 @@ def check_held_out(
     theta, x = data
     theta, x = check_simulations(theta, x, prior, event_shape)
     invalid = int((~x.flatten(1).isfinite().all(dim=1)).sum())
-    if invalid:
+    if invalid and not with_invalid:
         raise ValueError(
             f"x of validation_data holds NaN or inf in {invalid} of {len(x)} rows; remove them."
         )
@@ -292,13 +309,37 @@ def check_same_rows(rows: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor] |
         ValueError: If they are others than before, or a fraction was held out then.
     """
     same = before is not None and all(
-        a.shape == b.shape and torch.equal(a, b.to(a)) for a, b in zip(rows, before, strict=True)
+        a.shape == b.shape and torch.allclose(a, b.to(a), rtol=0.0, atol=0.0, equal_nan=True)
+        for a, b in zip(rows, before, strict=True)
     )
     if not same:
         raise ValueError(
             "A training that is resumed goes on with the held-out rows it began with, since losses "
             "on others do not compare: leave validation_data out, or train without "
             "resume_training."
+        )
+
+
+def check_same_simulations(rows: tuple[int, int], before: tuple[int, int]) -> None:
+    """Refuse to resume a training with other rounds, and tell of simulations that it leaves out.
+
+    Args:
+        rows: First round that is trained on, and number of simulations from there on.
+        before: The same of the training that is resumed.
+
+    Raises:
+        ValueError: If the first round is another.
+    """
+    if rows[0] != before[0]:
+        raise ValueError(
+            f"A training that is resumed goes on with the simulations that it began with, from "
+            f"round {before[0]} on, and not from round {rows[0]}: give discard_prior_samples as it "
+            "was, or train without resume_training."
+        )
+    if rows[1] > before[1]:
+        warn(
+            f"{rows[1] - before[1]} simulations were appended since the training began that is "
+            "resumed, and it does without them: train without resume_training to use them."
         )
 
 

@@ -16,6 +16,7 @@ import torch
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimator
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from torch import Tensor, nn
+from typing_extensions import Self
 from zuko.flows.core import Flow
 
 from . import pool
@@ -118,6 +119,18 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         """Whether the embedding has parameters to train."""
         owner = _embedding_owner(self.flow)
         return owner is not None and is_learnt(owner.get_submodule("_embedding_net"))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; an embedding that is not learnt stays in the latter.
+
+        Both models begin with what it makes of x in evaluation: dropout and the statistics of a
+        batch would make another x of it, and running statistics would be the user's no more.
+        """
+        super().train(mode)
+        owner = _embedding_owner(self.flow)
+        if owner is not None and not self.learns_embedding:
+            owner.get_submodule("_embedding_net").eval()
+        return self
 
     @property
     def net(self) -> nn.Module:

@@ -43,7 +43,9 @@ def adam(
 ) -> torch.optim.Optimizer:
     """Return Adam with decoupled weight decay, in one kernel, which a CUDA graph may record."""
     on_gpu = any(p.is_cuda for p in parameters)
-    return _AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True, capturable=on_gpu)
+    # Some of sbi's embedding networks have complex weights, for which there is no such kernel.
+    fused = all(p.is_floating_point() for p in parameters)
+    return _AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused, capturable=on_gpu)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

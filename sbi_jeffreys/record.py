@@ -1,8 +1,10 @@
 """The record of a training: one list per quantity, one entry per epoch.
 
-These are the lists of sbi's ``summary``, extended. The keys of sbi keep their meaning. Held-out
-numbers of the proxy come from importance sampling at a few x; where an epoch has few steps they are
-taken every few epochs, and the last look stands until the next.
+These are the lists of sbi's ``summary``, extended. The keys of sbi keep their meaning, but
+for one: ``epochs_trained`` has the epochs of each call of ``train``, also where it resumes, where
+sbi has those of the calls before as well. Held-out numbers of the proxy come from importance
+sampling at a few x; where an epoch has few steps they are taken every few epochs, and the last look
+stands until the next.
 """
 
 from collections.abc import Mapping

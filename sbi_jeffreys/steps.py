@@ -108,8 +108,7 @@ class JointSteps:
     graphs: StepGraphs = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.from_prior:
-            self.draws = replace(self.draws, simulated=0.0)
+        self._simulate_from_prior_only()
         self.dual = self.weighting.init()
         # D1 and D3 as held-out data have last said.
         self._held_out = torch.zeros(2, dtype=torch.float64)
@@ -125,6 +124,11 @@ class JointSteps:
             self.optimizers.append(
                 proxy_optimizer(proxy.network, s.proxy_learning_rate, s.proxy_weight_decay)
             )
+
+    def _simulate_from_prior_only(self) -> None:
+        """Let the proxy simulate no pairs where it knows nothing of a part of the prior."""
+        if not self.from_prior:
+            self.draws = replace(self.draws, simulated=0.0)
 
     @property
     def stiffness(self) -> float:

@@ -34,6 +34,7 @@ from .checks import (
     check_positive,
     check_prior,
     check_same_rows,
+    check_same_simulations,
     check_seed,
     check_simulations,
     check_training,
@@ -115,6 +116,7 @@ class JeffreysNPE(NPE_C):
     """
 
     _neural_net: Any
+    _build_neural_net: Any
 
     def __init__(
         self,
@@ -169,6 +171,8 @@ class JeffreysNPE(NPE_C):
         self._generator_states: dict[str, Any] | None = None
         self._validation_data: tuple[Tensor, Tensor] | None = None
         self._training: Training | None = None
+        # First round and number of simulations of the last training.
+        self._rows = (0, 0)
         self._simple_start = False
         self._too_high = (float("inf"), float("inf"))
         # Beside what a flow alone has: the weight of the proxy that each call ended with.
@@ -286,7 +290,7 @@ class JeffreysNPE(NPE_C):
         Raises:
             RuntimeError: If there are no simulations, or nothing to resume.
             ValueError: If a hyper-parameter is out of range, there are too few simulations, or a
-                resumed training is given other held-out rows.
+                resumed training is given other rows, or is to begin anew.
             KeyboardInterrupt: On Ctrl-C, after the best weights have been put back; go on with
                 ``resume_training=True``.
         """
@@ -305,9 +309,17 @@ class JeffreysNPE(NPE_C):
             validation_data=validation_data,
             dataloader_kwargs=dataloader_kwargs,
         )
+        if resume_training and retrain_from_scratch:
+            raise ValueError(
+                "resume_training goes on with the last training, retrain_from_scratch begins "
+                "another: choose one of the two."
+            )
         held_out = None
         if validation_data is not None:
-            held_out = check_held_out(validation_data, self._prior, self._event_shape)
+            kept = any(not each.isfinite().all() for each in self._x_roundwise)
+            held_out = check_held_out(
+                validation_data, self._prior, self._event_shape, with_invalid=kept
+            )
         if not resume_training:
             self._validation_data = held_out
         elif held_out is not None:
@@ -364,13 +376,19 @@ class JeffreysNPE(NPE_C):
         """Split the simulations; the halves are views by index, not torch's loaders.
 
         Raises:
-            ValueError: If too few simulations are there to train and to validate, or a parameter
-                is the same in all of them.
+            ValueError: If too few simulations are there to train and to validate, a parameter is
+                the same in all of them, or a resumed training would leave out rounds that it began
+                with, or take in others.
         """
         theta, x, masks = self.get_simulations(starting_round)
         held_out = self._validation_data
         num_train = num_to_train_on(len(theta), validation_fraction if held_out is None else None)
         check_varies(theta)
+        rows = starting_round, len(theta)
+        if resume_training:
+            check_same_simulations(rows, self._rows)
+        else:
+            self._rows = rows
         if dataloader_kwargs is not None:
             loaders = super().get_dataloaders(
                 starting_round,
@@ -405,6 +423,12 @@ class JeffreysNPE(NPE_C):
     ) -> None:
         """Build the flow as sbi does, then join it with a proxy; ``spec`` has the names of both."""
         fresh = self._neural_net is None or retrain_from_scratch
+        if fresh and (build_proxy is None or self._build_neural_net is None):
+            raise RuntimeError(
+                "This trainer was copied or unpickled, and the function that built its "
+                "density_estimator or proxy is none that a pickle holds: make a new JeffreysNPE "
+                "with it, and append the simulations there."
+            )
         if fresh and self._default_flow:
             # Behind walls, held-out parameters beyond the others would have no density at all.
             walls = None if self._outside_prior(start_idx) else self._prior
@@ -500,6 +524,8 @@ class JeffreysNPE(NPE_C):
     ) -> bool:
         """Whether the default proxy was trained to the end, and a critic has found it wanting."""
         ended = training.converged and not (training.diverged or config.resume_training)
+        # Of an unpickled trainer, what built its flow may be gone.
+        ended &= self._build_neural_net is not None
         # Otherwise the critic would have to know of weights, proposals or a moving embedding.
         plain = training.from_prior and training.kernel is ones and training.patience.trials
         plain &= self._spec["proxy"] == "likelihood" and not training.estimator.learns_embedding
@@ -570,6 +596,15 @@ class JeffreysNPE(NPE_C):
             state["_training"] = copy.copy(self._training)
             state["_training"].kernel, state["_training"].forward_loss = ones, None
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what was pickled; what was built by name can be built again."""
+        super().__setstate__(state)
+        name, proxy = self._spec["density_estimator"], self._spec["proxy"]
+        if name is not None:
+            self._build_neural_net = flow_builder(name, self._prior)
+        if proxy is not None:
+            self._build_proxy = proxy_builder(proxy)
 
     def _finish(self, training: Training, recorded: int, show_summary: bool) -> None:
         """Close the books of this call, before which so many epochs were recorded."""

@@ -98,6 +98,8 @@ class Training(JointSteps):
     ) -> None:
         """Take up a training where it stopped; arguments as those of the class."""
         self.settings, self.kernel, self.forward_loss = settings, kernel, forward_loss
+        self.from_prior = self.from_prior and forward_loss is None
+        self._simulate_from_prior_only()
         self.patience.go_on(settings.stop_after_epochs, trials=self._trials)
         self._looks.watch = settings.proxy_plateau and forward_loss is None
 

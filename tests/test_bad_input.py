@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 import torch
-from torch import Tensor
+from sbi.neural_nets import posterior_nn
+from torch import Tensor, nn
 from torch.distributions import (
     Distribution,
     ExpTransform,
@@ -159,6 +160,38 @@ def test_theta_beyond_a_log_uniform_prior_has_a_density_and_a_warning():
         trainer.append_simulations(theta, X)
     estimator = trainer.train(max_num_epochs=1, validation_data=(theta[:6], X[:6]))
     assert estimator.flow.log_prob(theta[None, :6], X[:6]).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:Found 6 NaN simulations")
+def test_held_out_rows_may_lack_what_rows_to_train_on_lack():
+    """Trials of unequal number, filled up with NaN, for an embedding that knows what to do."""
+
+    class Known(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.nan_to_num(0.0))
+
+    x = with_entry(X, 3, 0, NAN)
+    build = posterior_nn("mdn", embedding_net=Known(2, 3), z_score_x="none")
+    trainer = make(build).append_simulations(THETA, x, exclude_invalid_x=False)
+    trainer.train(max_num_epochs=1, validation_data=(THETA[:9], x[:9]))
+    trainer.train(max_num_epochs=2, validation_data=(THETA[:9], x[:9]), resume_training=True)
+    assert len(trainer.summary["validation_loss"]) == 2
+
+
+def test_another_default_type_of_torch_is_refused():
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(ValueError, match=r"float64.*set_default_dtype\(torch.float32\)"):
+            make().append_simulations(THETA, X)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_simulations_of_a_differentiable_simulator():
+    theta = THETA.clone().requires_grad_()
+    trainer = make("coupling_nsf").append_simulations(theta, theta + X)
+    trainer.train(max_num_epochs=1, validation_data=(theta[:9], (theta + X)[:9]))
+    assert usable(trainer)
 
 
 # The prior

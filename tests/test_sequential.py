@@ -176,6 +176,29 @@ def test_resuming_a_later_round():
     assert runs[0][1] == runs[1][1]
 
 
+def test_a_training_that_is_resumed_in_a_later_round_asks_no_proxy():
+    """It began with draws of the prior, and goes on with those of a proposal."""
+    trainer, theta, x, proposal = after_one_round(num=200, density_estimator="coupling_nsf")
+    assert trainer._training.from_prior
+    trainer.append_simulations(theta, x, proposal=proposal)
+    with pytest.warns(UserWarning, match="40 simulations were appended since"):
+        estimator = trainer.train(max_num_epochs=2, resume_training=True)
+    assert not trainer._training.from_prior
+    assert trainer._training.draws.simulated == 0
+    assert estimator.weight == 0
+
+
+@pytest.mark.parametrize("discard", [False, True])
+def test_a_training_is_resumed_with_the_rounds_it_began_with(discard):
+    trainer, theta, x, proposal = after_one_round()
+    trainer.append_simulations(theta, x, proposal=proposal)
+    trainer.train(max_num_epochs=1, discard_prior_samples=discard)
+    with pytest.raises(ValueError, match="discard_prior_samples as it was"):
+        trainer.train(max_num_epochs=2, resume_training=True, discard_prior_samples=not discard)
+    trainer.train(max_num_epochs=2, resume_training=True, discard_prior_samples=discard)
+    assert trainer.summary["epochs_trained"] == [1, 1, 1]
+
+
 def test_restricted_prior_counts_as_the_prior():
     trainer = make()
     restricted = RestrictedPrior(trainer._prior, lambda t: t[:, 0] > 0, sample_with="rejection")

@@ -61,6 +61,23 @@ def test_resuming_continues_bit_for_bit(estimator, simulations):
         assert torch.equal(values.nan_to_num(9e9), expected[key].nan_to_num(9e9)), key
 
 
+def test_a_training_that_is_resumed_does_not_begin_anew(simulations):
+    trainer = make().append_simulations(*simulations)
+    trainer.train(max_num_epochs=1)
+    with pytest.raises(ValueError, match="choose one of the two"):
+        trainer.train(max_num_epochs=2, resume_training=True, retrain_from_scratch=True)
+
+
+def test_simulations_appended_to_a_training_that_is_resumed(simulations):
+    theta, x = simulations
+    trainer = make().append_simulations(theta, x)
+    trainer.train(max_num_epochs=1)
+    trainer.append_simulations(theta[:30], x[:30])
+    with pytest.warns(UserWarning, match="30 simulations were appended since .* without resume"):
+        trainer.train(max_num_epochs=2, resume_training=True)
+    assert len(trainer.train_indices) + len(trainer.val_indices) == len(theta)
+
+
 # Options of train
 
 

@@ -6,13 +6,16 @@ import re
 import pytest
 import torch
 from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.embedding_nets import LRUEmbedding
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from torch import nn
 from torch.distributions import MultivariateNormal
-from trainers import Shaking, make, weights_of
+from trainers import PRIOR, Shaking, make, weights_of
 
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.diagnostics import diagnose_proxy
+from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.proxy import proxy_nn
 from sbi_jeffreys.quiet import QuietTracker
 from sbi_jeffreys.record import EPOCH_KEYS, RUN_KEYS
 
@@ -108,6 +111,42 @@ def test_images_need_an_embedding_only(simulations):
 
 
 # The estimator that train returns
+
+
+def embedding_by(net, model):
+    """Return what builds a flow of this name behind an embedding network."""
+    ours = model == "coupling_nsf"
+    return flow_nn(PRIOR, embedding_net=net) if ours else posterior_nn(model, embedding_net=net)
+
+
+@pytest.mark.parametrize("objective", ["dual", "ml"])
+@pytest.mark.parametrize("model", ["maf", "coupling_nsf"])
+def test_an_embedding_that_is_not_learnt_stays_what_it_is(model, objective, simulations):
+    """Both models begin with what it makes of x in evaluation, and are judged by that."""
+    theta, x = simulations
+    net = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Tanh())
+    net.train()(x + 1)
+    net.requires_grad_(False).eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    trainer = make(embedding_by(net, model), objective=objective).append_simulations(theta, x)
+    estimator = trainer.train(max_num_epochs=2)
+    assert not any(module.training for module in net.modules())
+    assert estimator.train().flow.training
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("model", ["maf", "coupling_nsf"])
+def test_an_embedding_with_complex_weights(model):
+    """Optimizers in one kernel take real ones only."""
+    theta = PRIOR.sample((40,))
+    x = theta[:, None] + 0.1 * torch.randn(40, 5, 2)
+    net = LRUEmbedding(2, 4, state_dim=4, hidden_dim=4, num_blocks=1)
+    before = [p.detach().clone() for p in net.parameters() if p.is_complex()]
+    make(embedding_by(net, model)).append_simulations(theta, x).train(max_num_epochs=2)
+    after = [p for p in net.parameters() if p.is_complex()]
+    assert before
+    assert not any(map(torch.equal, before, after))
 
 
 def test_estimator_carries_the_proxy(simulations):
@@ -280,6 +319,30 @@ def test_trainer_survives_pickling(estimator, simulations):
         each.train(resume_training=True, **options | {"max_num_epochs": 4})
     assert torch.equal(weights_of(trainer), weights_of(loaded))
     assert loaded.summary["epochs_trained"] == [2, 2]
+
+
+@pytest.mark.filterwarnings(PICKLING)
+@pytest.mark.parametrize("estimator", ["coupling_nsf", "maf"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_was_named_is_built_again_after_pickling(estimator, trained, simulations):
+    trainer = make(estimator).append_simulations(*simulations)
+    if trained:
+        trainer.train(max_num_epochs=1)
+    loaded = pickle.loads(pickle.dumps(trainer))
+    for each in (trainer, loaded):
+        each._tracker = QuietTracker()
+        each.train(max_num_epochs=2, retrain_from_scratch=True, force_first_round_loss=True)
+    assert torch.equal(weights_of(trainer), weights_of(loaded))
+
+
+@pytest.mark.filterwarnings(PICKLING)
+@pytest.mark.parametrize("what", ["density_estimator", "proxy"])
+def test_what_was_a_function_is_not(what, simulations):
+    build = posterior_nn("mdn") if what == "density_estimator" else proxy_nn("mlp")
+    trainer = make(**{what: build}).append_simulations(*simulations)
+    loaded = pickle.loads(pickle.dumps(trainer))
+    with pytest.raises(RuntimeError, match=r"copied or unpickled.*make a new JeffreysNPE"):
+        loaded.train(max_num_epochs=1)
 
 
 @pytest.mark.parametrize("estimator", ["coupling_nsf", "maf", "mdn"])
