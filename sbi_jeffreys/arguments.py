@@ -10,6 +10,9 @@ def natural(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    # As seeds of torch go.
+    if number >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be below 2^63, got {text}")
     return number
 
 

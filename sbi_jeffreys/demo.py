@@ -6,6 +6,7 @@ the exact posterior at published observations (C2ST).
 
 # ruff: noqa: T201
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -98,11 +99,13 @@ def run_demo(
         OSError: If the folder cannot be written to.
     """
     sizes = Sizes() if sizes is None else sizes
+    tasks = list(dict.fromkeys(tasks))
     for name in tasks:
         get_task(name)
     # Before anything is computed: a folder that cannot be written to should cost no time.
     out.mkdir(parents=True, exist_ok=True)
-    (out / "table.csv").touch()
+    with tempfile.TemporaryFile(dir=out):
+        pass
     processes = min(2, os.cpu_count() or 1)
     print(
         f"{', '.join(tasks)}: {num_simulations} simulations each, {len(METHODS)} methods, "

@@ -217,13 +217,14 @@ def plot_posteriors(
         Figure, a triangle of d (d + 1) / 2 axes.
 
     Raises:
+        TypeError: If samples are no dictionary.
         ValueError: If there are no samples, or shapes do not match, or values are not finite, or
             a lower limit is not below its upper one.
     """
     arrays = _check_samples(samples)
     d = next(iter(arrays.values())).shape[1]
     names = [rf"$\theta_{{{k + 1}}}$" for k in range(d)] if labels is None else list(labels)
-    ends = _default_limits(arrays) if limits is None else np.asarray(limits, dtype=float)
+    ends = _default_limits(arrays) if limits is None else _as_limits(limits)
     true = None if truth is None else torch.as_tensor(truth).detach().cpu().double().numpy()
     if true is not None and true.shape == (1, d):
         true = true[0]
@@ -266,6 +267,11 @@ def plot_posteriors(
 
 
 def _check_samples(samples: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    if not isinstance(samples, Mapping):
+        raise TypeError(
+            "samples must be a dictionary of samples by the name of their posterior, got "
+            f"{type(samples).__name__}."
+        )
     if not samples:
         raise ValueError("samples is empty: pass at least one posterior's samples by name.")
     arrays = {
@@ -286,12 +292,18 @@ def _check_samples(samples: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _as_limits(limits: Any) -> np.ndarray:
+    if isinstance(limits, Tensor):
+        limits = limits.detach().cpu()
+    return np.asarray(limits, dtype=float)
+
+
 def _default_limits(arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Hold the central 99.8 % of each posterior and a margin, shape (d, 2)."""
     quantiles = np.stack([np.quantile(value, [0.001, 0.999], axis=0) for value in arrays.values()])
     low, high = quantiles[:, 0].min(axis=0), quantiles[:, 1].max(axis=0)
     # Constant parameters still need an axis of some length.
-    margin = np.where(high > low, 0.06 * (high - low), 0.5)
+    margin = np.where(high > low, 0.06 * (high - low), np.maximum(0.5, 1e-6 * np.abs(low)))
     return np.stack([low - margin, high + margin], axis=1)
 
 

@@ -16,10 +16,11 @@ References:
 from __future__ import annotations
 
 import json
+import operator
 from abc import ABC, abstractmethod
 from functools import cached_property
 from importlib import resources
-from typing import ClassVar, Optional, Union
+from typing import Any, ClassVar, Optional, SupportsIndex, Union
 
 import numpy as np
 import torch
@@ -93,7 +94,9 @@ class Task(ABC):
             Data :math:`x`, of shape ``(n, dim_x)`` and type float32, on theta's device.
 
         Raises:
-            ValueError: if theta does not have shape ``(n, d)``.
+            ValueError: if theta does not have shape ``(n, d)``, or a task that solves equations is
+                given parameters that are not finite.
+            RuntimeError: if an equation cannot be solved with these parameters.
         """
         return self._simulate(self._check_theta(theta), generator).float()
 
@@ -111,7 +114,7 @@ class Task(ABC):
         Raises:
             ValueError: if n is not a positive integer.
         """
-        _check_count(n)
+        n = _check_count(n)
         # Distributions take no generator; a seed drawn from ours decides their draw instead.
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which seeds the generators of GPUs too.
@@ -159,6 +162,9 @@ class Task(ABC):
         theta = self._check_theta(theta)
         support = self.prior.support
         assert support is not None, "every prior of a task states its support"
+        if len(theta) == 0:
+            # Constraints of several dimensions cannot check none.
+            return self.log_likelihood(theta, x)
         inside = support.check(theta)
         if not bool(inside.any()):
             return theta.new_full((len(theta),), -torch.inf)
@@ -197,7 +203,7 @@ class Task(ABC):
 
     def reference_posterior(
         self,
-        observation: Union[int, Tensor],
+        observation: Union[int, Tensor, np.ndarray],
         n: int = 10_000,
         *,
         generator: Optional[Generator] = None,
@@ -206,7 +212,7 @@ class Task(ABC):
 
         Args:
             observation: the number of a published observation, from 1 to 10, or a data set
-                :math:`x` of shape ``(dim_x,)`` or ``(1, dim_x)``.
+                :math:`x`, a tensor or array of shape ``(dim_x,)`` or ``(1, dim_x)``.
             n: the number of samples, positive.
             generator: source of randomness; PyTorch's global one if None.
 
@@ -218,7 +224,9 @@ class Task(ABC):
             ValueError: if the observation or n is anything else.
             RuntimeError: if the sampler cannot reach its accuracy at this x.
         """
-        _check_count(n)
+        n = _check_count(n)
+        if isinstance(observation, np.ndarray):
+            observation = torch.from_numpy(observation)
         x = observation if isinstance(observation, Tensor) else self.observation(observation)
         if x.shape not in ((self.dim_x,), (1, self.dim_x)) or not torch.isfinite(x).all():
             raise ValueError(
@@ -252,12 +260,23 @@ def _draw_seed(generator: Optional[Generator]) -> int:
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 
 
-def _check_number(i: int) -> int:
-    if isinstance(i, bool) or not isinstance(i, int) or not 1 <= i <= NUM_OBSERVATIONS:
+def _check_number(i: SupportsIndex) -> int:
+    number = _as_int(i)
+    if number is None or not 1 <= number <= NUM_OBSERVATIONS:
         raise ValueError(f"observations are numbered 1 to {NUM_OBSERVATIONS}, got {i!r}")
-    return i
+    return number
 
 
-def _check_count(n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+def _check_count(n: SupportsIndex) -> int:
+    count = _as_int(n)
+    if count is None or count < 1:
         raise ValueError(f"n must be a positive integer, got {n!r}")
+    return count
+
+
+def _as_int(i: Any) -> Optional[int]:
+    """The integer of any type that this is, None if it is none."""
+    try:
+        return None if isinstance(i, bool) else operator.index(i)
+    except TypeError:
+        return None

@@ -172,7 +172,12 @@ def _fit(
     settled = 0
     for _ in range(MAX_ROUNDS):
         phi, log_q = _Envelope(mean, covariance).draw_narrow(ROUND, rng)
-        power, w = _temper(log_density(phi) - log_q, ROUND / 10)
+        log_w = log_density(phi) - log_q
+        if not np.isfinite(log_w).any():
+            raise RuntimeError(
+                f"none of {ROUND} draws has a density: this observation is impossible, or nearly so"
+            )
+        power, w = _temper(log_w, ROUND / 10)
         mean, covariance = _moments(phi, w)
         # Two rounds at full power: the first still has the weights of a poorer fit.
         settled += power == 1.0

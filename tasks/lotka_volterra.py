@@ -67,10 +67,11 @@ class LotkaVolterra(Task):
         return (mean + NOISE * z).exp()
 
     def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
-        log_x = x.double().log()
+        possible = x > 0
+        log_x = torch.where(possible, x, 1.0).double().log()
         z = (log_x - log_populations(theta)) / NOISE
         log_p = -0.5 * z**2 - math.log(math.sqrt(2 * math.pi) * NOISE) - log_x
-        return log_p.sum(dim=1).to(theta.dtype)
+        return torch.where(possible, log_p, -torch.inf).sum(dim=1).to(theta.dtype)
 
     def _sample_reference(self, x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         data = torch.from_numpy(x)[None]

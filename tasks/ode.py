@@ -57,8 +57,12 @@ def solve_ode(
         States at the times, of shape ``(n, len(times), k)``.
 
     Raises:
+        ValueError: if parameters are not finite.
         RuntimeError: if a solution needs more than 100,000 steps.
     """
+    odd = int((~theta.isfinite().all(dim=1)).sum())
+    if odd:
+        raise ValueError(f"{odd} of {len(theta)} rows of theta hold NaN or inf")
     gaps = torch.as_tensor(times, dtype=y.dtype, device=y.device).diff()
     n = len(y)
     if n == 0:

@@ -101,7 +101,13 @@ class SLCP(Task):
         points = x.reshape(4, 2)
         mean = points.mean(axis=0)
         scatter = (points - mean).T @ (points - mean)
-        g = np.linalg.cholesky(scatter)
+        try:
+            g = np.linalg.cholesky(scatter)
+        except np.linalg.LinAlgError:
+            raise RuntimeError(
+                "the four points of this observation lie on one line: its posterior is no density "
+                "that the sampler could draw from"
+            ) from None
         return sample_by_rejection(lambda m: _propose(m, mean, g, rng), n)
 
     def modes(self, theta: Tensor) -> Tensor:

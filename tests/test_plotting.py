@@ -161,6 +161,23 @@ def test_posteriors_of_one_or_constant_parameter():
     assert figure.axes[0].get_xlim() == (0.5, 1.5)
 
 
+def test_posteriors_of_a_constant_far_from_zero():
+    figure = plot_posteriors({"point": torch.full((10, 1), 1e18)})
+    low, high = figure.axes[0].get_xlim()
+    assert low < 1e18 < high
+
+
+def test_posteriors_take_limits_of_any_kind():
+    limits = torch.tensor([[0.0, 2.0]], requires_grad=True)
+    assert plot_posteriors({"a": torch.rand(5, 1)}, limits=limits).axes[0].get_xlim() == (0, 2)
+
+
+@pytest.mark.parametrize("samples", [torch.rand(5, 2), [torch.rand(5, 2)]])
+def test_posteriors_need_names(samples):
+    with pytest.raises(TypeError, match=r"dictionary of samples by the name.*(Tensor|list)"):
+        plot_posteriors(samples)
+
+
 def test_global_state_is_untouched(samples, summary):
     before, figures = dict(matplotlib.rcParams), plt.get_fignums()
     plot_posteriors(samples)

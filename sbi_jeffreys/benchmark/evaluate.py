@@ -26,7 +26,7 @@ from ..tasks import get_task
 from .jobs import Evaluation, Job, derive_seed
 from .machine import Stopwatch, describe_machine, peak_memory_mb, reset_peak_memory, versions
 from .measures import at_observation, draw, over_simulations
-from .methods import get_method
+from .methods import Fitted, get_method
 from .records import SCHEMA
 from .references import generator, observations, reference_samples
 
@@ -146,6 +146,8 @@ def _fill(
         fitted = get_method(job.method)(
             task.prior, theta, x, seed=derive_seed("method", job.id), quick=evaluation.quick
         )
+    if not isinstance(fitted, Fitted):
+        raise TypeError(f"Method {job.method!r} returned {type(fitted).__name__}, not a Fitted.")
     record["training"]["epochs"] = fitted.epochs
     with watch.measure("metrics"):
         _seed_everything("metrics", job.id)
@@ -154,7 +156,7 @@ def _fill(
         reference = reference_samples(task, observation, evaluation, references)
         _seed_everything("sampling", job.id, observation.number)
         with watch.measure("sampling"):
-            samples = draw(fitted, observation.x, evaluation)
+            samples = draw(fitted, observation.x, evaluation, task.dim_theta)
         with watch.measure("metrics"):
             row = at_observation(task, fitted, observation, reference, samples, evaluation)
         record["observations"].append({"observation": observation.number, **row})

@@ -104,7 +104,8 @@ class Evaluation:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
         unknown = [name for name in self.metrics if name not in METRICS]
         if unknown:
-            raise ValueError(f"unknown metrics {unknown}, known are {', '.join(METRICS)}.")
+            alone = " 'all' stands alone." if "all" in unknown else ""
+            raise ValueError(f"unknown metrics {unknown}, known are {', '.join(METRICS)}.{alone}")
         self._check_reference()
         # In one order: evaluations that ask for the same are equal.
         object.__setattr__(self, "metrics", tuple(n for n in METRICS if n in self.metrics))

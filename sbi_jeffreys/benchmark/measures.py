@@ -44,28 +44,37 @@ SAMPLE_METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
 }
 
 
-def draw(fitted: Fitted, x: Tensor, evaluation: Evaluation) -> Tensor:
+def draw(fitted: Fitted, x: Tensor, evaluation: Evaluation, dim: int) -> Tensor:
     """Draw posterior samples at one observation.
 
     Args:
         fitted: Fitted method.
         x: Observation, shape (1, *).
         evaluation: Says how many.
+        dim: Number of parameters d.
 
     Returns:
         Samples, shape (n, d).
 
     Raises:
-        ValueError: If the posterior gives another shape.
+        TypeError: If the posterior gives no tensor.
+        ValueError: If it gives another shape, or what is no number.
         RuntimeError: If sbi's rejection of what leaks out of the prior takes too long.
     """
     n, kwargs = evaluation.num_samples, _silent(fitted)
     if _rejects(fitted):
         # After two epochs most mass may leak: a smoke test takes it as it comes.
         kwargs.update(reject_outside_prior=not evaluation.quick, max_sampling_time=PATIENCE)
-    samples = fitted.posterior.sample((n,), x=x, **kwargs).detach().cpu()
-    if samples.ndim != 2 or len(samples) != n:
-        raise ValueError(f"posterior.sample(({n},), x=x) gave shape {tuple(samples.shape)}.")
+    samples = fitted.posterior.sample((n,), x=x, **kwargs)
+    call = f"posterior.sample(({n},), x=x)"
+    if not isinstance(samples, Tensor):
+        raise TypeError(f"{call} gave {type(samples).__name__}: return a tensor.")
+    samples = samples.detach().cpu()
+    if samples.shape != (n, dim):
+        raise ValueError(f"{call} gave shape {tuple(samples.shape)}, not ({n}, {dim}).")
+    odd = int((~samples.isfinite().all(dim=1)).sum())
+    if odd:
+        raise ValueError(f"{call} gave {odd} samples with NaN or inf.")
     return samples
 
 

@@ -122,8 +122,8 @@ def get_method(name: str) -> Fit:
     nearest = get_close_matches(name, _METHODS, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise ValueError(
-        f"unknown method {name!r}, known are {', '.join(list_methods())}{hint} Others come from "
-        "--plugin FILE."
+        f"unknown method {name!r}, known are {', '.join(list_methods())}{hint or '.'} Others come "
+        "from --plugin FILE."
     )
 
 

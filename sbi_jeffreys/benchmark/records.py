@@ -9,6 +9,7 @@ evaluation that a folder's records share stands in ``config.json`` beside them.
 import contextlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ class RecordError(ValueError):
     """A record that cannot be used, with the reason."""
 
 
+# As atomic_write names them.
+_TEMPORARY = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{32}}(\.\w+)?")
+
+
 def record_path(folder: Path, job: Job) -> Path:
     """Return where a job's record lies in the folder of a run."""
     return folder / "records" / f"{job.id}.json"
@@ -56,9 +61,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed."""
-    for path in folder.rglob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+    """Remove the temporary files of writers that were killed.
+
+    Only those of this run's own writers: a folder below may be another's, who is at work.
+    """
+    for place in (folder, folder / "records", folder / "reference"):
+        for path in place.glob(f"{TEMPORARY}*"):
+            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

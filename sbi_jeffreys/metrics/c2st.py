@@ -76,7 +76,10 @@ def c2st(
     if folds < 2:
         raise ValueError(f"folds is {folds}, but cross-validation needs at least 2.")
     check_samples(samples, reference, minimum=folds)
-    samples, reference = samples.detach().cpu(), reference.detach().cpu()
+    samples, reference = (
+        value.detach().cpu() if value.is_floating_point() else value.detach().cpu().double()
+        for value in (samples, reference)
+    )
     if z_score:
         mean, std = samples.mean(dim=0), samples.std(dim=0)
         std[std <= 1e-14 * samples.abs().amax(dim=0)] = 1.0

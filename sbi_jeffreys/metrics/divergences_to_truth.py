@@ -90,7 +90,7 @@ def divergences_to_truth(
 
     Raises:
         ValueError: If shapes do not match, there are fewer than 2 samples, or a log density is NaN,
-            +inf, or -inf at a sample of its own distribution.
+            +inf, or -inf at a sample of its own distribution or at all of the other's.
 
     Example:
         >>> true, model = torch.zeros(4), torch.ones(4)  # equal up to the evidence

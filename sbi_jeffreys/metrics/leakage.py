@@ -13,6 +13,7 @@ References:
 """
 
 import torch
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from sbi.utils import within_support
 from torch import Tensor
@@ -39,8 +40,14 @@ def leakage(
         Fractions :math:`\ell(x)` in [0, 1], shape :math:`(B)`.
 
     Raises:
+        TypeError: If it is a posterior.
         ValueError: If x lacks its batch dimension or `draws` is below 1.
     """
+    if isinstance(estimator, NeuralPosterior):
+        raise TypeError(
+            f"leakage needs a density estimator, got {type(estimator).__name__}: a posterior "
+            "rejects what leaks; pass its .posterior_estimator."
+        )
     if draws < 1:
         raise ValueError(f"draws is {draws}, but must be at least 1.")
     event = tuple(estimator.condition_shape)
@@ -49,7 +56,9 @@ def leakage(
             f"x must have shape (B, {', '.join(map(str, event))}), got {tuple(x.shape)}; for one "
             "observation pass x.unsqueeze(0)."
         )
-    theta = estimator.sample(torch.Size((draws,)), x)  # (n, B, d)
+    if len(x) == 0:
+        return x.new_empty(0, dtype=torch.float64)
+    theta = estimator.sample(torch.Size((draws,)), x.float())  # (n, B, d)
     flat = theta.reshape(-1, theta.shape[-1])
     finite = torch.isfinite(flat).all(dim=1)
     # Distributions that validate their arguments raise on NaN: it is replaced first.

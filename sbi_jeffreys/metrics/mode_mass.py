@@ -57,6 +57,8 @@ def mode_mass_error(
                 f"{name} must be a vector of integers, one for each sample, got shape "
                 f"{tuple(value.shape)} and type {value.dtype}."
             )
+    # Two modes may be told apart by bools, which cannot be counted.
+    labels, reference = labels.long(), reference.long()
     largest = int(max(labels.max(), reference.max()))
     smallest = int(min(labels.min(), reference.min()))
     k = largest + 1 if modes is None else modes

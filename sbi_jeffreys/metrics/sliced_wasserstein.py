@@ -12,6 +12,8 @@ References:
     https://doi.org/10.1007/s10851-014-0506-3, section 2.3.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ def sliced_wasserstein(
 
     Raises:
         ValueError: If the sets differ in dimension, are empty, or have values that are not finite;
-            if `projections` or `order` are below 1.
+            if `projections` or `order` are below 1, or `order` is not finite.
 
     Example:
         >>> samples = torch.tensor([[0.0], [1.0]])
@@ -50,9 +52,10 @@ def sliced_wasserstein(
         3.0
     """
     check_samples(samples, reference, minimum=1)
-    if projections < 1 or order < 1:
+    if projections < 1 or not 1 <= order < math.inf:
         raise ValueError(
-            f"projections is {projections} and order is {order}; both must be at least 1."
+            f"projections is {projections} and order is {order}; both must be at least 1, and "
+            "finite."
         )
     p, q = samples.detach().cpu().double(), reference.detach().cpu().double()
     generator = torch.Generator().manual_seed(seed)
@@ -63,8 +66,10 @@ def sliced_wasserstein(
     # jumps at the same place are the same.
     jumps = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique()
     widths, left = jumps.diff().double() / (n * m), jumps[:-1]
-    gaps = _sorted(p @ u)[left // m] - _sorted(q @ u)[left // n]
-    return float((widths @ gaps.abs() ** order).mean() ** (1 / order))
+    gaps = (_sorted(p @ u)[left // m] - _sorted(q @ u)[left // n]).abs()
+    # In units of the largest, no power of which is too large or too small.
+    unit = gaps.max().clamp_min(torch.finfo(gaps.dtype).tiny)
+    return float(unit * (widths @ (gaps / unit) ** order).mean() ** (1 / order))
 
 
 def _sorted(values: Tensor) -> Tensor:

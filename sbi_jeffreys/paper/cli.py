@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..arguments import natural, positive
+from ..files import atomic_write
 from . import fig2, fig3, fig4, fig5, theorem
 from .claims import Claim
 
@@ -51,15 +52,21 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the experiments asked for, print the verdicts and write them to `claims.csv`.
 
     Raises:
-        ValueError: If there are runs with other settings in the folder, or no usable images.
-        OSError: If the folder cannot be written to.
+        ValueError: If there are runs with other settings in the folder, a claims.csv of others, or
+            no usable images.
+        OSError: If the folder cannot be written to, or there is none of images.
     """
+    if arguments.images is not None and not arguments.images.is_dir():
+        raise NotADirectoryError(f"{arguments.images} is no folder of images.")
     arguments.out.mkdir(parents=True, exist_ok=True)
+    claims = arguments.out / "claims.csv"
+    # Before anything is computed.
+    _read_claims(claims)
     names = list(EXPERIMENTS) if arguments.figure == "all" else [arguments.figure]
     for name in names:
         start = time.perf_counter()
         found = EXPERIMENTS[name](arguments)
-        _write_claims(arguments.out / "claims.csv", found)
+        _write_claims(claims, found)
         print(f"\n{name}: {time.perf_counter() - start:.0f} s")
         for claim in found:
             print(f"- {claim.claim}\n  {claim.verdict.upper()}: {claim.evidence}")
@@ -69,7 +76,32 @@ def run(arguments: argparse.Namespace) -> None:
 def _write_claims(path: Path, claims: list[Claim]) -> None:
     """Replace what the file says of these experiments; leave the others."""
     new = pd.DataFrame(claims)
-    if path.exists():
-        old = pd.read_csv(path)
-        new = pd.concat([old[~old["experiment"].isin(new["experiment"])], new])
-    new.sort_values("experiment", kind="stable").to_csv(path, index=False)
+    old = _read_claims(path)
+    kept = old[~old["experiment"].isin(new["experiment"])]
+    with atomic_write(path) as temporary:
+        pd.concat([kept, new]).sort_values("experiment", kind="stable").to_csv(
+            temporary, index=False
+        )
+
+
+def _read_claims(path: Path) -> pd.DataFrame:
+    """Return the verdicts that are there.
+
+    Raises:
+        ValueError: If the file is none of ours.
+    """
+    columns = list(Claim._fields)
+    if not path.exists():
+        return pd.DataFrame(columns=columns)
+    try:
+        found = pd.read_csv(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no table of verdicts: {error}. Choose another --out."
+        ) from None
+    if not set(columns) <= set(found.columns):
+        raise ValueError(
+            f"{path} is no table of verdicts, it has the columns {list(found.columns)}: choose "
+            "another --out."
+        )
+    return found[columns]

@@ -36,7 +36,7 @@ def load_images(folder: Path | None = None) -> Images:
             32 x 32 in colour. Subfolders are classes; without them, clusters take their place.
 
     Raises:
-        ValueError: If the folder holds fewer than 100 pictures.
+        ValueError: If the folder holds fewer than 100 pictures, or one that is broken or too large.
         OSError: If there is no such folder.
     """
     if folder is None:
@@ -53,6 +53,8 @@ def load_images(folder: Path | None = None) -> Images:
                 pictures.append(_square(picture))
         except UnidentifiedImageError:
             continue
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path} cannot be read: {error} Remove it.") from None
         names.append(path.relative_to(folder).parts[0] if path.parent != folder else "")
     if len(pictures) < 100:
         raise ValueError(f"{folder} holds {len(pictures)} pictures; give at least 100.")

@@ -178,6 +178,27 @@ def test_failure_is_recorded_with_its_traceback():
     assert record["timings"]["metrics_seconds"] > 0
 
 
+@pytest.mark.parametrize(
+    ("drawn", "message"),
+    [
+        (lambda: torch.zeros(100, 9), r"gave shape \(100, 9\), not \(100, 10\)"),
+        (lambda: torch.full((100, 10), math.nan), r"posterior.sample.* gave 100 samples with NaN"),
+        (lambda: np.zeros((100, 10)), r"gave ndarray: return a tensor"),
+    ],
+)
+def test_what_a_method_draws_is_looked_at(drawn, message):
+    fitted = Fitted(ExactPosterior())
+    fitted.posterior.sample = lambda shape, x: drawn()
+    with pytest.raises((TypeError, ValueError), match=message):
+        measures.draw(fitted, torch.zeros(1, 10), TINY, 10)
+
+
+def test_a_method_that_returns_nothing():
+    register("test_nothing", lambda prior, theta, x, *, seed, quick=False: None)
+    record = run(method="test_nothing")
+    assert record["error"]["message"] == "Method 'test_nothing' returned NoneType, not a Fitted."
+
+
 def test_divergences_are_those_of_the_truncated_density():
     task, posterior = get_task("gaussian_linear"), ExactPosterior()
     # A density of half the mass, and half of it leaks: what is left is the posterior.

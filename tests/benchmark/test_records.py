@@ -124,6 +124,21 @@ def test_killed_writer_leaves_the_old_record(path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_what_others_have_there_stays(path):
+    folder = path.parent.parent
+    (folder / "below" / "records").mkdir(parents=True)
+    hexadecimal = "0123456789abcdef" * 2
+    others = [folder / ".tmp-notes.txt", folder / "below" / "records" / f".tmp-{hexadecimal}.json"]
+    for other in others:
+        other.touch()
+    (folder / f".tmp-{hexadecimal}").mkdir()
+    left = folder / f".tmp-{hexadecimal}.json"
+    left.touch()
+    remove_stale(folder)
+    assert not left.exists()
+    assert all(other.exists() for other in others)
+
+
 def test_config_is_kept_and_refuses_another_evaluation(tmp_path):
     shared_config(tmp_path, EVALUATION, command="sbi-jeffreys bench run")
     (tmp_path / "records").mkdir()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from sbi.inference import DirectPosterior
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 from scipy.stats import norm
@@ -111,6 +112,16 @@ def test_leakage_of_an_estimator_of_sbi():
     values = leakage(estimator, BoxUniform(torch.zeros(2), torch.ones(2)), x[:4], draws=50)
     assert values.shape == (4,)
     assert ((values > 0) & (values <= 1)).all()
+
+
+def test_leakage_of_data_of_other_types_or_of_none():
+    torch.manual_seed(0)
+    estimator = posterior_nn("mdn")(torch.rand(100, 2), torch.rand(100, 3))
+    box = BoxUniform(torch.zeros(2), torch.ones(2))
+    assert leakage(estimator, box, torch.rand(4, 3).double(), draws=50).shape == (4,)
+    assert leakage(estimator, box, torch.rand(0, 3)).shape == (0,)
+    with pytest.raises(TypeError, match=r"DirectPosterior.*\.posterior_estimator"):
+        leakage(DirectPosterior(estimator, box), box, torch.rand(4, 3))
 
 
 @pytest.mark.parametrize(

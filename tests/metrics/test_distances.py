@@ -54,6 +54,15 @@ def test_sliced_wasserstein_in_one_dimension_agrees_with_scipy(n, m):
     assert sliced_wasserstein(p, q, order=1.0) == pytest.approx(expected, abs=1e-12)
 
 
+def test_sliced_wasserstein_of_a_high_order_is_the_largest_gap():
+    p = normal(50, 2)
+    shift = torch.tensor([3.0, 0.0], dtype=torch.float64)
+    # (E |u'm|^r)^(1/r): of many directions, some nearly that of the shift.
+    assert sliced_wasserstein(p, p + shift, order=2000.0) == pytest.approx(3.0, rel=0.02)
+    far = sliced_wasserstein(1e200 * p, 1e200 * (p + shift))
+    assert far == pytest.approx(1e200 * sliced_wasserstein(p, p + shift))
+
+
 def test_sliced_wasserstein_depends_on_its_seed_only():
     p, q = normal(50, 3), normal(50, 3, 1.0, seed=1)
     assert sliced_wasserstein(p, q) == sliced_wasserstein(p, q)
@@ -68,6 +77,12 @@ def test_mode_masses():
     torch.testing.assert_close(error.per_mode, expected)
     assert error.total_variation == pytest.approx(0.4)
     assert len(mode_mass_error(labels, reference).per_mode) == 4
+
+
+def test_two_modes_may_be_told_apart_by_bools():
+    left, right = torch.tensor([True, False]), torch.tensor([True, True, True, False])
+    assert mode_mass_error(left, right).total_variation == 0.25
+    assert mode_mass_error(left[:1], right[:3]).per_mode.tolist() == [0.0, 0.0]
 
 
 EMPTY = torch.tensor([], dtype=torch.long)

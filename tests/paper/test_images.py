@@ -57,6 +57,14 @@ def test_folders_of_no_use(tmp_path):
         load_images(tmp_path)
 
 
+def test_a_broken_picture_is_named(tmp_path):
+    write(tmp_path, 3)
+    whole = sorted(tmp_path.iterdir())[0]
+    whole.write_bytes(whole.read_bytes()[:60])
+    with pytest.raises(ValueError, match=rf"{whole.name} cannot be read: .* Remove it"):
+        load_images(tmp_path)
+
+
 def test_codes_come_back():
     torch.manual_seed(0)
     # Pictures on a plane: two numbers each.

@@ -55,6 +55,16 @@ def test_claims_of_experiments_stand_side_by_side(tmp_path, capsys):
     assert "old" not in found["claim"].tolist()
 
 
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", ""])
+def test_a_table_of_others_is_refused_before_anything_runs(content, tmp_path, monkeypatch):
+    (tmp_path / "claims.csv").write_text(content)
+    arguments = parse("theorem", "--quick", "--out", str(tmp_path))
+    monkeypatch.setattr(cli, "EXPERIMENTS", {})
+    with pytest.raises(ValueError, match=r"claims.csv is no table.*another --out"):
+        cli.run(arguments)
+    assert (tmp_path / "claims.csv").read_text() == content
+
+
 def double(*, number, settings):
     if number < 0:
         raise ArithmeticError(number)

@@ -100,6 +100,26 @@ def test_gradient_of_likelihood(task):
     )
 
 
+def test_a_batch_of_none(task):
+    none = torch.empty(0, task.dim_theta)
+    assert task.simulator(none).shape == (0, task.dim_x)
+    assert task.log_likelihood(none, task.observation(1)).shape == (0,)
+    assert task.log_posterior_unnormalized(none, task.observation(1)).shape == (0,)
+
+
+def test_numbers_of_numpy(task):
+    i, n = np.int64(3), np.int32(5)
+    assert torch.equal(task.observation(i), task.observation(3))
+    assert torch.equal(
+        task.simulate(n, generator=seeded())[1], task.simulate(5, generator=seeded())[1]
+    )
+    if task.name not in SLOW:
+        x = task.observation(3)
+        drawn = [task.reference_posterior(o, n, generator=seeded()) for o in (i, x.numpy(), x)]
+        assert torch.equal(drawn[0], drawn[1])
+        assert torch.equal(drawn[0], drawn[2])
+
+
 def test_posterior_outside_the_prior(task):
     theta = task.true_parameters(1).repeat(2, 1)
     theta[1, 0] = math.nan

@@ -61,6 +61,13 @@ def test_impossible_observation():
         get_task("two_moons").reference_posterior(torch.tensor([5.0, 5.0]), 10)
 
 
+@pytest.mark.parametrize("name", ["slcp", "slcp_distractors"])
+def test_points_on_one_line_have_no_posterior_to_draw_from(name):
+    task = get_task(name)
+    with pytest.raises(RuntimeError, match="lie on one line"):
+        task.reference_posterior(torch.zeros(task.dim_x), 5)
+
+
 def test_box_is_half_open_in_float32():
     theta = np.array([[0.0], [1.0], [1 - 1e-12], [0.999], [-1e-12]])
     assert inside_box(theta, 0.0, 1.0).tolist() == [True, False, False, True, False]

@@ -39,6 +39,25 @@ def test_nothing_to_solve(name):
     assert task.simulator(torch.empty(0, task.dim_theta)).shape == (0, task.dim_x)
 
 
+@pytest.mark.parametrize("name", ["sir", "lotka_volterra"])
+def test_parameters_that_are_no_numbers_are_refused(name):
+    task = get_task(name)
+    theta = task.true_parameters(1).repeat(3, 1)
+    theta[1, 0] = math.nan
+    with pytest.raises(ValueError, match="1 of 3 rows of theta hold NaN or inf"):
+        task.simulator(theta)
+
+
+@pytest.mark.parametrize(("name", "entry"), [("sir", -1.0), ("lotka_volterra", 0.0)])
+def test_impossible_data(name, entry):
+    task = get_task(name)
+    x = task.observation(1)
+    x[0, 3] = entry
+    assert task.log_likelihood(task.true_parameters(1), x).tolist() == [-math.inf]
+    with pytest.raises(RuntimeError, match="this observation is impossible"):
+        task.reference_posterior(x, 10)
+
+
 def test_too_many_steps(monkeypatch):
     monkeypatch.setattr(ode, "MAX_STEPS", 3)
     with pytest.raises(RuntimeError, match="not solved in 3 steps"):

@@ -38,6 +38,7 @@ __all__ = ["Interval", "bootstrap_interval", "paired_differences", "scores", "su
 NUM_RESAMPLES = 2000
 CELL = ["task", "num_simulations", "method"]
 JOB = [*CELL, "seed"]
+SETTING = ["task", "num_simulations", "seed"]
 
 
 class Interval(NamedTuple):
@@ -65,6 +66,19 @@ def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows[single] if single.any() else rows
 
 
+def _asked(table: pd.DataFrame, metric: str) -> pd.Series:
+    """Return how many values of a metric every job should have, by job.
+
+    A value that is infinite has no row: a job that ran lacks it.
+    """
+    jobs = table[JOB].drop_duplicates()
+    of_observations = table[table["observation"] != ALL]
+    if (of_metric(table, metric)["observation"] == ALL).all() or of_observations.empty:
+        return jobs.assign(asked=1).set_index(JOB)["asked"]
+    counts = of_observations.groupby(SETTING)["observation"].nunique().rename("asked")
+    return jobs.join(counts, on=SETTING).set_index(JOB)["asked"]
+
+
 def scores(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Average a metric over observations.
 
@@ -86,8 +100,9 @@ def summary(table: pd.DataFrame, metric: str) -> pd.DataFrame:
         metric: Name of the metric.
 
     Returns:
-        Indexed by task, num_simulations and method: mean, standard_error (NaN for one seed) and
-        num_values, of all seeds and observations together.
+        Indexed by task, num_simulations and method: mean, standard_error (NaN for one seed), and
+        of all seeds and observations together num_values and num_asked, those that the jobs should
+        have.
     """
     values = scores(table, metric).groupby(CELL)["value"]
     return pd.DataFrame(
@@ -95,8 +110,9 @@ def summary(table: pd.DataFrame, metric: str) -> pd.DataFrame:
             "mean": values.mean(),
             "standard_error": values.sem(),
             "num_values": of_metric(table, metric).groupby(CELL)["value"].count(),
+            "num_asked": _asked(table, metric).groupby(CELL).sum(),
         }
-    )
+    ).dropna(subset="num_values")
 
 
 def paired_differences(table: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:
@@ -109,20 +125,27 @@ def paired_differences(table: pd.DataFrame, metric: str, baseline: str) -> pd.Da
 
     Returns:
         Indexed by task, num_simulations and method: difference, low, high, verdict (see
-        :class:`Interval`), num_seeds and num_pairs. Without the baseline itself.
+        :class:`Interval`), num_seeds, num_pairs and num_asked, the pairs of the jobs that both
+        have. Without the baseline itself. Where pairs are lacking there is no verdict: one of the
+        two values is infinite there, and no mean would tell of which.
     """
     rows = of_metric(table, metric)
-    on = ["task", "num_simulations", "seed", "observation"]
+    on = [*SETTING, "observation"]
     ours = rows[rows["method"] != baseline]
     theirs = rows[rows["method"] == baseline]
     pairs = ours.merge(theirs[[*on, "value"]], on=on, suffixes=("", "_baseline"))
     pairs["delta"] = pairs["value"] - pairs["value_baseline"]
+    asked = _asked(table, metric).reset_index()
+    both = asked.merge(asked.loc[asked["method"] == baseline, SETTING], on=SETTING)
+    num_asked = both.groupby(CELL)["asked"].sum()
     found = []
     for cell, group in pairs.groupby(CELL):
         by_seed = [deltas.to_numpy() for _, deltas in group.groupby("seed")["delta"]]
         interval = bootstrap_interval(by_seed)
-        found.append([*cell, *interval, interval.verdict, len(by_seed), len(group)])
-    columns = [*CELL, "difference", "low", "high", "verdict", "num_seeds", "num_pairs"]
+        counts = len(by_seed), len(group), int(num_asked[cell])
+        verdict = interval.verdict if counts[1] == counts[2] else ""
+        found.append([*cell, *interval, verdict, *counts])
+    columns = [*CELL, "difference", "low", "high", "verdict", "num_seeds", "num_pairs", "num_asked"]
     return pd.DataFrame(found, columns=columns).set_index(CELL)
 
 

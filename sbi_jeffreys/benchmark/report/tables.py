@@ -20,7 +20,8 @@ __all__ = [
 MISSING = "–"
 PARTIAL = " †"
 PARTIAL_NOTE = (
-    "†: fewer seeds or observations than others in the row; the rest are missing or infinite."
+    "†: of fewer seeds or observations than there are, or than others in the row have; the rest "
+    "are missing or infinite."
 )
 VERDICTS = ("better", "tie", "worse")
 
@@ -59,11 +60,11 @@ def _score_table(
             if method not in found.index:
                 row.append(Cell(MISSING))
                 continue
-            mean, error, count = found.loc[method]
+            mean, error, count, asked = found.loc[method]
             text = format_number(mean, metric.digits)
             if pd.notna(error):
                 text += f" ± {format_number(error, metric.digits)}"
-            lacking = bool(count < most)
+            lacking = bool(count < max(most, asked))
             partial |= lacking
             is_best = len(found) > 1 and round(mean, metric.digits) == best and not lacking
             row.append(Cell(text + PARTIAL * lacking, bold=bool(is_best)))
@@ -126,12 +127,12 @@ def _difference_table(
                 continue
             entry = found.loc[(task, method)]
             text = format_number(entry["difference"], metric.digits, sign=True)
-            if entry["verdict"]:
+            if pd.notna(entry["low"]):
                 low, high = (
                     format_number(entry[k], metric.digits, sign=True) for k in ("low", "high")
                 )
                 text += f" [{low}, {high}]"
-            if entry["num_pairs"] < most:
+            if entry["num_pairs"] < max(most, entry["num_asked"]):
                 text += PARTIAL
                 partial = True
             row.append(Cell(text, bold=entry["verdict"] == "better", tone=entry["verdict"]))
@@ -146,7 +147,7 @@ def _difference_table(
     if found["num_seeds"].max() == 1:
         note += " One seed: intervals say nothing about another training."
     if partial:
-        note += f" {PARTIAL_NOTE}"
+        note += f" {PARTIAL_NOTE} Where one of two values is infinite, nobody wins or loses."
     return Table(
         f"{name}_n{budget}_paired",
         f"{metric.label}, {budget:,} simulations: difference from {baseline}",

@@ -5,6 +5,7 @@ The parts: :mod:`.load` reads records into a tidy table, :mod:`.compare` has the
 puts all on one page.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,11 @@ from .tables import (
 
 __all__ = ["write_report"]
 
+# What tables and figures are called.
+_METRIC = "|".join([*METRICS, *COSTS, "coverage"])
+_KIND = r"n\d+(_paired|_differences)?|scores|cost"
+_OURS = re.compile(rf"(({_METRIC})_({_KIND})|tally|published|published_best)\.(md|tex|png)")
+
 
 def write_report(directory: Path, out: Path | None = None, *, baseline: str = "npe") -> Path:
     """Write the report of a benchmark.
@@ -35,7 +41,7 @@ def write_report(directory: Path, out: Path | None = None, *, baseline: str = "n
     Args:
         directory: Folder that `sbi-jeffreys bench run` wrote.
         out: Folder to write to, made if it is missing; `None` takes `directory / "report"`. Files
-            of an earlier report are overwritten.
+            of an earlier report are overwritten, and what it had and this one lacks is removed.
         baseline: Method that the others are compared with.
 
     Returns:
@@ -59,6 +65,7 @@ def write_report(directory: Path, out: Path | None = None, *, baseline: str = "n
     results.table.to_csv(out / "results.csv", index=False)
     results.table.to_parquet(out / "results.parquet", engine="pyarrow", index=False)
     sections = _sections(results, methods, baseline)
+    _remove_earlier(out)
     for section in sections:
         for table in section.tables:
             (out / "tables" / f"{table.name}.md").write_text(table.to_markdown(), encoding="utf-8")
@@ -68,6 +75,13 @@ def write_report(directory: Path, out: Path | None = None, *, baseline: str = "n
     page = out / "index.html"
     page.write_text(render_page(results, sections, baseline=baseline), encoding="utf-8")
     return page
+
+
+def _remove_earlier(out: Path) -> None:
+    """Remove tables and figures of an earlier report: it may have had some that this one lacks."""
+    for path in [*(out / "tables").iterdir(), *(out / "figures").iterdir()]:
+        if _OURS.fullmatch(path.name):
+            path.unlink()
 
 
 def _sections(results: Results, methods: Sequence[str], baseline: str) -> list[Section]:

@@ -119,6 +119,29 @@ def test_only_failures_still_make_a_page(tmp_path):
     assert pd.read_csv(tmp_path / "report" / "results.csv").empty
 
 
+def test_tables_of_an_earlier_report_do_not_stay(tmp_path):
+    write_grid(tmp_path, ["slcp"], ["npe", "ml"], [100, 1000], 2)
+    write_report(tmp_path)
+    folder = tmp_path / "report"
+    before = {p.name for kind in ("tables", "figures") for p in (folder / kind).iterdir()}
+    assert {"c2st_n1000_paired.md", "nll_n1000_differences.png", "nll_cost.png"} <= before
+    notes = folder / "tables" / "notes.md"
+    notes.touch()
+    for path in (tmp_path / "records").glob("*ml--n1000*"):
+        path.unlink()
+    write_report(tmp_path)
+    after = {p.name for kind in ("tables", "figures") for p in (folder / kind).iterdir()}
+    assert "c2st_n1000_paired.md" not in after
+    assert "nll_n1000_differences.png" not in after
+    assert "c2st_n100_paired.md" in after
+    assert notes.exists()
+    elements = Elements((folder / "index.html").read_text(encoding="utf-8"))
+    shown = {e["id"] for kind in ("table", "figure") for e in elements.all(kind)}
+    assert {name.rpartition(".")[0] for name in after} == shown - {"run_table", "missing"} | {
+        "notes"
+    }
+
+
 def test_baseline_must_be_there(tmp_path):
     write_grid(tmp_path, ["slcp"], ["ml", "jeffreys"], [100], 1)
     with pytest.raises(ValueError, match=r"'npe' is not among the methods here: jeffreys, ml\."):

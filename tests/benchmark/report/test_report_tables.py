@@ -83,6 +83,34 @@ def test_differences_and_their_count(values):
     assert texts(tally) == {"C2ST": ["2 / 0 / 0", "0 / 0 / 1"]}
 
 
+def test_who_is_infinite_at_most_observations_does_not_win():
+    """An infinite value has no row; that there was one is seen by the other metrics."""
+    rows = []
+    for seed in (0, 1):
+        for method, finite in (("npe", range(10)), ("ml", range(2))):
+            rows += [["slcp", method, 1000, seed, str(i), "c2st", 0.6] for i in range(10)]
+            level = 1.0 if method == "npe" else 0.5
+            rows += [["slcp", method, 1000, seed, str(i), "kl_reverse", level] for i in finite]
+    values = pd.DataFrame(rows, columns=COLUMNS)
+    metric = METRICS["kl_reverse"]
+    (table,) = score_tables(values, "kl_reverse", metric, METHODS[:2])
+    assert texts(table) == {"slcp": ["1.000 ± 0.000", "0.500 ± 0.000 †"]}
+    assert bold(table) == {"slcp": [False, False]}
+    differences = paired_differences(values, "kl_reverse", "npe")
+    (table,) = difference_tables(differences, "kl_reverse", metric, METHODS[:2], "npe")
+    assert texts(table) == {
+        "slcp": ["−0.500 [−0.500, −0.500] †"],
+        "wins / ties / losses": ["0 / 0 / 0"],
+    }
+    assert "nobody wins" in table.note
+    # Nor where both are, at others, and nobody has all values.
+    npe = (values["metric"] == "kl_reverse") & (values["method"] == "npe")
+    values = values[~(npe & (values["observation"].astype(int) >= 2))]
+    (table,) = score_tables(values, "kl_reverse", metric, METHODS[:2])
+    assert texts(table) == {"slcp": ["1.000 ± 0.000 †", "0.500 ± 0.000 †"]}
+    assert bold(table) == {"slcp": [False, False]}
+
+
 def test_nothing_to_compare_has_no_tally(values):
     alone = paired_differences(values[values["method"] == "npe"], "c2st", "npe")
     assert tally_table({"c2st": alone}, ["npe"], "npe") is None
