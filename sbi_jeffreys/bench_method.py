@@ -38,7 +38,7 @@ from .objective import Limits
 from .proxy import proxy_nn
 from .quiet import QuietTracker, quiet
 from .simulators import SIMULATORS
-from .tasks import get_task
+from .tasks import get_task, list_tasks
 from .trainer import JeffreysNPE
 
 __all__ = ["VARIANTS", "differences", "main"]
@@ -244,9 +244,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/bench-method.csv"))
     options = parser.parse_args(arguments)
     names = [list(SIMULATORS) if name == "simulators" else [name] for name in options.tasks]
+    tasks = list(dict.fromkeys(name for group in names for name in group))
+    for what, asked, known in (
+        ("tasks", tasks, [*list_tasks(), *SIMULATORS, "simulators"]),
+        ("variants", options.variants, VARIANTS),
+    ):
+        if unknown := [name for name in asked if name not in known]:
+            parser.error(f"unknown {what} {unknown}, known are {', '.join(known)}")
     jobs = [
         (task, seed, variant, options.num_simulations, options.num_test)
-        for task in dict.fromkeys(name for group in names for name in group)
+        for task in tasks
         for seed in options.seeds
         for variant in options.variants
     ]

@@ -41,6 +41,19 @@ def test_a_run_is_completed_and_not_repeated(tmp_path, capsys):
     assert "five members" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "slcp", "foo"], "unknown tasks ['foo'], known are"),
+        (["--variants", "bar"], "unknown variants ['bar'], known are sbi NPE (maf)"),
+    ],
+)
+def test_unknown_names_are_refused_before_anything_runs(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
 def test_a_file_of_an_earlier_version_is_left_alone(tmp_path):
     path = tmp_path / "out.csv"
     path.write_text("task,seed,variant,nll\n")

@@ -49,6 +49,6 @@ def load_plugin(plugin: Plugin) -> None:
     sys.modules[name] = module
     try:
         exec(compile(plugin.source, plugin.path, "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(f"plugin {plugin.path}: {type(error).__name__}: {error}") from error

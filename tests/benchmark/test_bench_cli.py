@@ -118,6 +118,12 @@ def test_misuse(case, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plugin_that_exits_is_named(tmp_path, capsys):
+    (tmp_path / "leaving.py").write_text("import sys; sys.exit(3)")
+    assert status_of([*NEEDED, "--plugin", str(tmp_path / "leaving.py")]) == 2
+    assert re.search("plugin .*leaving.py: SystemExit: 3", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("case", FILES)
 def test_misuse_in_a_file(case, tmp_path, capsys):
     text, message = FILES[case]
