@@ -13,6 +13,8 @@ from .scales import spread
 
 __all__ = ["WALL", "Base"]
 
+# Parameters among which one with a density is looked for, and how often others are drawn.
+_ROWS, _TRIES = 100, 3
 WALL = 10.0
 """Nats by which the soft base falls, outside of its support, below its density at a typical
 parameter: enough to push a flow back, not so much that one leaked sample outweighs a batch."""
@@ -33,9 +35,21 @@ class Base:
             normal = Normal(theta.mean(dim=0), 2 * spread(theta))
             prior = Independent(normal, 1, validate_args=False)
         self.distribution: Distribution = prior
-        inside = within_support(prior, theta)
-        self.anchor = theta[inside][:1] if bool(inside.any()) else draw(prior, 1)
+        self.anchor = self._with_density(theta[within_support(prior, theta)][:_ROWS])
         self.floor = prior.log_prob(self.anchor)[0] - WALL
+
+    def _with_density(self, theta: Tensor) -> Tensor:
+        """Return the first of these parameters, or else of the prior's, that has a density, (1, d).
+
+        Bounds may be in the support and have none, or an infinite one.
+        """
+        for _ in range(_TRIES):
+            if len(theta):
+                has = self.distribution.log_prob(theta).isfinite()
+                if bool(has.any()):
+                    return theta[has][:1]
+            theta = draw(self.distribution, _ROWS)
+        return theta[:1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Base":
         """Return a copy that shares the prior: it is the user's, and some cannot be copied."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .priors import draw, proper
+from .quiet import quiet
 from .seeding import forked
 from .walls import support_bounds
 from .warn import warn
@@ -109,8 +110,8 @@ def check_prior(prior: Any) -> Distribution | None:
             f"prior must be a torch distribution, got {type(prior).__name__}. Wrap other priors "
             "with sbi.utils.process_prior, or pass prior=None."
         )
-    with forked():
-        # Looking at the prior must not move the user's random numbers.
+    # Looking at the prior must not move the user's random numbers, and some of sbi's print.
+    with forked(), quiet():
         return _check_distribution(prior)
 
 

@@ -146,8 +146,10 @@ class JeffreysDensity:
         self._weighting: Weighting = density_dual() if dual else weighting(objective)
         self._default_flow = density_estimator == DEFAULT_FLOW
         _check_name(density_estimator)
-        self._build_flow = flow_builder(density_estimator, None)
-        self._build_proxy = proxy_builder(proxy)
+        # Builders are made when needed, since those of names cannot be pickled; names are checked.
+        flow_builder(density_estimator, None)
+        proxy_builder(proxy)
+        self._density_estimator, self._proxy = density_estimator, proxy
         self._draws = DRAWS if draws is None else draws
         self._settings: dict[str, Any] = {
             "training_batch_size": batch_size,
@@ -236,11 +238,11 @@ class JeffreysDensity:
         empty = samples.new_empty(len(samples), 0)
         with_proxy = not is_maximum_likelihood(self._weighting)
         return JeffreysEstimator(
-            self._build_flow(samples, empty),
+            flow_builder(self._density_estimator, None)(samples, empty),
             samples,
             empty,
             base=Base(None, samples) if with_proxy else None,
-            build_proxy=self._build_proxy,
+            build_proxy=proxy_builder(self._proxy),
         )
 
     def _run(

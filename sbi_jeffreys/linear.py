@@ -49,6 +49,8 @@ _THICK = 10.0
 # Upper bound relative to a positive lower one from which on it may be one: thin walls do as well
 # over fewer decades.
 _RANGE = 3e4
+# Share of the parameters that may lie on a bound by rounding alone.
+_ON_BOUNDS = 0.01
 # Rows that decide whether it is, and nats by which the linear posterior must be sharper then.
 _ROWS, _SHARPER = 2000, 1.0
 
@@ -223,6 +225,14 @@ def to_standard_space(
     if bool(logarithms.any()):
         logarithms = over_decades(theta, context, logarithms)
     thickness = torch.where(logarithms, _THICK * theta.amax(dim=0), _THICKNESS * std)
+    # Of decades below any other number, zero is none.
+    low = torch.where(logarithms & (low == 0), torch.finfo(theta.dtype).tiny, low)
+    # A grid that ends at the bounds would be a spike of density there: the walls stand back.
+    often = _ON_BOUNDS * len(theta)
+    at_low = ((theta == low).sum(dim=0) > often) & ~logarithms
+    at_high = ((theta == high).sum(dim=0) > often) & ~logarithms
+    low = torch.where(at_low, low - thickness, low)
+    high = torch.where(at_high, high + thickness, high)
     # Simulations outside of the prior are the user's decision: the walls stand behind them.
     lowest, highest = theta.amin(dim=0), theta.amax(dim=0)
     low = torch.where(lowest < low, lowest - 1e-3 * std, low)

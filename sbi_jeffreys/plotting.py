@@ -95,7 +95,10 @@ def plot_training(record: Any) -> Figure:
     """
     summary = record if isinstance(record, Mapping) else getattr(record, "summary", None)
     if not summary or _values(summary, "validation_loss").size == 0:
-        raise ValueError("No training was recorded: call train() first, then plot its record.")
+        raise ValueError(
+            "No training was recorded: call train() first, then plot its record. One that diverged "
+            "in its first epoch has none."
+        )
     panels = [name for name in PANELS if _recorded(summary, name)]
     if not panels:
         raise ValueError("Nothing that was recorded is finite: there is nothing to plot.")

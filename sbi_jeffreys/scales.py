@@ -79,7 +79,10 @@ def shift_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     rows = finite_rows(x)
     if len(rows) < 2:
         return x.new_zeros(x.shape[1:]), x.new_ones(x.shape[1:])
-    return rows.mean(dim=0), spread(rows)
+    mean = rows.mean(dim=0)
+    # The sum of what are numbers need not be one.
+    mean = torch.where(mean.isfinite(), mean, rows.mean(dim=0, dtype=torch.float64).to(rows))
+    return mean, spread(rows)
 
 
 def standardizer(x: Tensor) -> Standardize:

@@ -41,6 +41,9 @@ from torch.distributions import (
 
 __all__ = ["SoftWalls", "support_bounds"]
 
+# Thickness of a wall in units of its lower bound beyond which parameters of many decades lie in it.
+_DEEP = 1e5
+
 
 class SoftWalls(Transform):
     r"""Map :math:`(a, b)^d` to :math:`\mathbb{R}^d`, elementwise.
@@ -76,6 +79,10 @@ class SoftWalls(Transform):
         # drops out by itself. Values nearer than float32 can resolve, far nearer to zero than to
         # any other number, are held at that distance.
         nearest = torch.where(self.low == 0, 1e-12, 1e-6)
+        # Within a wall so thick lie many decades, down to what float32 resolves next to the bound.
+        deep = (self.thickness > _DEEP * self.low.abs()) & (self.low != 0)
+        resolved = torch.finfo(theta.dtype).eps * self.low.abs() / self.thickness
+        nearest = torch.where(deep, resolved.clamp_min(1e-30), nearest)
         below = torch.maximum((theta - self.low) / self.thickness, nearest)
         above = ((self.high - theta) / self.thickness).clamp_min(1e-6)
         lower, upper = torch.expm1(-below).neg(), torch.expm1(-above).neg()

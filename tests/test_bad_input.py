@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from sbi.neural_nets import posterior_nn
+from sbi.utils import RestrictedPrior
 from torch import Tensor, nn
 from torch.distributions import (
     Distribution,
@@ -185,6 +186,13 @@ def test_another_default_type_of_torch_is_refused():
             make().append_simulations(THETA, X)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_restricted_prior_is_looked_at_in_silence(capfd):
+    prior = RestrictedPrior(PRIOR, lambda theta: theta[:, 0] > 0, sample_with="rejection")
+    make(prior=prior)
+    # sbi's trainer looks at it once more.
+    assert capfd.readouterr().out.count("RestrictedPrior") <= 1
 
 
 def test_simulations_of_a_differentiable_simulator():

@@ -1,6 +1,7 @@
 """`JeffreysDensity`: closed forms, what training leaves behind, and bad input."""
 
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -161,6 +162,15 @@ def test_same_seed_same_density_and_the_global_generator_is_left_alone():
     assert first.log_partition == second.log_partition
     assert not torch.equal(first.log_prob(points), other.log_prob(points))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_it_survives_pickling(fitted):
+    loaded = pickle.loads(pickle.dumps(fitted))
+    points = draw(5)
+    assert torch.equal(loaded.log_prob(points), fitted.log_prob(points))
+    assert torch.equal(loaded.proxy_log_prob(points), fitted.proxy_log_prob(points))
+    fresh = pickle.loads(pickle.dumps(JeffreysDensity(seed=0)))
+    assert fresh.fit(points.repeat(3, 1), max_num_epochs=1).log_prob(points).isfinite().all()
 
 
 def test_numpy_and_double_are_taken():

@@ -9,7 +9,13 @@ from torch.distributions import Independent, Normal
 
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.linear import shrunk_cholesky
-from sbi_jeffreys.scales import magnitude, nearer_as_logarithms, spread, standardizer
+from sbi_jeffreys.scales import (
+    magnitude,
+    nearer_as_logarithms,
+    shift_and_scale,
+    spread,
+    standardizer,
+)
 
 
 def test_magnitude_is_a_power_of_two_below_the_largest_entry():
@@ -31,6 +37,15 @@ def test_magnitude_of_the_largest_and_the_smallest_numbers_is_finite():
 def test_spread_is_the_standard_deviation_to_the_bit():
     rows = torch.randn(200, 5) * torch.tensor([1e-6, 0.3, 1.0, 7.0, 1e9])
     assert torch.equal(spread(rows), rows.std(dim=0))
+
+
+def test_a_mean_of_numbers_whose_sum_is_none():
+    rows = 1e36 * (1 + torch.rand(1000, 2))
+    mean, std = shift_and_scale(rows)
+    torch.testing.assert_close(mean.double(), rows.double().mean(dim=0), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(std.double(), rows.double().std(dim=0), rtol=1e-5, atol=0.0)
+    few = torch.randn(1000, 2)
+    assert torch.equal(shift_and_scale(few)[0], few.mean(dim=0))
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e-21, 1e-9, 1e21, 1e30])

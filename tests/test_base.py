@@ -1,0 +1,42 @@
+"""The base density stands on a parameter that has a density."""
+
+import math
+
+import pytest
+import torch
+from sbi.utils import BoxUniform, MultipleIndependent
+from torch.distributions import Beta, Gamma, Independent, Uniform
+
+from sbi_jeffreys.base import WALL, Base
+
+ONE = torch.ones(1)
+BOX = BoxUniform(torch.zeros(2), 2 * torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("prior", "row"),
+    [
+        # torch counts the upper bound to the support, but gives it no density.
+        (BOX, [1.0, 2.0]),
+        (Independent(Beta(2 * torch.ones(2), 2 * torch.ones(2)), 1), [0.0, 0.5]),
+        # An infinite one.
+        (MultipleIndependent([Gamma(0.5 * ONE, ONE), Uniform(0 * ONE, ONE)]), [0.0, 0.5]),
+    ],
+)
+@pytest.mark.parametrize("others", [0, 5])
+def test_a_parameter_without_a_density_is_no_anchor(prior, row, others):
+    theta = torch.cat((torch.tensor([row]), prior.sample((others,)).reshape(others, 2)))
+    base = Base(prior, theta)
+    assert base.floor.isfinite()
+    assert prior.log_prob(base.anchor).isfinite()
+    if others:
+        assert torch.equal(base.anchor, theta[1:2])
+
+
+def test_the_first_parameter_is_the_anchor_if_it_can_be():
+    theta = BOX.sample((10,))
+    before = torch.get_rng_state()
+    base = Base(BOX, theta)
+    assert torch.equal(base.anchor, theta[:1])
+    assert base.floor.item() == pytest.approx(-2 * math.log(2) - WALL)
+    assert torch.equal(torch.get_rng_state(), before)
