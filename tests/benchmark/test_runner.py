@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,8 @@ def test_killed_run_goes_on(tmp_path):
     # Its second job sleeps for a second before it does anything.
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    (out / "records" / ".tmp-left.json").touch()
+    # As a writer that was killed leaves it.
+    (out / "records" / f".tmp-{uuid.uuid4().hex}.json").touch()
     before = changes(out)[first]
     assert run(out, "test_slow").done == 1
     assert changes(out)[first] == before
