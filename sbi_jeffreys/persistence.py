@@ -28,10 +28,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ._version import __version__
-from .checks import check_prior
 from .files import atomic_write
 from .flows import DEFAULT_FLOW
-from .priors import moved
+from .priors import check_prior, moved
 from .proxy import ProxyBuilder
 from .seeding import forked
 from .stored_distributions import (

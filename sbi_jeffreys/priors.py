@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from sbi.utils import RestrictedPrior
 from sbi.utils.sbiutils import ImproperEmpirical
+from sbi.utils.user_input_checks import process_prior
 from sbi.utils.user_input_checks_utils import (
     CustomPriorWrapper,
     MultipleIndependent,
@@ -16,7 +17,10 @@ from sbi.utils.user_input_checks_utils import (
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["draw", "draw_on_gpu", "log_prob", "moved", "proper"]
+from .quiet import quiet
+from .seeding import forked
+
+__all__ = ["check_prior", "draw", "draw_on_gpu", "log_prob", "moved", "proper"]
 
 # Step of a derivative by differences, in standard deviations of the prior: in float32, rounding
 # and the third derivative then cost about 1e-4 of it each.
@@ -26,6 +30,42 @@ _STEP = 1e-2
 def proper(prior: Distribution | None) -> Distribution | None:
     """Return the prior, and ``None`` for what stands for none in sbi."""
     return None if isinstance(prior, ImproperEmpirical) else prior
+
+
+def check_prior(prior: Any) -> Distribution | None:
+    """Return the prior in the form that sbi works with.
+
+    Raises:
+        TypeError: If it is no torch distribution, or cannot evaluate its density.
+        ValueError: If it is a scalar distribution, or one with several batch dimensions.
+    """
+    if proper(prior) is None:
+        return prior
+    if not isinstance(prior, Distribution):
+        raise TypeError(
+            f"prior must be a torch distribution, got {type(prior).__name__}. Wrap other priors "
+            "with sbi.utils.process_prior, or pass prior=None."
+        )
+    # Looking at the prior must not move the user's random numbers, and some of sbi's print.
+    with forked(), quiet():
+        return _check_distribution(prior)
+
+
+def _check_distribution(prior: Distribution) -> Distribution:
+    sample = draw(prior, 1)[0]
+    if sample.dim() == 0:
+        raise ValueError(
+            f"prior is scalar: {prior!r} draws numbers, not vectors. Give it one dimension, "
+            "for example BoxUniform(low=torch.zeros(1), high=torch.ones(1))."
+        )
+    try:
+        prior.log_prob(sample)
+    except (NotImplementedError, AttributeError) as error:
+        raise TypeError(
+            f"prior of type {type(prior).__name__} has no usable log_prob ({error!r}). The proxy "
+            "is defined relative to the prior's density: implement log_prob, or pass prior=None."
+        ) from error
+    return process_prior(prior)[0]
 
 
 def draw(prior: Distribution, num: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import as_float, check_finite, constant_column
+from .simulations import as_float, check_finite, constant_column
 
 __all__ = ["check_points", "check_trainable", "split_samples"]
 

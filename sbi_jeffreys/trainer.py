@@ -29,19 +29,10 @@ from .base import Base
 from .batches import Data, PerRow, num_to_train_on, ones, through_loaders
 from .checks import (
     check_atomic,
-    check_held_out,
     check_not_negative,
     check_positive,
-    check_prior,
-    check_same_rows,
-    check_same_simulations,
     check_seed,
-    check_simulations,
     check_training,
-    check_varies,
-    constant_column,
-    fraction_outside_prior,
-    warn_outside_prior,
 )
 from .draws import Draws
 from .duals import Weighting, is_maximum_likelihood, weighting
@@ -49,12 +40,22 @@ from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from .first_steps import default_rates
 from .flows import DEFAULT_FLOW, accelerate, flow_builder, starts_in_closed_form
 from .held_out import center_partition
-from .priors import proper
+from .priors import check_prior, proper
 from .proxy import ProxyBuilder, proxy_builder
 from .record import new_record, report_epoch, report_run
 from .run import run
 from .second_proxy import is_better, likelihood_is_doubtful
 from .seeding import forked, generator_states, seeded
+from .simulations import (
+    check_held_out,
+    check_same_rows,
+    check_same_simulations,
+    check_simulations,
+    check_varies,
+    constant_column,
+    fraction_outside_prior,
+    warn_outside_prior,
+)
 from .steps import Settings
 from .training import Training
 from .warn import warn
@@ -196,7 +197,7 @@ class JeffreysNPE(NPE_C):
             data_device: As in sbi.
 
         Raises:
-            TypeError, ValueError: See :func:`sbi_jeffreys.checks.check_simulations`.
+            TypeError, ValueError: See :func:`sbi_jeffreys.simulations.check_simulations`.
         """
         theta, x = check_simulations(theta, x, self._prior, self._event_shape)
         proposal = self._with_our_prior(proposal)

@@ -7,18 +7,8 @@ import warnings
 import pytest
 import torch
 from sbi.neural_nets import posterior_nn
-from sbi.utils import RestrictedPrior
 from torch import Tensor, nn
-from torch.distributions import (
-    Distribution,
-    ExpTransform,
-    Independent,
-    Normal,
-    TransformedDistribution,
-    Uniform,
-    constraints,
-)
-from trainers import PRIOR, THETA, X, make, usable
+from trainers import THETA, X, make, usable
 
 NAN, INF = float("nan"), float("inf")
 
@@ -133,36 +123,6 @@ def test_nan_in_x_kept_by_the_user_is_named():
         trainer.train(max_num_epochs=1)
 
 
-@pytest.mark.parametrize("estimator", ["coupling_nsf", "mdn"])
-@pytest.mark.parametrize("seed", range(3))
-def test_theta_outside_the_prior_is_kept_with_a_warning(estimator, seed):
-    theta = 1.5 * THETA
-    outside = ((theta.abs() > 1).any(dim=1)).float().mean().item()
-    assert outside > 0.3
-    trainer = make(estimator, seed=seed)
-    with pytest.warns(UserWarning, match=f"{outside:.1%} of theta lie outside.*check that the pri"):
-        trainer.append_simulations(theta, X)
-    # Whatever the split: held-out parameters beyond all others have a density too.
-    trainer.train(max_num_epochs=1)
-    assert usable(trainer)
-
-
-def test_theta_beyond_a_log_uniform_prior_has_a_density_and_a_warning():
-    """Its support, as torch has it, is all positive numbers."""
-    logarithm = Uniform(torch.full((2,), -5.0), torch.full((2,), 3.0))
-    prior = Independent(TransformedDistribution(logarithm, ExpTransform()), 1)
-    theta = prior.sample((60,))
-    trainer = make("coupling_nsf", prior=prior)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        trainer.append_simulations(theta, X)
-    theta[:6, 0] = 25.0
-    with pytest.warns(UserWarning, match=r"10\.0% of theta lie outside"):
-        trainer.append_simulations(theta, X)
-    estimator = trainer.train(max_num_epochs=1, validation_data=(theta[:6], X[:6]))
-    assert estimator.flow.log_prob(theta[None, :6], X[:6]).isfinite().all()
-
-
 @pytest.mark.filterwarnings("ignore:Found 6 NaN simulations")
 def test_held_out_rows_may_lack_what_rows_to_train_on_lack():
     """Trials of unequal number, filled up with NaN, for an embedding that knows what to do."""
@@ -188,65 +148,11 @@ def test_another_default_type_of_torch_is_refused():
         torch.set_default_dtype(torch.float32)
 
 
-def test_a_restricted_prior_is_looked_at_in_silence(capfd):
-    prior = RestrictedPrior(PRIOR, lambda theta: theta[:, 0] > 0, sample_with="rejection")
-    make(prior=prior)
-    # sbi's trainer looks at it once more.
-    assert capfd.readouterr().out.count("RestrictedPrior") <= 1
-
-
 def test_simulations_of_a_differentiable_simulator():
     theta = THETA.clone().requires_grad_()
     trainer = make("coupling_nsf").append_simulations(theta, theta + X)
     trainer.train(max_num_epochs=1, validation_data=(theta[:9], (theta + X)[:9]))
     assert usable(trainer)
-
-
-# The prior
-
-
-class WithoutDensity(Distribution):
-    support = constraints.real_vector
-    arg_constraints: dict = {}  # noqa: RUF012
-
-    def __init__(self) -> None:
-        super().__init__(event_shape=torch.Size((2,)))
-
-    def sample(self, sample_shape=torch.Size()):  # noqa: B008
-        return torch.randn(*sample_shape, 2)
-
-
-PRIORS = {
-    "no density": (WithoutDensity(), TypeError, ("WithoutDensity", "log_prob", "prior=None")),
-    "scalar": (Normal(0.0, 1.0), ValueError, ("scalar", "Normal", "BoxUniform")),
-    "batch of numbers": (Normal(torch.zeros(2), 1.0), ValueError, ("batch_shape", "Independent")),
-    "no distribution": (lambda n: n, TypeError, ("function", "process_prior", "prior=None")),
-    "list": ([PRIOR], TypeError, ("list", "process_prior")),
-}
-
-
-@pytest.mark.parametrize("case", PRIORS)
-def test_priors_are_refused(case):
-    prior, error, parts = PRIORS[case]
-    with pytest.raises(error) as caught:
-        make(prior=prior)
-    for part in parts:
-        assert part in str(caught.value)
-
-
-@pytest.mark.parametrize("scale", [torch.ones(2), torch.ones(2, dtype=torch.float64)])
-def test_unbounded_and_double_priors_work(scale):
-    prior = Independent(Normal(torch.zeros_like(scale), scale), 1)
-    trainer = make("coupling_nsf", prior=prior)
-    trainer.append_simulations(THETA, X).train(max_num_epochs=1)
-    assert usable(trainer)
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_digits_that_are_lost_are_told_of(dtype):
-    x = torch.cat((X.double(), (1_700_000_000 + 10 * torch.arange(60))[:, None]), dim=1).to(dtype)
-    with pytest.warns(UserWarning, match="x loses digits that matter in column 2"):
-        make("coupling_nsf").append_simulations(THETA, x)
 
 
 # Arguments
@@ -372,6 +278,13 @@ def test_lost_digits_are_warned_of(name):
     trainer = make(prior=None)
     with pytest.warns(UserWarning, match=f"{name} loses digits .* column 1.*Subtract an offset"):
         trainer.append_simulations(**values)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_digits_that_are_lost_are_told_of(dtype):
+    x = torch.cat((X.double(), (1_700_000_000 + 10 * torch.arange(60))[:, None]), dim=1).to(dtype)
+    with pytest.warns(UserWarning, match="x loses digits that matter in column 2"):
+        make("coupling_nsf").append_simulations(THETA, x)
 
 
 def test_values_beyond_float32_are_refused():

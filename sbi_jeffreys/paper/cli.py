@@ -12,6 +12,7 @@ from ..arguments import natural, positive
 from ..files import atomic_write
 from . import fig2, fig3, fig4, fig5, theorem
 from .claims import Claim
+from .images import check_folder
 
 __all__ = ["EXPERIMENTS", "add_arguments", "run"]
 
@@ -56,12 +57,12 @@ def run(arguments: argparse.Namespace) -> None:
             no usable images.
         OSError: If the folder cannot be written to, or there is none of images.
     """
-    if arguments.images is not None and not arguments.images.is_dir():
-        raise NotADirectoryError(f"{arguments.images} is no folder of images.")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    # Before anything is computed, or written.
+    if arguments.images is not None:
+        check_folder(arguments.images)
     claims = arguments.out / "claims.csv"
-    # Before anything is computed.
     _read_claims(claims)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     names = list(EXPERIMENTS) if arguments.figure == "all" else [arguments.figure]
     for name in names:
         start = time.perf_counter()

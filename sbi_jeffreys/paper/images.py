@@ -13,7 +13,14 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-__all__ = ["Autoencoder", "Classifier", "Images", "frechet_distance", "load_images"]
+__all__ = [
+    "Autoencoder",
+    "Classifier",
+    "Images",
+    "check_folder",
+    "frechet_distance",
+    "load_images",
+]
 
 _SIZE = {"digits": 16, "folder": 32}
 _WIDTH = 256
@@ -44,8 +51,7 @@ def load_images(folder: Path | None = None) -> Images:
         pixels = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
         pixels = F.interpolate(pixels, size=_SIZE["digits"], mode="bilinear").clamp(0, 1)
         return Images(pixels, torch.from_numpy(digits.target))
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder of images.")
+    check_folder(folder)
     pictures, names = [], []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
@@ -64,6 +70,12 @@ def load_images(folder: Path | None = None) -> Images:
         return Images(pixels, torch.tensor([classes.index(name) for name in names]))
     clusters = KMeans(_CLUSTERS, n_init=1, random_state=0).fit_predict(pixels.flatten(1).numpy())
     return Images(pixels, torch.from_numpy(clusters).long())
+
+
+def check_folder(folder: Path) -> None:
+    """Raise NotADirectoryError if there is no such folder."""
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder of images.")
 
 
 def _square(picture: Image.Image) -> np.ndarray:

@@ -72,9 +72,9 @@ def _asked(table: pd.DataFrame, metric: str) -> pd.Series:
     A value that is infinite has no row: a job that ran lacks it.
     """
     jobs = table[JOB].drop_duplicates()
-    of_observations = table[table["observation"] != ALL]
-    if (of_metric(table, metric)["observation"] == ALL).all() or of_observations.empty:
+    if (of_metric(table, metric)["observation"] == ALL).all():
         return jobs.assign(asked=1).set_index(JOB)["asked"]
+    of_observations = table[table["observation"] != ALL]
     counts = of_observations.groupby(SETTING)["observation"].nunique().rename("asked")
     return jobs.join(counts, on=SETTING).set_index(JOB)["asked"]
 
