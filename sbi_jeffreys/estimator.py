@@ -28,6 +28,7 @@ from .likelihood import LikelihoodEnergy
 from .linear import LinearPosterior, is_learnt
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder
 from .scales import shift_and_scale
+from .screening import Columns
 from .seeding import forked, seed_generators
 
 __all__ = ["ROWS_FOR_SCALE", "JeffreysEstimator"]
@@ -96,9 +97,12 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         if isinstance(network, LikelihoodEnergy):
             if learnt:
                 network.forget_start(theta)
+            seen = x[:ROWS_FOR_SCALE]
             for module in self.flow.modules():
+                if isinstance(module, Columns):
+                    seen = module(seen)
                 if isinstance(module, Features):
-                    network.follow(module, x[:ROWS_FOR_SCALE])
+                    network.follow(module, seen)
             return network
         linear = LinearPosterior(
             theta, None if learnt else context, context.shape[1], base.distribution

@@ -10,7 +10,7 @@ values.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from .features import features_of
 from .linear import LinearRegression, column_scales, is_learnt, to_standard_space
 from .priors import proper
 from .scales import standardizer
+from .screening import Columns, informative
 from .splines import RationalQuadraticSpline
 
 __all__ = [
@@ -68,6 +69,7 @@ def flow_nn(
     num_transforms: int = 3,
     num_bins: int = NUM_BINS,
     embedding_net: nn.Module | None = None,
+    columns: Sequence[int] | None = None,
 ) -> ConditionalEstimatorBuilder[ConditionalDensityEstimator]:
     """Return a builder of the default flow, as sbi's ``posterior_nn`` does for its estimators.
 
@@ -80,6 +82,9 @@ def flow_nn(
         embedding_net: Network for x, applied after z-scoring. The output of one that is not
             trained is z-scored too. Without one, columns of x of one sign may be bent
             (:func:`sbi_jeffreys.features.features_of`).
+        columns: Numbers of the columns of x to look at, where x is a vector and there is no
+            embedding net. By default all of up to 20, and of more those that say something of
+            theta (:func:`sbi_jeffreys.screening.informative`).
 
     Returns:
         Function of (theta, x), shapes (n, d) and (n, *event), that builds the flow.
@@ -87,12 +92,12 @@ def flow_nn(
 
     def build(theta: Tensor, x: Tensor) -> ZukoFlow:
         # An empty condition (density estimation) has nothing to standardize.
-        scale: nn.Module = nn.Identity()
+        first: list[nn.Module] = [nn.Identity()]
         if x[0].numel():
             # Images and series have neighbours, and a user's network has its own idea of x.
             plain = embedding_net is not None or x.dim() > 2
-            scale = standardizer(x) if plain else features_of(theta, x)
-        embedding = nn.Sequential(scale, embedding_net or nn.Flatten())
+            first = [standardizer(x)] if plain else _seen(theta, x, columns)
+        embedding = nn.Sequential(*first, embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
         with torch.no_grad(), evaluating(embedding):
             context = embedded(embedding, x[:2] if learnt else x)
@@ -114,6 +119,15 @@ def flow_nn(
         return flow
 
     return build
+
+
+def _seen(theta: Tensor, x: Tensor, columns: Sequence[int] | None) -> list[nn.Module]:
+    """Return what makes features of the columns of x (n, c) to look at."""
+    kept = informative(theta, x) if columns is None else torch.as_tensor(columns)
+    if torch.equal(kept, torch.arange(x.shape[1])):
+        return [features_of(theta, x)]
+    some = Columns(kept.to(x.device))
+    return [some, features_of(theta, some(x))]
 
 
 @contextlib.contextmanager

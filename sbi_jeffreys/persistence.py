@@ -49,8 +49,9 @@ _FORMAT = "sbi_jeffreys.posterior"
 # A new major version is one that older programs cannot read. Since 2 the default flow has a
 # Gaussian given x and other splines, since 3 it and the proxy may see logarithms. Since 3.1 flow
 # and proxy are pooled with a weight; before, it was zero. Since 3.2 more priors are held: of one
-# parameter in sbi's wrapper, transformed by exponentials and affine maps, and sbi's for none.
-_FORMAT_VERSION = (3, 2)
+# parameter in sbi's wrapper, transformed by exponentials and affine maps, and sbi's for none. Since
+# 3.3 the default flow may see some columns of x only; before, it saw all.
+_FORMAT_VERSION = (3, 3)
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 

@@ -20,6 +20,7 @@ from .base import Base
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, accelerate, flow_nn
 from .proxy import ProxyBuilder, proxy_nn
+from .screening import Columns
 from .seeding import seeded
 from .stored_distributions import (
     Tensors,
@@ -69,6 +70,9 @@ def describe_estimator(
         "density_estimator": name,
         "density_estimator_kwargs": dict(spec.get("density_estimator_kwargs", {})),
         "walls": any(getattr(m, "f", None) is SoftWalls for m in estimator.modules()),
+        "columns": next(
+            (m.kept.tolist() for m in estimator.modules() if isinstance(m, Columns)), None
+        ),
         "input_shape": list(estimator.input_shape),
         "condition_shape": list(estimator.condition_shape),
         "proxy": None,
@@ -146,9 +150,11 @@ def _builder(
         return posterior_nn(model=name, **kwargs)
     # Where the walls stand is among the tensors; that there are any is structure.
     d = structure["input_shape"][0]
-    return flow_nn(
-        BoxUniform(torch.zeros(d), torch.ones(d)) if structure["walls"] else None, **kwargs
-    )
+    walls = BoxUniform(torch.zeros(d), torch.ones(d)) if structure["walls"] else None
+    columns = structure.get("columns")
+    if columns is None and len(structure["condition_shape"]) == 1:
+        columns = range(structure["condition_shape"][0])
+    return flow_nn(walls, columns=columns, **kwargs)
 
 
 def _join(

@@ -1,0 +1,251 @@
+"""Which columns of x are looked at, and what becomes of a flow that sees some."""
+
+import pytest
+import torch
+from scipy.stats import kstest
+from torch import rand, randn
+from torch.distributions import Independent, Normal
+
+from sbi_jeffreys import JeffreysNPE, load, save
+from sbi_jeffreys.features import Features
+from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.quiet import QuietTracker
+from sbi_jeffreys.screening import Columns, _chance, informative
+
+NOISE = 30
+
+
+def among_noise(theta, *x):
+    return theta, torch.cat((*x, randn(len(theta), NOISE)), dim=1)
+
+
+def locations(n):
+    theta = rand(n, 3)
+    return among_noise(theta, theta + 0.1 * randn(n, 3))
+
+
+def scales(n):
+    theta = 0.5 + rand(n, 2)
+    return among_noise(theta, theta * randn(n, 2))
+
+
+def a_bump(n):
+    """A column that is one in a twentieth of a parameter's range."""
+    theta = rand(n, 2)
+    return among_noise(theta, theta[:, :1] + 0.1 * randn(n, 1), (theta[:, 1:] > 0.95).float())
+
+
+def a_gauge_of_noise(n):
+    """The second column is independent of theta, and says what the first one's noise was."""
+    theta, noise = randn(n, 1), randn(n, 1)
+    return among_noise(theta, theta + noise, noise + 0.1 * randn(n, 1))
+
+
+def a_gauge_of_gain(n):
+    theta, gain = randn(n, 1), randn(n, 1)
+    return among_noise(theta, theta * gain.exp(), gain + 0.1 * randn(n, 1))
+
+
+def a_sign(n):
+    """The second column is the sign with which a parameter is in the third."""
+    theta, sign = randn(n, 2), randn(n, 1).sign()
+    shown = sign * theta[:, 1:] + 0.1 * randn(n, 1)
+    return among_noise(theta, theta[:, :1] + 0.1 * randn(n, 1), sign, shown)
+
+
+def correlated(n):
+    """Columns that are independent of theta one by one: a stationary process."""
+    theta = torch.cat((2 * rand(n, 1) - 1, randn(n, 1)), dim=1)
+    columns = [randn(n)]
+    for _ in range(29):
+        noise = (1 - theta[:, 0] ** 2).sqrt() * randn(n)
+        columns.append(theta[:, 0] * columns[-1] + noise)
+    return theta, torch.stack((theta[:, 1] + randn(n), *columns), dim=1)
+
+
+def many_say_little(n):
+    theta = randn(n, 1)
+    return among_noise(theta, theta + randn(n, 1), 0.1 * theta + randn(n, 50))
+
+
+@pytest.mark.parametrize("n", [300, 1000])
+@pytest.mark.parametrize(
+    ("simulate", "num"),
+    [
+        (locations, 3),
+        (scales, 2),
+        (a_bump, 2),
+        (a_gauge_of_noise, 2),
+        (a_gauge_of_gain, 2),
+        (a_sign, 3),
+    ],
+)
+def test_what_says_something_of_theta_is_kept_and_noise_is_not(simulate, num, n):
+    found = informative(*simulate(n)).tolist()
+    assert found[:num] == list(range(num))
+    # By chance a column of noise is found now and then.
+    assert len(found) <= num + 2
+
+
+@pytest.mark.parametrize("n", [300, 1000])
+@pytest.mark.parametrize("simulate", [correlated, many_say_little])
+def test_columns_that_say_something_together_are_all_kept(simulate, n):
+    theta, x = simulate(n)
+    assert len(informative(theta, x)) == x.shape[1]
+
+
+def test_rows_in_an_order_and_ties_do_not_matter():
+    """Ranks of equal values must not follow the order of the rows, which may be theta's."""
+    theta, x = locations(500)
+    x[:, 3:] = x[:, 3:].round()
+    order = theta[:, 0].argsort()
+    found = informative(theta, x)
+    assert found.tolist()[:3] == [0, 1, 2]
+    assert len(found) <= 5
+    assert informative(theta[order], x[order]).tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("unit", [1e-21, 1e16])
+def test_units_rows_with_nan_and_columns_that_never_vary(unit):
+    theta, x = locations(300)
+    x[:, -1] = 1.0
+    expected = informative(theta, x).tolist()
+    theta, x = torch.cat((rand(20, 3), theta)), torch.cat((randn(20, x.shape[1]), x))
+    x[torch.arange(20), torch.arange(20)] = torch.nan
+    assert len(expected) < 10
+    assert informative(theta, unit * x).tolist() == expected
+
+
+@pytest.mark.parametrize(("n", "c"), [(300, 20), (40, 50), (60, 501), (2, 30), (0, 30)])
+def test_few_columns_too_many_and_few_rows_are_left_alone(n, c):
+    assert informative(rand(n, 2), randn(n, c)).tolist() == list(range(c))
+
+
+def test_nothing_that_depends_is_no_reason_to_look_at_nothing():
+    assert len(informative(rand(300, 2), randn(300, 30))) == 30
+
+
+def test_no_random_numbers_are_drawn():
+    theta, x = locations(300)
+    before = torch.get_rng_state()
+    informative(theta, x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_moments_of_the_criterion_are_those_under_permutations():
+    """All 720 permutations of six rows have this mean and variance, up to rounding."""
+    from itertools import permutations
+
+    from scipy.stats import gamma
+
+    K, L = (
+        centred @ centred.T for centred in (z - z.mean(dim=0) for z in (randn(6, 3), rand(6, 2)))
+    )
+    K, L = K.double(), L.double()
+    found = torch.stack([(K * L[list(p)][:, list(p)]).sum() for p in permutations(range(6))])
+    mean, variance = found.mean().item(), found.var(correction=0).item()
+    expected = gamma.sf((K * L).sum().item(), mean**2 / variance, scale=variance / mean)
+    assert _chance(K, L) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_chance_of_independent_data_is_uniform():
+    """Kolmogorov and Smirnov's test, of a level of a thousandth."""
+
+    def gram(columns):
+        columns = columns - columns.mean(dim=0)
+        return columns @ columns.T
+
+    chances = [_chance(gram(randn(100, 8)), gram(rand(100, 5))) for _ in range(300)]
+    assert kstest(chances, "uniform").pvalue > 1e-3
+
+
+PRIOR = Independent(Normal(torch.zeros(3), torch.ones(3)), 1)
+
+
+def trained(x_of, objective="dual", **kwargs):
+    theta = PRIOR.sample((300,))
+    trainer = JeffreysNPE(
+        PRIOR,
+        seed=0,
+        show_progress_bars=False,
+        tracker=QuietTracker(),
+        objective=objective,
+        **kwargs,
+    )
+    estimator = trainer.append_simulations(theta, x_of(theta)).train(max_num_epochs=2)
+    return trainer, estimator
+
+
+def observed(theta):
+    return among_noise(theta, theta + 0.1 * randn(len(theta), 3))[1]
+
+
+@pytest.mark.parametrize("objective", ["dual", "ml"])
+def test_flow_and_proxy_see_what_is_kept_only(objective):
+    _, estimator = trained(observed, objective)
+    x = observed(torch.zeros(4, 3))
+    other = torch.cat((x[:, :3], 100 * randn(4, NOISE)), dim=1)
+    assert estimator.embed(x).shape == (4, 3)
+    theta = 0.1 * randn(5, 4, 3)
+    assert torch.equal(estimator.log_prob(theta, x), estimator.log_prob(theta, other))
+    if estimator.proxy is not None:
+        assert torch.equal(
+            estimator.proxy.log_ratio(theta, x), estimator.proxy.log_ratio(theta, other)
+        )
+    # What is kept does matter.
+    x[:, 0] += 0.5
+    assert not torch.equal(estimator.log_prob(theta, x), estimator.log_prob(theta, other))
+
+
+def test_columns_can_be_named():
+    theta = PRIOR.sample((100,))
+    x = observed(theta)
+    flow = flow_nn(PRIOR, columns=[2, 0])(theta, x)
+    first, features = flow.embedding_net[:2]
+    assert isinstance(first, Columns)
+    assert isinstance(features, Features)
+    assert torch.equal(first(x), x[:, [2, 0]])
+    every = flow_nn(PRIOR, columns=range(x.shape[1]))(theta, x)
+    assert isinstance(every.embedding_net[0], Features)
+
+
+def test_counts_keep_their_steps_behind_the_columns():
+    """Of the columns kept the steps of counts are the proxy's, whose order is another than x's."""
+    rates = (1.0 + PRIOR.sample((400,)).abs()).clamp_max(3.0)
+    x = torch.cat((randn(400, NOISE), torch.poisson(5 * rates)), dim=1)
+    trainer = JeffreysNPE(PRIOR, seed=0, show_progress_bars=False, tracker=QuietTracker())
+    estimator = trainer.append_simulations(rates, x).train(max_num_epochs=1)
+    kept = estimator.flow.embedding_net[0].kept.tolist()
+    network = estimator.proxy.network
+    assert kept[-3:] == [NOISE, NOISE + 1, NOISE + 2]
+    assert (network.gaps[-3:] > 0).all()
+    assert not (network.gaps[:-3] > 0).any()
+
+
+def test_a_posterior_that_sees_some_columns_is_saved(tmp_path):
+    trainer, _ = trained(observed)
+    posterior = trainer.build_posterior()
+    save(posterior, tmp_path / "posterior")
+    loaded = load(tmp_path / "posterior").posterior_estimator
+    x, theta = observed(torch.zeros(4, 3)), randn(5, 4, 3)
+    assert loaded.flow.embedding_net[0].kept.tolist() == [0, 1, 2]
+    assert torch.equal(loaded.log_prob(theta, x), posterior.posterior_estimator.log_prob(theta, x))
+
+
+def test_a_posterior_that_sees_all_of_many_columns_is_saved(tmp_path):
+    """What is built anew on dummy data must not look for columns there."""
+    trainer, estimator = trained(lambda theta: theta @ torch.ones(3, 40) + randn(len(theta), 40))
+    assert estimator.embed(torch.zeros(1, 40)).shape == (1, 40)
+    save(trainer.build_posterior(), tmp_path / "posterior")
+    loaded = load(tmp_path / "posterior").posterior_estimator
+    x, theta = randn(4, 40), randn(5, 4, 3)
+    assert torch.equal(loaded.log_prob(theta, x), estimator.log_prob(theta, x))
+
+
+def test_later_rounds_look_at_the_columns_of_the_first():
+    trainer, estimator = trained(observed)
+    proposal = trainer.build_posterior().set_default_x(torch.zeros(1, 3 + NOISE))
+    theta = proposal.sample((100,), show_progress_bars=False)
+    trainer.append_simulations(theta, observed(theta), proposal=proposal)
+    estimator = trainer.train(max_num_epochs=4)
+    assert estimator.flow.embedding_net[0].kept.tolist() == [0, 1, 2]
