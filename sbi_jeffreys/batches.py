@@ -72,6 +72,7 @@ class LoaderData:
 
     loader: Any
     _head: tuple[Tensor, Tensor] | None = None
+    _has_all: bool = False
 
     def batches(self, size: int, device: str, *, shuffle: bool) -> Iterator[tuple[Tensor, ...]]:
         """Yield the loader's batches; size and order are the loader's."""
@@ -80,7 +81,7 @@ class LoaderData:
 
     def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
         """Return (theta, x) of the same rows each time, as many as are wanted or there are."""
-        if self._head is None or len(self._head[0]) < num:
+        if self._head is None or (len(self._head[0]) < num and not self._has_all):
             thetas, xs, count = [], [], 0
             for theta, x, *_ in self.loader:
                 thetas.append(theta)
@@ -88,6 +89,8 @@ class LoaderData:
                 count += len(theta)
                 if count >= num:
                     break
+            else:
+                self._has_all = True
             self._head = torch.cat(thetas), torch.cat(xs)
         theta, x = self._head
         return theta[:num].to(device), x[:num].to(device)

@@ -30,7 +30,6 @@ from .base import Base
 from .batches import Data, ones
 from .checks import check_not_negative, check_positive, check_seed
 from .costs import HuberCost, LinearCost
-from .divergences import cross_entropy
 from .draws import Draws
 from .duals import ResilientDual, Weighting, is_maximum_likelihood, weighting
 from .estimator import JeffreysEstimator
@@ -360,7 +359,7 @@ class JeffreysDensity:
         """Return the flow's log density, shape (n,), nats, for points of shape (n, d)."""
         estimator = self._fitted
         x = check_points("x", x, dim=int(estimator.input_shape[0]))
-        return -cross_entropy(estimator.log_prob_embedded(x.unsqueeze(0), x[:, :0])[0])
+        return estimator.log_prob_embedded(x.unsqueeze(0), x[:, :0])[0]
 
     @torch.no_grad()
     def proxy_log_prob(self, x: Tensor) -> Tensor:

@@ -80,14 +80,15 @@ def diagnose_proxy(
 
     log_flow = estimator.log_prob_embedded(points, context)
     log_base = base.log_prob(points)
-    log_proxy = network(points, context) + log_base
+    log_ratio = network(points, context)
+    log_proxy = log_ratio + log_base
     proposal = balance_heuristic((log_flow, log_base), (num_draws, num_draws))
     log_z = log_partition(log_proxy, proposal)
 
     own = slice(0, num_draws)
     log_data = (network(theta.unsqueeze(0), context) + base.log_prob_soft(theta))[0]
     # The soft base: a flow that leaks has an infinite divergence, which no plot can show.
-    soft = log_proxy[own].clamp_min(float(base.floor) - 100.0)
+    soft = log_ratio[own] + base.log_prob_soft(points[own])
     return ProxyDiagnostics(
         nll=log_z - log_data,
         log_partition=log_z,

@@ -83,8 +83,8 @@ def flow_nn(
             trained is z-scored too. Without one, columns of x of one sign may be bent
             (:func:`sbi_jeffreys.features.features_of`).
         columns: Numbers of the columns of x to look at, where x is a vector and there is no
-            embedding net. By default all of up to 20, and of more those that say something of
-            theta (:func:`sbi_jeffreys.screening.informative`).
+            embedding net. By default those that say something of theta
+            (:func:`sbi_jeffreys.screening.informative`).
 
     Returns:
         Function of (theta, x), shapes (n, d) and (n, *event), that builds the flow.
@@ -295,7 +295,9 @@ class _SplineTransform(MaskedAutoregressiveTransform):
         order = self.order
         version = -1 if order.is_inference() else order._version
         if self._found is None or self._found[0] is not order or self._found[1] != version:
-            groups = [(order == group).nonzero().squeeze(-1) for group in order.unique()]
+            # Remembered for uses that take gradients, too.
+            with torch.inference_mode(False):
+                groups = [(order == group).nonzero().squeeze(-1) for group in order.unique()]
             self._found = order, version, groups
         return self._found[2]
 

@@ -198,20 +198,22 @@ def pool_weight(
         return 0.0
     estimator.eval()
     theta, x = data.head(_POOL_ROWS, device)
-    losses = kernel(x) * pool_losses(estimator, theta, estimator.embed(x), _WEIGHTS)
-    return _WEIGHTS[surest(losses)]
+    losses = pool_losses(estimator, theta, estimator.embed(x), _WEIGHTS)
+    return _WEIGHTS[surest(losses, kernel(x))]
 
 
-def surest(losses: Tensor) -> int:
+def surest(losses: Tensor, weights: Tensor | float = 1.0) -> int:
     """Return which model gains most on the first, less the gain's standard error.
 
     Args:
         losses: Losses of models on the same rows, shape (W, n). One row tells nothing.
+        weights: Weights of the rows, shape (n,).
     """
     num = losses.shape[1]
     if num < 2:
         return 0
-    losses = torch.stack([bounded(row) for row in losses])
+    # Bounded first: where few rows have weight, the others must not say what is far.
+    losses = weights * torch.stack([bounded(row) for row in losses])
     gains = losses[0] - losses
     # What is no number is no gain.
     sure = (gains.mean(dim=1) - gains.std(dim=1) / num**0.5).nan_to_num(nan=-math.inf)

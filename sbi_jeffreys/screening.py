@@ -1,6 +1,6 @@
-r"""Which of many columns of x to look at: not those that say nothing of theta.
+r"""Which columns of x to look at: not those that say nothing of theta.
 
-Among a hundred columns there are often a few that :math:`\theta` moves, and many that it does not.
+Among many columns there are often a few that :math:`\theta` moves, and others that it does not.
 Networks that see all of them learn the noise of each. So columns are tested, by ranks. One is kept
 
 - if its value, or its distance from the median, depends on where a parameter or a product of two
@@ -35,8 +35,8 @@ from .scales import shift_and_scale
 
 __all__ = ["Columns", "informative"]
 
-# So few columns are all kept, and so few rows tell nothing.
-_FEWEST, _FEWEST_ROWS = 20, 50
+# So few rows tell nothing.
+_FEWEST_ROWS = 50
 # Rows for tests of columns, and for those of pairs and of the group.
 _ROWS, _SOME_ROWS = 10_000, 1000
 # Parts, of equally many rows, in which a parameter may lie, and parameters up to which products of
@@ -74,7 +74,7 @@ class Columns(nn.Module):
 def informative(theta: Tensor, x: Tensor) -> Tensor:
     """Return the numbers of the columns of x to look at, shape (k,), in ascending order.
 
-    All of them where there are no more than 20 or more than 500, or fewer than 50 rows.
+    All of them where there are more than 500, or fewer than 50 rows.
 
     Args:
         theta: Parameters, shape (n, d).
@@ -83,7 +83,7 @@ def informative(theta: Tensor, x: Tensor) -> Tensor:
     every = torch.arange(x.shape[1])
     finite = x.isfinite().all(dim=1)
     theta, x = theta[finite][:_ROWS].cpu(), x[finite][:_ROWS].cpu()
-    if not _FEWEST < len(every) <= MOST_FEATURES or len(x) < _FEWEST_ROWS:
+    if not 1 < len(every) <= MOST_FEATURES or len(x) < _FEWEST_ROWS:
         return every
     mean, std = shift_and_scale(x)
     x = cut_outliers((x - mean) / std)
@@ -206,6 +206,9 @@ def _chance(one: Tensor, other: Tensor) -> float:
         n * (n + 1) * s3 - (n - 1) * (s * s + 2 * s2)
     )
     variance += single / ((n + 1) * n * (n - 1) * (n - 2) * (n - 3))
+    if not variance > 0:
+        # One of the two never varies.
+        return 1.0
     found = (K * L).sum().item()
     return float(gamma.sf(found, mean**2 / variance, scale=variance / mean))
 

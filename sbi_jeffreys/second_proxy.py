@@ -65,11 +65,11 @@ def likelihood_is_doubtful(
     network = estimator.proxy.network
     if not isinstance(network, LikelihoodEnergy) or len(theta) < _FEWEST:
         return False
-    with torch.no_grad():
-        seen = data.head(_ROWS, device)
-        context, held_out_context = estimator.embed(seen[1]), estimator.embed(x)
     # Draws are none of the training's, which may be resumed.
     with forked(device):
+        with torch.no_grad():
+            seen = data.head(_ROWS, device)
+            context, held_out_context = estimator.embed(seen[1]), estimator.embed(x)
         critic = _train_critic(network, (seen[0], context), (theta, held_out_context))
         if critic is None:
             return False
@@ -122,9 +122,10 @@ def _train_critic(
         some = torch.randint(len(theta), (_BATCH,), device=theta.device)
         at, simulated = theta[some], network.simulate(theta[some])
         optimizer.zero_grad()
-        _confusion(critic, network, at, context[some], at, simulated).backward()
+        loss = _confusion(critic, network, at, context[some], at, simulated)
+        loss.backward()
         optimizer.step()
-        return ()
+        return (loss.detach(),)
 
     # All code in it is ours.
     step = Repeated(descend, _RECORDED if theta.device.type == "cpu" else None)

@@ -138,7 +138,7 @@ class Training(JointSteps):
         """Measure both models on held-out data."""
         # A recording of the losses would not.
         self.estimator.eval()
-        losses, outliers_bounded = self.graphs.held_out(self, partial(self._losses, data), data)
+        losses, outliers_bounded = self.graphs.held_out(self, partial(self.losses, data), data)
         values = {
             "validation_loss": losses.mean().item(),
             "validation_loss_bounded": outliers_bounded.mean().item(),
@@ -148,11 +148,7 @@ class Training(JointSteps):
             values |= self._looks.seen
         return values
 
-    def losses(self, data: Data | LoaderData) -> Tensor:
-        """Return the flow's loss at each row, shape (n,)."""
-        return self._losses(data)[0]
-
-    def _losses(self, data: Data | LoaderData) -> tuple[Tensor, Tensor]:
+    def losses(self, data: Data | LoaderData) -> tuple[Tensor, Tensor]:
         """Return the flow's loss at each row, and the same with outliers bounded, shapes (n,)."""
         s, hook = self.settings, self.forward_loss
         atomic = None if hook is None else (hook, s.training_batch_size)
@@ -246,12 +242,13 @@ class Training(JointSteps):
             return self.best_loss
         self.estimator.load_state_dict(self.first_weights)
         try:
-            first = self.losses(held_out)
+            first, first_bounded = self.losses(held_out)
         finally:
             # Also on Ctrl-C.
             self.restore_best()
-        best = self.losses(held_out)
-        gain = first - best
+        best, best_bounded = self.losses(held_out)
+        # One row far from all others must not decide.
+        gain = first_bounded - best_bounded
         error = gain.std().item() / len(gain) ** 0.5 if len(gain) > 1 else math.inf
         if gain.mean() <= error:
             self.estimator.load_state_dict(self.first_weights)

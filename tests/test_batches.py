@@ -90,6 +90,16 @@ def test_held_out_rows_of_a_loader_that_shuffles_come_in_one_order():
     assert torch.equal(first, second)
 
 
+def test_the_head_of_a_loader_with_fewer_rows_is_the_same_each_time():
+    loader = DataLoader(TensorDataset(*simulate(10), torch.ones(10, 1)), batch_size=4, shuffle=True)
+    data = LoaderData(loader)
+    first = data.head(32, "cpu")
+    before = torch.get_rng_state()
+    again = data.head(32, "cpu")
+    assert all(map(torch.equal, first, again))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_loader_without_a_batch_is_refused():
     rows = TensorDataset(*simulate(4), torch.ones(4, 1))
     loaders = DataLoader(rows, batch_size=2), DataLoader(rows, batch_size=5, drop_last=True)

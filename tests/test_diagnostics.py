@@ -51,6 +51,13 @@ class Likelihood(nn.Module):
         return log_likelihood + self.shift * context[..., 0]
 
 
+class Narrow(nn.Module):
+    """log N(theta; 0, 0.003²), up to a constant."""
+
+    def forward(self, theta, context):
+        return -0.5 * (theta / 0.003).square().sum(dim=-1) + 0 * context.sum(dim=-1)
+
+
 class Flat(nn.Module):
     """f = 0: the proxy is its base."""
 
@@ -160,6 +167,18 @@ def test_a_leaking_flow_gives_finite_numbers(prior):
     assert_mean_zero(found.log_partition)
     assert (found.reverse_kl > 0).all()
     assert (found.effective_sample_size < 0.7).all()
+
+
+def test_draws_inside_of_the_support_count_for_what_they_are():
+    """KL(N(x, 1) || N(0, 0.003² I) truncated) is of tens of thousands of nats: none is cut off."""
+    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    x = torch.zeros(4, 2)
+    found = diagnose_proxy(make(Gaussian(0.0, 1.0), Narrow(), prior), x, x, num_draws=4000)
+    # The proxy is N(theta; 0, 1 / (1 + 1 / 0.003²)) under this prior, but for log Z, estimated.
+    precision = 1 + 1 / 0.003**2
+    expected = kl_divergence(prior, MultivariateNormal(torch.zeros(2), torch.eye(2) / precision))
+    # 4,000 draws know the mean of a chi-square with two degrees of freedom to a sixtieth.
+    assert (found.reverse_kl / expected - 1).abs().max() < 0.1
 
 
 def test_draws_of_the_flow_belong_to_their_x():

@@ -328,3 +328,12 @@ def test_features_are_apart_in_some_layer(dim):
     together = (halves.unsqueeze(2) == halves.unsqueeze(1)).all(dim=0).triu(1).sum()
     # Halves of equal size leave one pair of six features together.
     assert together == (1 if dim == 6 else 0)
+
+
+def test_gradients_after_samples_in_inference_mode():
+    theta = torch.rand(50, 4)
+    flow = flow_nn(BoxUniform(torch.zeros(4), torch.ones(4)))(theta, theta)
+    with torch.inference_mode():
+        flow.sample(torch.Size((3,)), theta[:2])
+    flow.net(flow.embedding_net(theta[:2])).rsample((3,)).sum().backward()
+    assert any(p.grad is not None for p in flow.parameters())

@@ -349,5 +349,9 @@ def test_few_rows_choose_only_what_they_can_tell():
     rows = torch.stack((torch.linspace(0, 1, 50), torch.linspace(0.1, 1.1, 50)))
     rows[0, -1] = 1000.0
     assert surest(rows) == 0
+    # The same where most rows have no weight: those that have some are no outliers.
+    rows = torch.stack((torch.linspace(0, 1, 80), torch.linspace(-0.5, 0.5, 80)))
+    weights = (torch.arange(80) % 8 == 0).float()
+    assert surest(rows, weights) == 1
     # Of one row nobody knows what it can tell.
     assert surest(torch.tensor([[1.0], [0.0]])) == 0

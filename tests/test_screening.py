@@ -116,8 +116,14 @@ def test_units_rows_with_nan_and_columns_that_never_vary(unit):
     assert informative(theta, unit * x).tolist() == expected
 
 
-@pytest.mark.parametrize(("n", "c"), [(300, 20), (40, 50), (60, 501), (2, 30), (0, 30)])
-def test_few_columns_too_many_and_few_rows_are_left_alone(n, c):
+def test_columns_that_never_vary_are_no_reason_to_keep_others():
+    theta, x = rand(300, 2), torch.ones(300, 30)
+    x[:, :2] = theta
+    assert informative(theta, x).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("n", "c"), [(300, 1), (40, 50), (60, 501), (2, 30), (0, 30)])
+def test_one_column_too_many_and_few_rows_are_left_alone(n, c):
     assert informative(rand(n, 2), randn(n, c)).tolist() == list(range(c))
 
 
@@ -249,3 +255,8 @@ def test_later_rounds_look_at_the_columns_of_the_first():
     trainer.append_simulations(theta, observed(theta), proposal=proposal)
     estimator = trainer.train(max_num_epochs=4)
     assert estimator.flow.embedding_net[0].kept.tolist() == [0, 1, 2]
+
+
+def test_one_of_two_columns():
+    theta = rand(300, 2)
+    assert informative(theta, torch.stack((theta[:, 0], randn(300)), dim=1)).tolist() == [0]

@@ -130,11 +130,28 @@ def test_the_first_weights_stay_unless_beaten_by_a_standard_error(gains, best_is
     best = snapshot(training.estimator)
     training.run_epoch(data)
     # The first weights are looked at first.
-    losses = iter((torch.tensor(gains), torch.zeros(len(gains))))
+    losses = iter((each, each) for each in (torch.tensor(gains), torch.zeros(len(gains))))
     monkeypatch.setattr(training, "losses", lambda _: next(losses))
     loss = training.settle(held_out)
     assert equal(best if best_is_kept else first, snapshot(training.estimator))
     assert loss == (0.0 if best_is_kept else pytest.approx(sum(gains) / len(gains)))
+
+
+def test_one_far_row_does_not_decide_what_stays(monkeypatch):
+    """All rows gain a nat but one, which loses a thousand, and is bounded to no loss."""
+    training, data, held_out = make()
+    training.start(held_out)
+    training.run_epoch(data)
+    training.judge(-100.0, -100.0)
+    best = snapshot(training.estimator)
+    gains = torch.linspace(0.9, 1.1, 20)
+    far = gains.clone()
+    far[3] = -1000.0
+    nothing = torch.zeros(20)
+    losses = iter(((far, gains), (nothing, nothing)))
+    monkeypatch.setattr(training, "losses", lambda _: next(losses))
+    assert training.settle(held_out) == 0.0
+    assert equal(best, snapshot(training.estimator))
 
 
 def test_without_a_simple_start_the_best_is_kept():
