@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from sbi_jeffreys.batches import Data, LoaderData, num_to_train_on, through_loaders
+from sbi_jeffreys.batches import Data, LoaderData, PerRow, num_to_train_on, through_loaders
 
 
 def simulate(num):
@@ -105,3 +105,13 @@ def test_a_loader_without_a_batch_is_refused():
     loaders = DataLoader(rows, batch_size=2), DataLoader(rows, batch_size=5, drop_last=True)
     with pytest.raises(ValueError, match="no batch of 4 simulations to train on and 4 to validate"):
         through_loaders(loaders, (4, 4), {"batch_size": 5})
+
+
+def test_a_kernel_may_return_a_number():
+    assert PerRow(lambda x: 0.5)(torch.zeros(3, 1)).tolist() == [0.5] * 3
+
+
+def test_the_head_of_a_loader_that_shuffles_is_the_same_each_time():
+    rows = TensorDataset(torch.arange(50.0)[:, None], torch.arange(50.0)[:, None])
+    data = LoaderData(DataLoader(rows, batch_size=10, shuffle=True))
+    assert torch.equal(data.head(20, "cpu")[0], data.head(20, "cpu")[0])

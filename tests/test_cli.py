@@ -37,6 +37,12 @@ def test_runs_as_a_module():
     assert done.stdout.startswith("bernoulli_glm ")
 
 
+def test_the_largest_seed_has_generators_of_its_own():
+    largest = 2**63 - 1
+    seeds = {demo._generator(seed, i).initial_seed() for seed in (0, largest) for i in (1, 2)}
+    assert len(seeds) == 4
+
+
 def test_demo_writes_table_and_figures(tmp_path, capfd):
     out = tmp_path / "new" / "demo"
     arguments = ["demo", "--quick", "--tasks", "two_moons", "--num-simulations", "60"]

@@ -138,3 +138,24 @@ def test_learns_a_posterior_whose_scales_and_correlations_depend_on_x():
         optimizer.step()
     # Per row of training: -0.008, a little overfitted; one Gaussian for all x is 1.75 nats behind.
     assert abs((truth.log_prob(theta) - log_prob).mean().item()) < 0.05
+
+
+def test_the_network_says_products_with_the_scale():
+    gaussian = ConditionalGaussian(2, torch.zeros(1), torch.ones(1), [4])
+    last = gaussian.hyper[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        # s m, log s and s L.
+        last.bias.copy_(torch.tensor([0.1, 0.1, 1.0, -1.0, 0.2]))
+    transform = gaussian(torch.zeros(1))
+    zero = torch.zeros(2)
+    # Bounds are ten, and cost a few percent here.
+    torch.testing.assert_close(transform(zero), torch.full((2,), 0.1), rtol=0.05, atol=0)
+    slope = (transform(torch.tensor([1.0, 0.0])) - transform(zero))[1].item()
+    assert slope == pytest.approx(0.2, rel=0.06)
+
+
+@pytest.mark.parametrize(("features", "outputs"), [(20, 40 + 190), (21, 42)])
+def test_more_than_twenty_parameters_have_no_correlations(features, outputs):
+    gaussian = ConditionalGaussian(features, torch.zeros(1), torch.ones(1), [4])
+    assert gaussian.hyper[-1].out_features == outputs

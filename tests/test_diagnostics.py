@@ -206,6 +206,12 @@ def test_bad_input():
         diagnose_proxy(estimator.flow, theta, theta)
 
 
+def test_no_rows():
+    none = torch.zeros(0, 2)
+    with pytest.raises(ValueError, match="have no rows"):
+        diagnose_proxy(make(Gaussian(1.0, 1.0), Likelihood(0.0), PRIOR), none, none)
+
+
 def test_without_a_proxy():
     theta = PRIOR.sample((10,))
     estimator = JeffreysEstimator(Gaussian(1.0, 1.0), theta, theta)

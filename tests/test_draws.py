@@ -101,3 +101,25 @@ def test_samples_are_drawn_without_dropout():
 def test_errors_of_draws(kwargs, message):
     with pytest.raises(ValueError, match=message):
         Draws(**kwargs)
+
+
+def test_noise_on_x_is_in_standard_deviations_of_each_embedded_feature():
+    problem = Problem()
+    context = torch.randn(2000, 3) * torch.tensor([0.01, 1.0, 100.0]) + 5.0
+    theta, weights = torch.zeros(2000, 2), torch.ones(2000)
+    draws = Draws(flow=2, fraction=1.0, jitter=0.3)
+    there = ReverseQueue().next(problem.estimator, theta, context, weights, draws)
+    assert there.plain == 1000
+    noise = (there.context - context)[1000:]
+    # Five standard errors of a standard deviation of 1000 draws.
+    relative = noise.std(dim=0) / context.std(dim=0, correction=0)
+    torch.testing.assert_close(relative, torch.full((3,), 0.3), rtol=5 / 2000**0.5, atol=0)
+
+
+def test_the_undisturbed_are_no_more_than_the_jittered():
+    problem = Problem()
+    context = torch.randn(5, 3)
+    there = ReverseQueue().next(
+        problem.estimator, torch.zeros(5, 2), context, torch.ones(5), Draws(fraction=1.0)
+    )
+    assert there.plain == 2

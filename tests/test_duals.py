@@ -8,7 +8,14 @@ import torch
 from scipy.optimize import NonlinearConstraint, minimize
 
 from sbi_jeffreys.costs import HuberCost, LinearCost, QuadraticCost
-from sbi_jeffreys.duals import DualState, FixedWeights, ResilientDual, settled, weighting
+from sbi_jeffreys.duals import (
+    DualState,
+    FixedWeights,
+    ResilientDual,
+    is_maximum_likelihood,
+    settled,
+    weighting,
+)
 
 COSTS = [
     pytest.param(LinearCost(), id="linear"),
@@ -296,3 +303,8 @@ def test_multipliers_settle_at_the_slope_of_the_price(cost):
     torch.testing.assert_close(state.multipliers, cost.slope(divergences), rtol=1e-3, atol=1e-3)
     fixed = FixedWeights((1.0, 2.0, 3.0))
     assert settled(fixed, fixed.init(), divergences).multipliers.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_only_both_weights_of_zero_are_maximum_likelihood():
+    found = [is_maximum_likelihood(FixedWeights((1, *w))) for w in ((0, 0), (1, 0), (0, 1))]
+    assert found == [True, False, False]

@@ -363,3 +363,26 @@ def test_double_precision(name):
     torch.testing.assert_close(
         estimator.log_prob_embedded(theta[None], context), estimator.log_prob(theta[None], x)
     )
+
+
+def build():
+    theta = PRIOR.sample((60,))
+    x = theta.repeat(1, 2) + 0.3 * torch.randn(60, 4)
+    embedding = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    flow = flow_nn(PRIOR, hidden_features=16, embedding_net=embedding)(theta, x).train()
+    return flow, embedding, theta, x
+
+
+def test_building_a_proxy_leaves_running_statistics_alone():
+    flow, embedding, theta, x = build()
+    before = embedding[1].running_mean.clone()
+    JeffreysEstimator(flow, theta, x, base=Base(PRIOR, theta), build_proxy=proxy_nn())
+    assert torch.equal(embedding[1].running_mean, before)
+
+
+def test_x_of_another_type_is_embedded_in_that_of_the_weights():
+    flow, _, theta, x = build()
+    estimator = JeffreysEstimator(flow, theta, x).eval()
+    found = estimator.embed(x.double())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, estimator.embed(x))

@@ -3,13 +3,15 @@
 import pytest
 import torch
 from sbi.utils import BoxUniform
+from torch import nn
 
+from sbi_jeffreys import held_out
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.diagnostics import diagnose_proxy
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.held_out import ProxyLooks, bounded, center_partition, flow_losses
+from sbi_jeffreys.held_out import ProxyLooks, bounded, center_partition, flow_losses, pool_weight
 from sbi_jeffreys.proxy import proxy_nn
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -120,3 +122,39 @@ def test_a_proxy_of_pairs_is_not_centered():
     before = {name: value.clone() for name, value in estimator.state_dict().items()}
     center_partition(estimator, data, "cpu")
     assert all(torch.equal(value, before[name]) for name, value in estimator.state_dict().items())
+
+
+def test_likelihoods_of_data_in_steps_are_those_of_spread_copies(monkeypatch):
+    estimator, data = make(30)
+    network = estimator.proxy.network
+    network.gaps.fill_(1.0)
+    monkeypatch.setattr(network, "dequantize", lambda context: context + 0.5)
+    found = held_out._likelihood_losses(estimator, data, "cpu")
+    expected = -network.log_likelihood(data.theta, estimator.embed(data.x) + 0.5)
+    torch.testing.assert_close(found, expected.repeat(8))
+
+
+def test_likelihoods_in_a_space_that_is_learnt_do_not_decide():
+    theta = PRIOR.sample((60,))
+    x = theta + 0.2 * torch.randn(60, 2)
+    flow = flow_nn(PRIOR, hidden_features=16, embedding_net=nn.Linear(2, 3))(theta, x)
+    estimator = JeffreysEstimator(flow, theta, x, base=Base(PRIOR, theta), build_proxy=proxy_nn())
+    looks, data = ProxyLooks(watch=True), Data(theta, x, torch.ones(60, 1), torch.arange(60))
+    looks.look(estimator, data, 0, "cpu")
+    looks.look(estimator, data, 8, "cpu")
+    assert looks.plateau.steps == 0
+
+
+def test_a_log_z_that_is_no_number_moves_nothing():
+    estimator, data = make(20)
+    data.x[3] = torch.nan
+    before = estimator.proxy.network.log_ratio.clone()
+    center_partition(estimator, data, "cpu")
+    assert torch.equal(estimator.proxy.network.log_ratio, before)
+
+
+@pytest.mark.parametrize("call", [center_partition, lambda *a: pool_weight(*a, ones)])
+def test_models_are_looked_at_in_evaluation_mode(call):
+    estimator, data = make(20)
+    call(estimator.train(), data, "cpu")
+    assert not estimator.training

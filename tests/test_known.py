@@ -1,5 +1,6 @@
 """What is known to do the same each time, and what is not."""
 
+import types
 from functools import partial
 
 import pytest
@@ -158,3 +159,30 @@ def test_hooks_of_all_modules(name):
 @pytest.mark.parametrize("name", list_tasks())
 def test_priors_of_tasks_are_known(name):
     assert is_known(get_task(name).prior)
+
+
+class Mine:
+    """Code of a user's."""
+
+
+def of_torch(**kwdefaults):
+    made = types.FunctionType(nn.functional.relu.__code__, {})
+    made.__module__, made.__kwdefaults__ = "torch.nn.functional", kwdefaults
+    return made
+
+
+@pytest.mark.parametrize(
+    ("part", "known"),
+    [
+        (of_torch(a=1), True),
+        (of_torch(a=Mine()), False),
+        (partial(torch.add, alpha=2), True),
+        (partial(torch.add, alpha=Mine()), False),
+        (types.MethodType(nn.functional.relu, torch.zeros(1)), True),
+        (types.MethodType(nn.functional.relu, Mine()), False),
+        (nn.Linear(2, 2), True),
+        (replaced(), False),
+    ],
+)
+def test_what_functions_hold_is_looked_into(part, known):
+    assert is_known([part]) is known

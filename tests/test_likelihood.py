@@ -7,7 +7,7 @@ from torch.distributions import MultivariateNormal
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.likelihood import LikelihoodEnergy
+from sbi_jeffreys.likelihood import LikelihoodEnergy, _gaps
 from sbi_jeffreys.proxy import PairMLP, proxy_nn
 
 
@@ -216,3 +216,58 @@ def test_continuous_data_are_not_disturbed():
         theta[5:6].expand(9, -1), x[:9]
     )
     torch.testing.assert_close(shift, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_is_the_usual_distance_of_neighbours():
+    values = torch.tensor([0.0, 0.5, 1.5, 2.5]).repeat(3)
+    assert _gaps(values.unsqueeze(1)).tolist() == [1.0]
+
+
+def test_what_is_simulated_is_cut_off_as_data_are():
+    theta, x, _ = linear_gaussian(500)
+    network = LikelihoodEnergy(theta, x)
+    own = network.simulate(100 * theta)
+    assert ((own - network.center).abs() <= 4 * network.scale).all()
+
+
+def test_is_normalised_at_the_start_where_parameters_are_correlated():
+    mix = torch.tensor([[1.0, 0.95], [0.0, 0.31]])
+    theta = torch.randn(5000, 2) @ mix
+    x = theta @ torch.tensor([[1.0, 0.0], [-1.0, 1.0]]) + 0.5 * torch.randn(5000, 2)
+    draws = torch.randn(20_000, 2) @ mix
+    log_ratio = LikelihoodEnergy(theta, x)(draws.unsqueeze(1), x[:30])
+    log_z = log_ratio.logsumexp(dim=0) - math.log(20_000)
+    assert log_z.abs().median() < 0.05
+
+
+def test_nothing_of_the_start_is_left_where_the_embedding_is_learnt():
+    theta = torch.randn(300, 2)
+    counts = 30.0 * torch.stack(((theta[:, 0] > 0).float(), torch.randint(0, 4, (300,))), dim=1)
+    network = LikelihoodEnergy(theta, counts)
+    left = {
+        "scale": 1.0,
+        "center": 0.0,
+        "slope": 0.0,
+        "intercept": 0.0,
+        "log_ratio": 0.0,
+        "gaps": 0.0,
+        "marginal_intercept": 0.0,
+    }
+    assert all((getattr(network, name) != value).any() for name, value in left.items())
+    network.forget_start(theta)
+    assert all((getattr(network, name) == value).all() for name, value in left.items())
+    assert torch.equal(network.marginal_whitening, torch.eye(2))
+
+
+def test_components_are_simulated_as_often_as_they_weigh(monkeypatch):
+    network = LikelihoodEnergy(torch.randn(100, 1), torch.randn(100, 1))
+    for name, value in (("whitening", 1.0), ("center", 0.0), ("scale", 1.0)):
+        getattr(network, name).fill_(value)
+    weights, num = torch.tensor([0.7, 0.2, 0.1]), 20_000
+    means = torch.tensor([[-3.0], [0.0], [3.0]]).expand(num, 3, 1)
+    said = means, torch.full_like(means, 3.0), torch.zeros(num, 3, 0), weights.log().expand(num, 3)
+    monkeypatch.setattr(network, "_components", lambda theta: said)
+    own = network.simulate(torch.zeros(num, 1)).squeeze(1)
+    found = torch.stack([((own - mean).abs() < 1).float().mean() for mean in (-3.0, 0.0, 3.0)])
+    # Five standard errors of a share.
+    torch.testing.assert_close(found, weights, rtol=0, atol=5 * 0.5 / num**0.5)

@@ -266,3 +266,17 @@ def test_a_loss_that_is_no_number_is_the_worst(worst):
     assert plateau.best.tolist() == [5.0, 3.0]
     plateau.look(torch.tensor([worst, 2.5]), proxy, 40)
     assert plateau.best.tolist() == [5.0, 3.0]
+
+
+def test_a_trial_has_its_share_however_far_the_epoch_before_went():
+    # 7.5 epochs' worth in each: the trial begins at 5 + 1, is at 13.5, and ends beyond 15.
+    found = run(Patience(20), [1.0] * 4, epoch=150)
+    assert found == [(1.0, False), (0.1, False), (0.1, False), (1.0, True)]
+
+
+def test_a_run_that_goes_on_after_its_end_tries_a_lower_price_again():
+    patience = Patience(4)
+    run(patience, [1.0] * 5)
+    assert patience.exhausted
+    patience.go_on(4, trials=True)
+    assert run(patience, [1.0], patience.steps) == [(0.1, False)]

@@ -345,9 +345,9 @@ def test_few_rows_choose_only_what_they_can_tell():
     for num, chosen in ((64, 0), (400, 1)):
         rows = torch.stack((torch.zeros(num), -gain.repeat(num // 2)))
         assert surest(rows) == chosen
-    # One far row has no more say than others.
-    rows = torch.stack((torch.linspace(0, 1, 50), torch.linspace(0.1, 1.1, 50)))
-    rows[0, -1] = 1000.0
+    # Two far rows have no more say than others.
+    rows = torch.stack((torch.linspace(0, 1, 200), torch.linspace(0.1, 1.1, 200)))
+    rows[0, -2:] = 1000.0
     assert surest(rows) == 0
     # The same where most rows have no weight: those that have some are no outliers.
     rows = torch.stack((torch.linspace(0, 1, 80), torch.linspace(-0.5, 0.5, 80)))
@@ -355,3 +355,95 @@ def test_few_rows_choose_only_what_they_can_tell():
     assert surest(rows, weights) == 1
     # Of one row nobody knows what it can tell.
     assert surest(torch.tensor([[1.0], [0.0]])) == 0
+
+
+def test_losses_are_those_of_the_bounded_pool():
+    estimator, x = gaussians(0.5, shift=5.0), torch.randn(20, 2)
+    theta = x + 5.0  # where the proxy lies: far above the bound
+    found = pool.losses(estimator, theta, x, (0.0, 0.5))
+    torch.testing.assert_close(found[0], estimator.flow.loss(theta, x))
+    expected = -estimator.log_prob(theta[None], x)[0]
+    # Normalisers of 128 and of 256 draws.
+    torch.testing.assert_close(found[1], expected, atol=0.5, rtol=0)
+
+
+class _FarWhereXIsPositive(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, theta, context):
+        normal = Normal(context + 5.0 * (context[..., :1] > 0), 0.8)
+        return normal.log_prob(theta).sum(-1) - self.base.log_prob_soft(theta)
+
+
+def test_x_of_which_few_draws_are_kept_get_their_own():
+    estimator = gaussians(0.5)
+    estimator.proxy.network = _FarWhereXIsPositive(estimator.proxy.base)
+    x = torch.tensor([[-50.0, 0.0], [-60.0, 0.0], [70.0, 0.0]])
+    drawn = estimator.sample(torch.Size((2000,)), x)
+    assert ((drawn - x).abs() < 10).all()
+
+
+def test_more_x_than_fit_at_once_are_all_drawn_for(monkeypatch):
+    monkeypatch.setattr(pool, "_CHUNK", 512)
+    x = 100.0 * torch.arange(1.0, 601.0).unsqueeze(1).expand(600, 2)
+    drawn = gaussians(0.5).sample(torch.Size((2,)), x)
+    assert ((drawn - x).abs() < 10).all()
+
+
+def test_what_is_remembered_is_forgotten_when_other_weights_or_buffers_take_their_place():
+    theta, x = torch.zeros(1, 1, 2), torch.zeros(1, 2)
+    for change in (lambda e: setattr(e.flow.scale, "data", torch.tensor(1.5)),):
+        estimator, fresh = gaussians(0.25), gaussians(0.25)
+        estimator.log_prob(theta, x)
+        change(estimator)
+        change(fresh)
+        assert torch.equal(estimator.log_prob(theta, x), fresh.log_prob(theta, x))
+    estimator = _default(0.25)
+    before = estimator.log_prob(theta, x)
+    # A constant in the proxy, which is a buffer, changes no pool.
+    estimator.proxy.network.log_ratio += 5.0
+    torch.testing.assert_close(estimator.log_prob(theta, x), before, rtol=0, atol=1e-3)
+
+
+def test_weights_of_inference_mode_have_no_versions():
+    with torch.inference_mode():
+        estimator, theta, x = gaussians(0.25), torch.zeros(1, 1, 2), torch.zeros(1, 2)
+        assert estimator.log_prob(theta, x).isfinite().all()
+
+
+def test_what_is_no_number_counts_as_the_worst():
+    estimator = gaussians(0.5)
+    estimator.proxy.network = _Constant(float("nan"))
+    zero = torch.zeros(1, 1)
+    found = pool.log_ratio(estimator, torch.zeros(1, 2), torch.zeros(1, 1, 2), zero)
+    assert found.item() == -pool._LARGEST
+
+
+def test_the_density_is_that_of_one_seed_whatever_the_users_is():
+    theta, x, found = torch.randn(1, 3, 2), torch.randn(3, 2), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(gaussians(0.25).log_prob(theta, x))
+    assert torch.equal(*found)
+
+
+def test_pool_weight_under_a_kernel_of_few_rows():
+    estimator, data = gaussians(0.0, shift=0.0, scale=0.5), _simulations(500, 0.5)
+    assert pool_weight(estimator, data, "cpu", ones) == 0.75
+    assert pool_weight(estimator, data, "cpu", lambda x: (x[:, 0] > 4).float()) > 0.3
+
+
+def test_the_kernel_weighs_the_rows_that_choose_the_weight():
+    # Data as the proxy says where x_0 is positive, as the flow says elsewhere.
+    x = PRIOR.sample((500,))
+    positive = x[:, :1] > 0
+    theta = x + torch.where(positive, 0.5, 1.0) * torch.randn(500, 2)
+    data = Data(theta, x, torch.ones(500, 1), torch.arange(500))
+    estimator = gaussians(0.0, shift=0.0, scale=0.5)
+    found = [
+        pool_weight(estimator, data, "cpu", lambda x, s=s: torch.where(s * x[:, 0] > 0, 1.0, 0.3))
+        for s in (1, -1)
+    ]
+    assert found[0] > found[1]

@@ -127,3 +127,13 @@ def test_markov_chains_sample_the_pool():
     drawn = estimator.sample(torch.Size((4000,)), x)[:, 0]
     # Chains of fifty steps each, thinned: some 300 draws. Five standard errors of a mean.
     assert torch.allclose(found.mean(0), drawn.mean(0), atol=5 * drawn.std(0).max() / 300**0.5)
+
+
+def test_while_training_runs_the_density_is_the_flows(a_quarter, monkeypatch):
+    trainer, seen = _trainer(), []
+    assert trainer.train(max_num_epochs=1).weight == 0.25
+    monkeypatch.setattr(
+        sbi_jeffreys.run, "run_epochs", lambda t, *args, **kwargs: seen.append(t.estimator.weight)
+    )
+    trainer.train(resume_training=True, max_num_epochs=2)
+    assert seen == [0.0]

@@ -12,6 +12,7 @@ from sbi_jeffreys.costs import HuberCost, LinearCost
 from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.duals import FixedWeights, ResilientDual
 from sbi_jeffreys.muon import Muon
+from sbi_jeffreys.objective import Limits
 
 
 @pytest.mark.parametrize(
@@ -171,3 +172,44 @@ def test_adam_trains_the_gaussian_given_x_and_muon_the_coupling_layers():
     (place,) = (i for i, layer in enumerate(layers) if isinstance(layer, ConditionalGaussian))
     assert names
     assert all(f"transforms.{place}." not in name for name in names)
+
+
+def objective(draws=None, weights=(1.0, 1.0, 1.0), **settings):
+    torch.manual_seed(1)
+    training, data, _ = make(draws=draws or Draws(), **settings)
+    with torch.no_grad():
+        for parameter in training.estimator.proxy.network.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    batch = next(data.batches(50, "cpu", shuffle=False))
+    return training.gradient(batch, weights, whole=True)[0][2].item()
+
+
+def test_the_gauge_weighs_what_it_is_told_to():
+    none, once, thrice = (objective(Draws(gauge=gauge)) for gauge in (0.0, 1.0, 3.0))
+    assert once > none
+    assert thrice - none == pytest.approx(3 * (once - none), rel=1e-3)
+
+
+def test_limits_are_those_of_the_settings():
+    tight, wide = (
+        objective(Draws(gauge=0.0, simulated=0.0), (0.0, 1.0, 0.0), limits=Limits(s, s))
+        for s in (1e-3, 1e3)
+    )
+    assert tight < 0.1 * wide
+
+
+def test_without_a_proxy_the_memory_is_longer():
+    for weights, share in (("ml", 1 / 4), ("dual", 1.0)):
+        training, _, _ = make(weights=weights)
+        with torch.no_grad():
+            for parameter in training.estimator.parameters():
+                parameter.zero_()
+        training.average.begin_anew()
+        with torch.no_grad():
+            for parameter in training.estimator.parameters():
+                parameter.fill_(1.0)
+        training.average.update(4)
+        with training.average.in_place():
+            assert next(training.estimator.parameters()).detach().unique().item() == pytest.approx(
+                share
+            )

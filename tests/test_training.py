@@ -371,3 +371,26 @@ def test_a_trial_lowers_the_price_until_the_multiplier_moves(reverse, stiffness)
 def test_weights_that_do_not_move_are_given_no_trial(weights):
     training, _, _ = make(weights=weights)
     assert not training.patience.trials
+
+
+def test_what_is_looked_at_and_kept_is_the_running_mean():
+    training, data, held_out = make(learning_rate=2e-2)
+    training.start(held_out)
+    for _ in range(4):  # the newest weights alone are the mean of the first ten steps
+        training.patience.best = float("inf")
+        record = training.advance(data, held_out)
+    with training.average.in_place():
+        mean = training.validate(held_out)["validation_loss"]
+        assert equal(training.best_weights, snapshot(training.estimator))
+    assert record["validation_loss"] == pytest.approx(mean, abs=1e-6)
+    assert training.validate(held_out)["validation_loss"] != pytest.approx(mean, abs=1e-6)
+
+
+def test_a_run_that_goes_back_forgets_samples_and_looks():
+    training, data, held_out = make()
+    training.start(held_out)
+    training.advance(data, held_out)
+    training.queue.sets, training._looks.plateau.looks = ["of the abandoned flow"], 3
+    training._go_back()
+    assert training.queue.sets == []
+    assert (training._looks.plateau.looks, training._looks.plateau.since) == (0, training.steps)

@@ -47,6 +47,15 @@ def test_run_writes_records_and_status(tmp_path, capsys):
     assert "num_samples was 200, now 30" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("names", "baseline"), [(["ml", "npe"], ""), (["jeffreys", "ml"], " --baseline jeffreys")]
+)
+def test_the_command_that_comes_next_works(names, baseline, asked, capsys):
+    arguments = [*NEEDED[:2], "--methods", *names, *NEEDED[4:]]
+    assert main(["bench", "run", *arguments]) == 0
+    assert capsys.readouterr().out.endswith(f"bench report OUT{baseline}\n")
+
+
 def test_defaults(asked):
     assert main(["bench", "run", *NEEDED]) == 0
     assert asked["evaluation"] == Evaluation()

@@ -8,7 +8,7 @@ from sbi.inference import DirectPosterior
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 from scipy.stats import norm
-from torch.distributions import Normal
+from torch.distributions import ExpTransform, Independent, Normal, TransformedDistribution, Uniform
 
 from sbi_jeffreys.metrics import coverage, leakage
 
@@ -67,6 +67,33 @@ def test_seed_decides_coverage_and_global_state_is_left_alone(simulations):
     assert torch.equal(one.ranks, same.ranks)
     assert torch.equal(one.tarp, same.tarp)
     assert not torch.equal(one.ranks, other.ranks)
+
+
+def test_double_precision_is_taken(simulations):
+    theta, x = (value[:100] for value in simulations)
+    found, double = (
+        coverage(ConjugatePosterior(), *pair, draws=100)
+        for pair in ((theta, x), (theta.double(), x.double()))
+    )
+    assert torch.equal(found.ranks, double.ranks)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda t, x: (t.index_fill(0, torch.arange(3), torch.nan), x),
+            "theta has 3 rows with NaN",
+        ),
+        (lambda t, x: (t, x.index_fill(0, torch.tensor([5]), torch.inf)), "x has 1 rows with NaN"),
+        (lambda t, x: (t[:, :1], x), "theta has 1 parameters, draws of the posterior have 2"),
+        (lambda t, x: (t.repeat(1, 2), x), "theta has 4 parameters"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(simulations, damage, message):
+    theta, x = damage(*(value[:100] for value in simulations))
+    with pytest.raises(ValueError, match=message):
+        coverage(ConjugatePosterior(), theta, x, draws=100)
 
 
 class NormalEstimator:
@@ -142,3 +169,21 @@ def test_leakage_of_data_of_other_types_or_of_none():
 def test_errors(simulations, call, message):
     with pytest.raises(ValueError, match=message):
         call(*simulations)
+
+
+class Draws:
+    condition_shape = torch.Size((1,))
+
+    def sample(self, shape, x):
+        return torch.tensor([0.5, 2.0, 5.0, torch.nan]).view(4, 1, 1)
+
+
+def test_what_has_no_density_or_is_no_number_has_leaked():
+    # From 1 to e, and all positive numbers are its support.
+    log_uniform = TransformedDistribution(
+        Uniform(torch.zeros(1), torch.ones(1), validate_args=False), [ExpTransform()]
+    )
+    prior = Independent(log_uniform, 1, validate_args=False)
+    assert leakage(Draws(), prior, torch.zeros(1, 1), draws=4).tolist() == [0.75]
+    box = Independent(Uniform(-torch.ones(1), 3 * torch.ones(1)), 1)
+    assert leakage(Draws(), box, torch.zeros(1, 1), draws=4).tolist() == [0.5]

@@ -65,6 +65,24 @@ def test_a_broken_picture_is_named(tmp_path):
         load_images(tmp_path)
 
 
+@pytest.mark.parametrize("damaged", ["chunk", "header"])
+def test_a_damaged_picture_is_named(damaged, tmp_path):
+    write(tmp_path, 3)
+    path = tmp_path / "bad.ppm"
+    path.write_bytes(b"P6\n2\x010 20\n255\n")
+    if damaged == "chunk":
+        noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+        path = tmp_path / "bad.png"
+        (tmp_path / "bad.ppm").unlink()
+        Image.fromarray(noise).save(path)
+        content = bytearray(path.read_bytes())
+        second = content.find(b"IDAT", content.find(b"IDAT") + 4)
+        content[second : second + 4] = b"\x10\xc0D\xb6"
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read: .* Remove it"):
+        load_images(tmp_path)
+
+
 def test_codes_come_back():
     torch.manual_seed(0)
     # Pictures on a plane: two numbers each.

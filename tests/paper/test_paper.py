@@ -99,6 +99,35 @@ def test_missing_images_are_noticed_before_anything_runs(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_other_pictures_in_a_folder_of_the_same_name_are_other_runs(tmp_path, monkeypatch):
+    asked = []
+
+    def run_all(out, experiment, function, runs, *, settings, jobs):
+        asked.append(settings)
+        raise InterruptedError
+
+    monkeypatch.setattr(fig5, "run_all", run_all)
+    pictures = fig5.load_images()
+    for pixels in (pictures.pixels, pictures.pixels.clone(), pictures.pixels.flip(0)):
+        monkeypatch.setattr(fig5, "load_images", lambda _, p=pixels: pictures._replace(pixels=p))
+        with pytest.raises(InterruptedError):
+            fig5.run(tmp_path, images=tmp_path)
+    assert asked[0] == asked[1] != asked[2]
+
+
+def test_the_spread_of_one_seed_is_not_judged():
+    epochs = pd.DataFrame({"epoch": [0, 1], "nll": [1.0, 0.5], "nll_proxy": [1.0, 0.5]})
+    runs = [
+        epochs.assign(data="rings", method=method, seed=seed)
+        for method in ("flow", "ours")
+        for seed in (0, 1)
+    ]
+    for seeds, judged in (([0], False), ([0, 1], True)):
+        rows = pd.concat([each for each in runs if each.seed[0] in seeds])
+        better, _ = fig4._claims(fig4.summarise(rows), seeds)
+        assert ("standard deviation" in better.evidence) == judged
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 32, 32)])
 def test_few_and_coloured_images_are_drawn(shape, tmp_path):
     flow, ours = ({"samples": np.random.rand(32, *shape)} for _ in range(2))  # noqa: NPY002

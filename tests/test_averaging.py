@@ -1,0 +1,21 @@
+"""The running mean of the weights: its share of the newest, and the weights it stands in for."""
+
+import pytest
+import torch
+from torch import nn
+
+from sbi_jeffreys.averaging import RunningMean
+
+
+@pytest.mark.parametrize(
+    ("newest", "steps", "share"),
+    [(1, 1, 1.0), (1, 4, 0.25), (10, 5, 1.0), (10, 40, 0.25), (10, 10**6, 0.02)],
+)
+def test_share_of_the_newest_weights(newest, steps, share):
+    parameter = nn.Parameter(torch.zeros(3))
+    mean = RunningMean([parameter], newest)
+    nn.init.ones_(parameter)
+    mean.update(steps)
+    with mean.in_place():
+        torch.testing.assert_close(parameter.detach(), torch.full((3,), share))
+    assert (parameter == 1).all()
