@@ -27,6 +27,7 @@ from sbi.neural_nets.net_builders.flow import build_zuko_nsf
 from torch import nn
 from torch.distributions import Distribution
 
+from .arguments import natural, positive
 from .benchmark.report.compare import bootstrap_interval
 from .conditional_gaussian import ConditionalGaussian
 from .costs import HuberCost, LinearCost
@@ -236,11 +237,11 @@ def main(arguments: list[str] | None = None) -> None:
         help="names of tasks or of simulators; 'simulators' stands for all of these",
     )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--num-simulations", type=int, default=1000)
-    parser.add_argument("--num-test", type=int, default=4000)
+    parser.add_argument("--seeds", nargs="+", type=natural, default=[0, 1])
+    parser.add_argument("--num-simulations", type=positive, default=1000)
+    parser.add_argument("--num-test", type=positive, default=4000)
     parser.add_argument("--baseline", default=_DEFAULT, help="variant to compare with")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=positive, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/bench-method.csv"))
     options = parser.parse_args(arguments)
     names = [list(SIMULATORS) if name == "simulators" else [name] for name in options.tasks]

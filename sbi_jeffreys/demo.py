@@ -194,13 +194,13 @@ def run_method(
 
 
 def _generator(seed: int, observation: int) -> torch.Generator:
-    return torch.Generator().manual_seed(1000 * seed + observation)
+    return torch.Generator().manual_seed((1000 * seed + observation) % 2**63)
 
 
 @torch.no_grad()
 def _held_out_nll(task: Task, estimator: Any, sizes: Sizes, seed: int) -> tuple[float, float]:
     """Return the mean of -log p(theta | x) over fresh simulations, and its standard error."""
-    generator = torch.Generator().manual_seed(seed + 2**31)
+    generator = torch.Generator().manual_seed((seed + 2**31) % 2**63)
     theta, x = task.simulate(sizes.num_test, generator=generator)
     nll = -estimator.log_prob(theta.unsqueeze(0), x)[0].double()
     return nll.mean().item(), (nll.std() / len(nll) ** 0.5).item()

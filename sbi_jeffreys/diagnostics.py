@@ -71,6 +71,8 @@ def diagnose_proxy(
             f"theta and x must be rows of shapes {shapes[0]} and {shapes[1]}, one x for each "
             f"theta, got {tuple(theta.shape)} and {tuple(x.shape)}."
         )
+    if not len(theta):
+        raise ValueError("theta and x have no rows: pass at least one simulation.")
     network, base = estimator.proxy.network, estimator.proxy.base
     context = estimator.embed(x)
     rows, dim = theta.shape

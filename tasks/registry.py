@@ -1,4 +1,4 @@
-"""The tasks by name. A new task is one file, its data file, and one line of the table below."""
+"""The tasks by name. A new task is one file, its data file, and its import and line below."""
 
 from __future__ import annotations
 

@@ -127,7 +127,9 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         print("\n".join(f"  {job.id}" for job in summary.failed))
         return 1
-    print(f"Next: sbi-jeffreys bench report {shlex.quote(str(out))}")
+    methods = given["methods"]
+    baseline = "" if "npe" in methods else f" --baseline {shlex.quote(methods[0])}"
+    print(f"Next: sbi-jeffreys bench report {shlex.quote(str(out))}{baseline}")
     return 0
 
 

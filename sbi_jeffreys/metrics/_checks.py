@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["check_samples"]
+__all__ = ["check_finite", "check_samples"]
 
 
 def check_samples(samples: Tensor, reference: Tensor, *, minimum: int = 2) -> None:
@@ -29,15 +29,27 @@ def check_samples(samples: Tensor, reference: Tensor, *, minimum: int = 2) -> No
                 f"{name} has {value.shape[0]} rows, but at least {minimum} are needed; "
                 "draw more samples."
             )
-        finite = torch.isfinite(value)
-        if not finite.all():
-            bad = int((~finite).any(dim=1).sum())
-            raise ValueError(
-                f"{name} has {bad} rows with NaN or inf out of {value.shape[0]}; find out where "
-                "they come from, and remove them only if that leaves the distribution as it is."
-            )
+        check_finite(name, value)
     if samples.shape[1] != reference.shape[1]:
         raise ValueError(
             f"samples have dimension {samples.shape[1]}, reference has {reference.shape[1]}; "
             "compare samples of the same parameters."
+        )
+
+
+def check_finite(name: str, rows: Tensor) -> None:
+    r"""Check that there are numbers only.
+
+    Args:
+        name: What the error calls them.
+        rows: Shape :math:`(n, *)`.
+
+    Raises:
+        ValueError: If a row has values that are not finite.
+    """
+    finite = torch.isfinite(rows).flatten(1).all(dim=1)
+    if not finite.all():
+        raise ValueError(
+            f"{name} has {int((~finite).sum())} rows with NaN or inf out of {len(rows)}; find out "
+            "where they come from, and remove them only if that leaves the distribution as it is."
         )

@@ -30,6 +30,7 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from torch import Tensor
 
 from ..seeding import seeded
+from ._checks import check_finite
 
 __all__ = ["Coverage", "coverage"]
 
@@ -77,8 +78,9 @@ def coverage(
         Ranks and expected coverages.
 
     Raises:
-        ValueError: If theta and x differ in number, or there are fewer simulations, draws or levels
-            than stated above.
+        ValueError: If theta and x differ in number, theta or x has NaN or inf, theta is not as wide
+            as the posterior's draws, or there are fewer simulations, draws or levels than stated
+            above.
     """
     if theta.ndim != 2 or len(theta) != len(x):
         raise ValueError(
@@ -92,6 +94,16 @@ def coverage(
     ):
         if value < least:
             raise ValueError(f"number of {name} is {value}, but at least {least} are needed.")
+    theta, x = theta.float(), x.float()
+    check_finite("theta", theta)
+    check_finite("x", x)
+    with seeded(seed):
+        drawn = posterior.sample_batched((1,), x=x[:1], show_progress_bars=False)
+    if drawn.shape[-1] != theta.shape[1]:
+        raise ValueError(
+            f"theta has {theta.shape[1]} parameters, draws of the posterior have "
+            f"{drawn.shape[-1]}: pass the parameters that x was simulated with."
+        )
 
     # The potential of a density estimator is its log density without sbi's leakage correction: a
     # constant for each x, which costs many draws and changes no rank.

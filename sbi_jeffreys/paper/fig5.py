@@ -8,6 +8,7 @@ The weights are those that early stopping on held-out codes chose, for both: in 
 flow overfits within a few epochs, and its last weights would be no opponent.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +33,13 @@ _SHOWN = (4, 8)
 
 
 class Sizes(NamedTuple):
-    """Epochs of each model, pictures for the Fréchet distance, and where they come from."""
+    """Epochs of each model, draws for the Fréchet distance, and what the pictures are."""
 
     autoencoder_epochs: int = 60
     classifier_epochs: int = 20
     epochs: int = 60
     num_samples: int = 2000
-    images: Path | None = None
+    pictures: str = ""
 
 
 def run(
@@ -56,12 +57,12 @@ def run(
         OSError: If there is no such folder.
     """
     sizes = Sizes(1, 1, 1, 200) if quick else Sizes()
-    sizes = sizes._replace(images=images)
-    # Before any process starts: a wrong folder should say so at once.
-    load_images(images)
+    # Before any process starts: a wrong folder should say so at once. Wherever it lies, runs of one
+    # folder must not pass for those of another.
+    sizes = sizes._replace(pictures=_digest(load_images(images)))
     seeds = ([0] if quick else [0, 1]) if seeds is None else seeds
     runs = {
-        f"{method}_seed{seed}": {"method": method, "seed": seed}
+        f"{method}_seed{seed}": {"method": method, "seed": seed, "images": images}
         for seed in seeds
         for method in METHODS
     }
@@ -72,16 +73,21 @@ def run(
     return _claims(table, seeds)
 
 
-def _train(*, method: str, seed: int, settings: Sizes) -> Result:
+def _digest(images: Images) -> str:
+    """Return what tells these pictures and classes from others."""
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in images)).hexdigest()
+
+
+def _train(*, method: str, seed: int, images: Path | None, settings: Sizes) -> Result:
     torch.manual_seed(seed)
-    images = load_images(settings.images)
-    order = torch.randperm(len(images.labels))
+    pictures = load_images(images)
+    order = torch.randperm(len(pictures.labels))
     # 60, 15 and 25 %: training, held out, test.
     cuts = (int(0.6 * len(order)), int(0.75 * len(order)))
     train, held_out, test = (
-        Images(*(values[rows] for values in images)) for rows in torch.tensor_split(order, cuts)
+        Images(*(values[rows] for values in pictures)) for rows in torch.tensor_split(order, cuts)
     )
-    shape, classes = images.pixels.shape[1:], int(images.labels.max()) + 1
+    shape, classes = pictures.pixels.shape[1:], int(pictures.labels.max()) + 1
     autoencoder = Autoencoder(shape).fit(train.pixels, epochs=settings.autoencoder_epochs)
     classifier = Classifier(shape, classes).fit(train, epochs=settings.classifier_epochs)
     codes = Split(*(autoencoder.encode(part.pixels) for part in (train, held_out, test)))

@@ -59,7 +59,7 @@ def load_images(folder: Path | None = None) -> Images:
                 pictures.append(_square(picture))
         except UnidentifiedImageError:
             continue
-        except (OSError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} cannot be read: {error} Remove it.") from None
         names.append(path.relative_to(folder).parts[0] if path.parent != folder else "")
     if len(pictures) < 100:
