@@ -271,23 +271,28 @@ class JeffreysDensity:
                     with forked():
                         callback(self)
 
-        diverged = run_epochs(
-            training,
-            data,
-            held_out,
-            after_epoch,
-            max_num_epochs=max_num_epochs,
-            outliers_in="the samples",
-        )
+        diverged = True
+        try:
+            diverged = run_epochs(
+                training,
+                data,
+                held_out,
+                after_epoch,
+                max_num_epochs=max_num_epochs,
+                outliers_in="the samples",
+            )
+        finally:
+            # Also on Ctrl-C, which leaves the best.
+            if diverged:
+                training.restore_best()
+            self._log_partition = None
+            training.estimator.eval()
         loss = training.best_loss
-        if diverged:
-            training.restore_best()
-        elif keep_last:
+        if keep_last and not diverged:
             training.estimator.load_state_dict(last)
-        else:
+        elif not diverged:
             loss = training.settle(held_out)
-        self._log_partition = None
-        training.estimator.eval()
+            training.estimator.eval()
         training.estimator.zero_grad(set_to_none=True)
         self._summary["epochs_trained"].append(training.epoch)
         self._summary["best_validation_loss"].append(loss)

@@ -118,7 +118,7 @@ class ResilientDual:
         divergences = divergences.detach().to("cpu", torch.float64)
         divergences = torch.where(divergences.isfinite(), divergences, state.slacks)
         # A slack that its multiplier leaves open (a linear price) is wherever the divergence is.
-        _, slacks = _stationary(self.costs, state.multipliers, divergences)
+        slacks = _slacks(self.costs, state.multipliers, divergences)
         rates = self.rate * torch.tensor([c.curvature for c in self.costs], dtype=torch.float64)
         ascended = state.multipliers + rates * (divergences - slacks)
         return _stationary(self.costs, ascended, divergences)
@@ -126,9 +126,14 @@ class ResilientDual:
 
 def _stationary(costs: Sequence[Cost], multipliers: Tensor, divergences: Tensor) -> DualState:
     """Project the multipliers and put every slack where the price has that slope."""
-    projected = [cost.project(m) for cost, m in zip(costs, multipliers, strict=True)]
-    slacks = [cost.slack(m, d) for cost, m, d in zip(costs, projected, divergences, strict=True)]
-    return DualState(torch.stack(projected), torch.stack(slacks))
+    projected = torch.stack([c.project(m) for c, m in zip(costs, multipliers, strict=True)])
+    return DualState(projected, _slacks(costs, projected, divergences))
+
+
+def _slacks(costs: Sequence[Cost], multipliers: Tensor, divergences: Tensor) -> Tensor:
+    """Return where each price has the slope of its multiplier, shape (3,)."""
+    triples = zip(costs, multipliers, divergences, strict=True)
+    return torch.stack([cost.slack(m, d) for cost, m, d in triples])
 
 
 def settled(weights: Weighting, state: DualState, divergences: Tensor) -> DualState:

@@ -77,7 +77,11 @@ def flow_losses(
         losses.append(loss)
         weights.append(kernel(x))
     loss, weight = torch.cat(losses), torch.cat(weights)
-    return weight * loss, weight * bounded(loss)
+    # Zero times infinity is no number, and what has no weight has no say.
+    plain, limited = (
+        torch.where(weight == 0, weight, weight * each) for each in (loss, bounded(loss))
+    )
+    return plain, limited
 
 
 def bounded(losses: Tensor) -> Tensor:

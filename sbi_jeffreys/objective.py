@@ -26,7 +26,7 @@ only (:class:`Limits`): a flow that is still far behind must not hold a good pro
 the two are near, each smooths what the other has overfitted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .proxy import EnergyProxy
 
-__all__ = ["LIMITS", "BatchTerms", "Limits", "batch_terms", "flow_terms"]
+__all__ = ["LIMITS", "BatchTerms", "Limits", "batch_terms", "flow_terms", "lagrangian"]
 
 # log Z, in nats, from which on the pull of the gauge no longer grows: at first, and at x far from
 # any other, it may be hundreds of nats.
@@ -80,6 +80,22 @@ class BatchTerms(NamedTuple):
     proxy: Tensor
     gauge: Tensor
     reverse_estimate: Tensor
+
+
+def lagrangian(terms: BatchTerms, multipliers: Sequence[float] | Tensor, gauge: float) -> Tensor:
+    r"""Return what is descended: :math:`\sum_i \lambda_i D_i` and the gauge.
+
+    Args:
+        terms: Of one batch.
+        multipliers: :math:`\lambda`, shape (3,).
+        gauge: Weight of the gauge.
+
+    Returns:
+        Nats, a scalar.
+    """
+    divergences = multipliers[0] * terms.forward
+    divergences = divergences + multipliers[1] * terms.reverse + multipliers[2] * terms.proxy
+    return divergences + gauge * terms.gauge
 
 
 def batch_terms(

@@ -206,11 +206,8 @@ def check_held_out(
         raise TypeError(f"validation_data must be (theta, x), got {type(data).__name__}.")
     theta, x = data
     theta, x = check_simulations(theta, x, prior, event_shape)
-    invalid = int((~x.flatten(1).isfinite().all(dim=1)).sum())
-    if invalid and not with_invalid:
-        raise ValueError(
-            f"x of validation_data holds NaN or inf in {invalid} of {len(x)} rows; remove them."
-        )
+    if not with_invalid:
+        check_finite("x of validation_data", x.flatten(1), "them")
     return theta, x
 
 

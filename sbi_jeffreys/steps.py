@@ -32,7 +32,7 @@ from .estimator import JeffreysEstimator
 from .graphs import Batch, StepGraphs
 from .held_out import LossHook
 from .likelihood import LikelihoodEnergy
-from .objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms
+from .objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms, lagrangian
 
 __all__ = ["JointSteps", "Settings"]
 
@@ -201,10 +201,10 @@ class JointSteps:
             The forward loss, D2, the objective and the norm of each model's gradient, a vector.
         """
         terms = self._terms(*batch, whole=whole)
-        loss = weights[0] * terms.forward
-        if self.estimator.proxy is not None:
-            loss = loss + weights[1] * terms.reverse + weights[2] * terms.proxy
-            loss = loss + self.draws.gauge * terms.gauge
+        if self.estimator.proxy is None:
+            loss = weights[0] * terms.forward
+        else:
+            loss = lagrangian(terms, weights, self.draws.gauge)
         gradients = gradients_of(loss, self.optimizers)
         found = (terms.forward.detach(), terms.reverse_estimate, loss.detach(), *gradients.norms)
         return torch.stack(found), gradients

@@ -66,6 +66,16 @@ def test_a_kernel_that_weighs_few_rows_hides_none_of_them():
     assert (outliers_bounded != 0).sum() == inside.sum() == 8
 
 
+def test_a_row_without_weight_has_no_say_even_if_it_has_no_density():
+    estimator, data = make(30)
+    data.theta[3] = 5.0
+    losses = flow_losses(estimator, data, "cpu", lambda x: (data.theta[:, 0] < 2).float())
+    for found in losses:
+        assert found.isfinite().all()
+        assert found[3] == 0
+    assert flow_losses(estimator, data, "cpu", ones)[0][3] == torch.inf
+
+
 def test_atomic_losses_are_of_batches_of_their_size():
     estimator, data = make(30)
     sizes = []

@@ -14,7 +14,14 @@ from sbi_jeffreys.base import Base
 from sbi_jeffreys.divergences import log_partition, log_variance, ranking_nce
 from sbi_jeffreys.draws import Draws, Negatives, ReverseQueue, ReverseSet
 from sbi_jeffreys.estimator import JeffreysEstimator
-from sbi_jeffreys.objective import LIMITS, Limits, batch_terms, flow_terms
+from sbi_jeffreys.objective import (
+    LIMITS,
+    BatchTerms,
+    Limits,
+    batch_terms,
+    flow_terms,
+    lagrangian,
+)
 
 DRAWS = [
     pytest.param(Draws(), id="default"),
@@ -495,3 +502,8 @@ def test_a_proxy_without_a_part_of_x_alone_is_pulled_as_a_whole_by_a_tenth():
     expected = 0.1 * (there.weights * objective._gauge(log_z, base)).mean()
     found = problem.terms(queue=ReverseQueue([there])).gauge
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
+
+
+def test_each_multiplier_weighs_its_divergence():
+    terms = BatchTerms(*torch.tensor([1.0, 10.0, 100.0, 1000.0, torch.nan]))
+    assert lagrangian(terms, torch.tensor([2.0, 3.0, 4.0]), 5.0) == 5432.0
