@@ -310,7 +310,7 @@ def test_an_empty_condition_gives_no_warnings():
 
 def test_interruption_leaves_the_best_weights_and_no_log_z_of_others():
     """At such a rate the best are those of the start."""
-    held_out = draw(50, seed=1)
+    samples, held_out = draw(50), draw(50, seed=1)
 
     def interrupt(density):
         if len(density.summary["training_loss"]) == 2:
@@ -318,7 +318,13 @@ def test_interruption_leaves_the_best_weights_and_no_log_z_of_others():
 
     density = JeffreysDensity(seed=0, learning_rate=0.5)
     with pytest.raises(KeyboardInterrupt):
-        density.fit(draw(50), held_out, max_num_epochs=9, callback=interrupt)
+        density.fit(samples, held_out, max_num_epochs=9, callback=interrupt)
     assert density._log_partition is None
     assert not density._estimator.training
-    assert -density.log_prob(held_out).mean() < min(density.summary["validation_loss"]) - 1
+    # The start, and so what is kept, is the Gaussian of the samples.
+    kept, gaussian = (
+        density.log_prob(held_out),
+        MultivariateNormal(samples.mean(0), samples.T.cov()),
+    )
+    assert (kept - gaussian.log_prob(held_out)).abs().mean() < 0.5
+    assert -kept.mean() < min(density.summary["validation_loss"]) - 1
