@@ -42,7 +42,9 @@ def at_the_start(simulator, num=1000, held_out=200, proxy="likelihood"):
     """Return an estimator at its start, the linear likelihood, and its simulations."""
     theta = PRIOR.sample((num + held_out,))
     x = simulator(theta)
-    flow = flow_nn(PRIOR, hidden_features=16)(theta[:num], x[:num])
+    # Useless columns, too.
+    build = flow_nn(PRIOR, hidden_features=16, columns=range(x.shape[1]))
+    flow = build(theta[:num], x[:num])
     estimator = JeffreysEstimator(
         flow, theta[:num], x[:num], base=Base(PRIOR, theta[:num]), build_proxy=proxy_nn(proxy)
     )

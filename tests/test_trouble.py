@@ -116,11 +116,18 @@ def test_interruption_before_the_first_epoch_leaves_nothing_in_the_way(name, mon
 def test_interruption_at_the_very_end_keeps_the_best_weights(monkeypatch):
     trainer = make("coupling_nsf").append_simulations(THETA, X.square())
 
+    settle = Training.settle
+
     def interrupt(*args):
         raise KeyboardInterrupt
 
+    def interrupted(training, held_out):
+        with monkeypatch.context() as patch:
+            patch.setattr(Training, "losses", interrupt)
+            return settle(training, held_out)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "losses", interrupt)
+        patch.setattr(Training, "settle", interrupted)
         with pytest.raises(KeyboardInterrupt):
             trainer.train(max_num_epochs=3)
     training = trainer._training
