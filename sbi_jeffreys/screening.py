@@ -36,7 +36,7 @@ from .scales import shift_and_scale
 __all__ = ["Columns", "informative"]
 
 # So few rows tell nothing.
-_FEWEST_ROWS = 50
+_FEWEST_ROWS = 80
 # Rows for tests of columns, and for those of pairs and of the group.
 _ROWS, _SOME_ROWS = 10_000, 1000
 # Parts, of equally many rows, in which a parameter may lie, and parameters up to which products of
@@ -46,7 +46,7 @@ _PARTS, _MOST_IN_PRODUCTS = 8, 20
 _MARGIN = 0.5
 # Probability with which a group that says nothing is kept, and nats by which the linear posterior
 # must be sharper with it.
-_LEVEL, _SHARPER = 1e-3, 0.02
+_LEVEL, _SHARPER = 1e-2, 0.02
 
 
 class Columns(nn.Module):
@@ -74,7 +74,7 @@ class Columns(nn.Module):
 def informative(theta: Tensor, x: Tensor) -> Tensor:
     """Return the numbers of the columns of x to look at, shape (k,), in ascending order.
 
-    All of them where there are more than 500, or fewer than 50 rows.
+    All of them where there are more than 500, or fewer than 80 rows.
 
     Args:
         theta: Parameters, shape (n, d).
@@ -105,6 +105,8 @@ def _kept(theta: Tensor, x: Tensor) -> Tensor:
     left = LinearRegression(theta, x[:, kept], int(kept.sum()))(x[:, kept])(theta)
     left = torch.cat((_ranks(left), _distances(left)), dim=1)
     kept = kept | _depend(columns, left)
+    if bool(kept.all()):
+        return kept
     columns, moments, parts, left = (each[:_SOME_ROWS] for each in (columns, moments, parts, left))
     # Pairs are many: of the moments, parameters and their squares must do.
     first = torch.cat((moments[:, : 2 * theta.shape[1]], left), dim=1)

@@ -122,7 +122,7 @@ def test_columns_that_never_vary_are_no_reason_to_keep_others():
     assert informative(theta, x).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("n", "c"), [(300, 1), (40, 50), (60, 501), (2, 30), (0, 30)])
+@pytest.mark.parametrize(("n", "c"), [(300, 1), (79, 50), (100, 501), (2, 30), (0, 30)])
 def test_one_column_too_many_and_few_rows_are_left_alone(n, c):
     assert informative(rand(n, 2), randn(n, c)).tolist() == list(range(c))
 
@@ -255,6 +255,14 @@ def test_later_rounds_look_at_the_columns_of_the_first():
     trainer.append_simulations(theta, observed(theta), proposal=proposal)
     estimator = trainer.train(max_num_epochs=4)
     assert estimator.flow.embedding_net[0].kept.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("test", ["left", "pairs"])
+def test_what_is_kept_in_the_end_may_be_all(test):
+    """Of two columns the second says what the noise of the first was, or the sign of its effect."""
+    theta, noise = randn(300, 1), randn(300, 1)
+    x = (theta + noise, noise) if test == "left" else (theta.abs() * noise.sign(), noise.sign())
+    assert informative(theta, torch.cat(x, dim=1)).tolist() == [0, 1]
 
 
 def test_one_of_two_columns():
