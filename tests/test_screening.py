@@ -81,10 +81,11 @@ def many_say_little(n):
     ],
 )
 def test_what_says_something_of_theta_is_kept_and_noise_is_not(simulate, num, n):
-    found = informative(*simulate(n)).tolist()
-    assert found[:num] == list(range(num))
-    # By chance a column of noise is found now and then.
-    assert len(found) <= num + 2
+    found = [informative(*simulate(n)).tolist() for _ in range(5)]
+    for columns in found:
+        assert columns[:num] == list(range(num))
+    # By chance a column of noise is found now and then, and a group kept in one of twenty runs.
+    assert sum(len(columns) <= num + 2 for columns in found) >= 4
 
 
 @pytest.mark.parametrize("n", [300, 1000])
