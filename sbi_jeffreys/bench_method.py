@@ -48,12 +48,21 @@ _DATA = LinearCost()
 # Fresh x at which log Z is estimated, and the draws for each.
 _ROWS, _DRAWS = 200, 1000
 # What tells one run from another.
-_KEY = ["task", "seed", "variant", "num_simulations", "num_test"]
+_KEY = ["task", "seed", "variant", "num_simulations", "num_test", "noise"]
 _DEFAULT, _FLOW_ALONE = "jeffreys", "jeffreys, the flow alone"
 
 
 def _jeffreys(train: dict[str, Any] | None = None, **kwargs: Any) -> Callable:
     return lambda prior: (JeffreysNPE, kwargs, train or {})
+
+
+def _all_columns(prior: Distribution) -> tuple:
+    """Return the default without a look at which columns of x say something of theta."""
+
+    def build(theta: torch.Tensor, x: torch.Tensor) -> Any:
+        return flow_nn(prior, columns=range(x.shape[1]))(theta, x)
+
+    return JeffreysNPE, {"density_estimator": build}, {}
 
 
 def _zuko_nsf(z_score: str) -> Callable[[Distribution], tuple]:
@@ -139,8 +148,10 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "jeffreys, 6 base draws": _jeffreys(draws=Draws(base=6)),
     "jeffreys, no gauge": _jeffreys(draws=Draws(gauge=0.0)),
     "jeffreys, no Gaussian given x": _no_gaussian,
+    "jeffreys, all columns of x": _all_columns,
     "jeffreys, no logarithms of x": lambda prior: (
         JeffreysNPE,
+        # It sees all columns, too.
         {"density_estimator": flow_nn(prior, embedding_net=nn.Flatten())},
         {},
     ),
@@ -153,13 +164,14 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
 }
 
 
-def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> dict[str, Any]:
+def _one(
+    task_name: str, seed: int, variant: str, num: int, num_test: int, noise: int
+) -> dict[str, Any]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     task = SIMULATORS.get(task_name) or get_task(task_name)
-    theta, x = task.simulate(num, generator=torch.Generator().manual_seed(seed))
-    test = torch.Generator().manual_seed(10_000 + seed)
-    theta_test, x_test = task.simulate(num_test, generator=test)
+    theta, x = _simulations(task, num, noise, seed)
+    theta_test, x_test = _simulations(task, num_test, noise, 10_000 + seed)
     start = time.process_time()
     trainers = list(_trained(task.prior, VARIANTS[variant](task.prior), theta, x, seed))
     seconds = time.process_time() - start
@@ -175,6 +187,7 @@ def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> di
         "variant": variant,
         "num_simulations": num,
         "num_test": num_test,
+        "noise": noise,
         "nll": nll.mean().item(),
         "nll_flow": math.nan,
         "weight": getattr(nets[0], "weight", 0.0),
@@ -194,6 +207,15 @@ def _one(task_name: str, seed: int, variant: str, num: int, num_test: int) -> di
         row["log_z_mean"] = found.log_partition.mean().item()
         row["log_z_std"] = found.log_partition.std().item()
     return row
+
+
+def _simulations(task: Any, num: int, noise: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return theta and x, with so many columns of normal noise behind it."""
+    generator = torch.Generator().manual_seed(seed)
+    theta, x = task.simulate(num, generator=generator)
+    if noise:
+        x = torch.cat((x.flatten(1), torch.randn(num, noise, generator=generator)), dim=1)
+    return theta, x
 
 
 def _trained(
@@ -240,6 +262,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=natural, default=[0, 1])
     parser.add_argument("--num-simulations", type=positive, default=1000)
     parser.add_argument("--num-test", type=positive, default=4000)
+    parser.add_argument(
+        "--noise", type=natural, default=0, help="columns of normal noise to put beside x"
+    )
     parser.add_argument("--baseline", default=_DEFAULT, help="variant to compare with")
     parser.add_argument("--jobs", type=positive, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/bench-method.csv"))
@@ -253,7 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
         if unknown := [name for name in asked if name not in known]:
             parser.error(f"unknown {what} {unknown}, known are {', '.join(known)}")
     jobs = [
-        (task, seed, variant, options.num_simulations, options.num_test)
+        (task, seed, variant, options.num_simulations, options.num_test, options.noise)
         for task in tasks
         for seed in options.seeds
         for variant in options.variants

@@ -1,6 +1,7 @@
 """The comparison of variants: every variant can be built, runs are completed and not repeated."""
 
 import math
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -60,6 +61,34 @@ def test_a_file_of_an_earlier_version_is_left_alone(tmp_path):
     with pytest.raises(SystemExit, match=r"num_simulations.*Choose another --out"):
         main(["--out", str(path)])
     assert path.read_text() == "task,seed,variant,nll\n"
+
+
+def _with(variant, train, prior):
+    return *variant(prior)[:2], train
+
+
+def test_noise_beside_x_is_left_out_unless_all_columns_are_asked_for(tmp_path, monkeypatch):
+    path = tmp_path / "out.csv"
+    for name in ("jeffreys", "jeffreys, all columns of x"):
+        short = partial(_with, VARIANTS[name], {"max_num_epochs": 1})
+        monkeypatch.setitem(VARIANTS, name, short)
+    common = [
+        "--tasks",
+        "two_moons",
+        "--seeds",
+        "0",
+        "--num-simulations",
+        "200",
+        "--num-test",
+        "50",
+    ]
+    common += ["--jobs", "1", "--out", str(path), "--variants"]
+    main([*common, "jeffreys", "jeffreys, all columns of x"])
+    main([*common, "jeffreys", "jeffreys, all columns of x", "--noise", "5"])
+    rows = pd.read_csv(path)
+    assert rows.noise.tolist() == [0, 0, 5, 5]
+    assert rows.nll[0] == rows.nll[1]
+    assert rows.nll[2] != rows.nll[3]
 
 
 def test_the_flow_alone_is_compared_beside_the_pool(tmp_path, monkeypatch, capsys):
