@@ -198,5 +198,5 @@ class EnergyProxy(nn.Module):
         Returns:
             Nats, shape (S, B), with S = 1 where theta has no such dimension.
         """
-        theta = theta.unsqueeze(0) if theta.dim() == 2 else theta
-        return self.base.log_prob(theta) + self.log_ratio(theta, x)
+        ratio = self.log_ratio(theta, x)
+        return self.base.log_prob(theta) + ratio

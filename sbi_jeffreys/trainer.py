@@ -75,7 +75,8 @@ class JeffreysNPE(NPE_C):
     Args:
         prior: Prior over theta; with ``None`` the proxy is defined relative to a Gaussian.
         density_estimator: "coupling_nsf" (a zuko spline flow with coupling layers behind soft
-            walls at the prior's bounds), any name that sbi's ``NPE`` takes, or a function of
+            walls at the prior's bounds, which sees the columns of x that say something of theta:
+            :func:`sbi_jeffreys.flows.flow_nn`), any name that sbi's ``NPE`` takes, or a function of
             (theta, x) that builds a ``ConditionalDensityEstimator``.
         device: "cpu", "cuda", "cuda:0", ...
         logging_level: As in sbi.

@@ -13,14 +13,12 @@ References:
     https://arxiv.org/abs/2101.04653
 """
 
-from __future__ import annotations
-
 import json
 import operator
 from abc import ABC, abstractmethod
 from functools import cached_property
 from importlib import resources
-from typing import Any, ClassVar, Optional, SupportsIndex, Union
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import torch
@@ -56,7 +54,7 @@ class Task(ABC):
     # What a task defines
 
     @abstractmethod
-    def _simulate(self, theta: Tensor, generator: Optional[Generator]) -> Tensor:
+    def _simulate(self, theta: Tensor, generator: Generator | None) -> Tensor:
         """Draws one data set ``(n, dim_x)`` for each row of theta, on theta's device."""
 
     @abstractmethod
@@ -83,7 +81,7 @@ class Task(ABC):
 
     # What every task has
 
-    def simulator(self, theta: Tensor, *, generator: Optional[Generator] = None) -> Tensor:
+    def simulator(self, theta: Tensor, *, generator: Generator | None = None) -> Tensor:
         r"""Simulates one data set :math:`x \sim p(x \mid \theta)` for each parameter.
 
         Args:
@@ -100,7 +98,7 @@ class Task(ABC):
         """
         return self._simulate(self._check_theta(theta), generator).float()
 
-    def simulate(self, n: int, *, generator: Optional[Generator] = None) -> tuple[Tensor, Tensor]:
+    def simulate(self, n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         r"""Draws :math:`(\theta, x) \sim p(\theta)\, p(x \mid \theta)`.
 
         Args:
@@ -203,10 +201,10 @@ class Task(ABC):
 
     def reference_posterior(
         self,
-        observation: Union[int, Tensor, np.ndarray],
+        observation: int | Tensor | np.ndarray,
         n: int = 10_000,
         *,
-        generator: Optional[Generator] = None,
+        generator: Generator | None = None,
     ) -> Tensor:
         r"""Draws independent samples from the exact posterior.
 
@@ -255,7 +253,7 @@ class Task(ABC):
         return theta
 
 
-def _draw_seed(generator: Optional[Generator]) -> int:
+def _draw_seed(generator: Generator | None) -> int:
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 
@@ -274,7 +272,7 @@ def _check_count(n: SupportsIndex) -> int:
     return count
 
 
-def _as_int(i: Any) -> Optional[int]:
+def _as_int(i: Any) -> int | None:
     """The integer of any type that this is, None if it is none."""
     try:
         return None if isinstance(i, bool) else operator.index(i)

@@ -33,10 +33,7 @@ References:
     https://arxiv.org/abs/2101.04653
 """
 
-from __future__ import annotations
-
 from functools import cache
-from typing import Optional
 
 import numpy as np
 import torch
@@ -64,7 +61,7 @@ class BernoulliGLM(Task):
         precision = torch.from_numpy(_prior_precision()).float()
         self.prior = MultivariateNormal(torch.zeros(1 + FILTER), precision_matrix=precision)
 
-    def _simulate(self, theta: Tensor, generator: Optional[Generator]) -> Tensor:
+    def _simulate(self, theta: Tensor, generator: Generator | None) -> Tensor:
         return _spikes(theta, generator) @ torch.from_numpy(_design()).to(theta)
 
     def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -88,7 +85,7 @@ class BernoulliGLMRaw(BernoulliGLM):
     name = "bernoulli_glm_raw"
     dim_x = TIMES
 
-    def _simulate(self, theta: Tensor, generator: Optional[Generator]) -> Tensor:
+    def _simulate(self, theta: Tensor, generator: Generator | None) -> Tensor:
         return _spikes(theta, generator)
 
     def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -119,7 +116,7 @@ def _prior_precision() -> np.ndarray:
     return precision
 
 
-def _spikes(theta: Tensor, generator: Optional[Generator]) -> Tensor:
+def _spikes(theta: Tensor, generator: Generator | None) -> Tensor:
     """The spikes y, zeros and ones of shape ``(n, 100)``."""
     p = (theta @ torch.from_numpy(_design()).to(theta).T).sigmoid()
     u = torch.rand(p.shape, generator=generator, device=theta.device, dtype=theta.dtype)

@@ -28,9 +28,7 @@ References:
     https://doi.org/10.1093/biomet/89.4.745
 """
 
-from __future__ import annotations
-
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch

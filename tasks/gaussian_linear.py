@@ -13,10 +13,7 @@ References:
     https://arxiv.org/abs/2101.04653
 """
 
-from __future__ import annotations
-
 import math
-from typing import Optional
 
 import numpy as np
 import torch
@@ -40,7 +37,7 @@ class GaussianLinear(Task):
     def __init__(self) -> None:
         self.prior = MultivariateNormal(torch.zeros(10), VARIANCE * torch.eye(10))
 
-    def _simulate(self, theta: Tensor, generator: Optional[Generator]) -> Tensor:
+    def _simulate(self, theta: Tensor, generator: Generator | None) -> Tensor:
         z = torch.randn(theta.shape, generator=generator, device=theta.device, dtype=theta.dtype)
         return theta + math.sqrt(VARIANCE) * z
 

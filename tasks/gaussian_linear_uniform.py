@@ -13,8 +13,6 @@ References:
     https://arxiv.org/abs/2101.04653
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

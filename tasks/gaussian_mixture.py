@@ -16,10 +16,7 @@ References:
     https://arxiv.org/abs/2101.04653
 """
 
-from __future__ import annotations
-
 import math
-from typing import Optional
 
 import numpy as np
 import torch
@@ -45,7 +42,7 @@ class GaussianMixture(Task):
     def __init__(self) -> None:
         self.prior = BoxUniform(torch.full((2,), -BOUND), torch.full((2,), BOUND))
 
-    def _simulate(self, theta: Tensor, generator: Optional[Generator]) -> Tensor:
+    def _simulate(self, theta: Tensor, generator: Generator | None) -> Tensor:
         n, device, dtype = len(theta), theta.device, theta.dtype
         u = torch.rand((n, 1), generator=generator, device=device, dtype=dtype)
         z = torch.randn((n, 2), generator=generator, device=device, dtype=dtype)

@@ -27,10 +27,7 @@ References:
     https://arxiv.org/abs/2101.04653
 """
 
-from __future__ import annotations
-
 import math
-from typing import Optional
 
 import numpy as np
 import torch
@@ -61,7 +58,7 @@ class LotkaVolterra(Task):
     def __init__(self) -> None:
         self.prior = Independent(LogNormal(torch.tensor(LOG_MEAN), torch.tensor(LOG_STD)), 1)
 
-    def _simulate(self, theta: Tensor, generator: Optional[Generator]) -> Tensor:
+    def _simulate(self, theta: Tensor, generator: Generator | None) -> Tensor:
         mean = log_populations(theta)
         z = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return (mean + NOISE * z).exp()

@@ -14,9 +14,7 @@ References:
     https://doi.org/10.1016/0771-050X(80)90013-3
 """
 
-from __future__ import annotations
-
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor

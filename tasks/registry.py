@@ -1,9 +1,7 @@
 """The tasks by name. A new task is one file, its data file, and its import and line below."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Callable
 
 from .base import Task
 from .bernoulli_glm import BernoulliGLM, BernoulliGLMRaw

@@ -5,9 +5,7 @@ thrown the others away, is repeated until enough have come together. Every exact
 of a truncated posterior is this loop.
 """
 
-from __future__ import annotations
-
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 

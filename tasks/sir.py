@@ -24,10 +24,7 @@ References:
     https://arxiv.org/abs/2101.04653
 """
 
-from __future__ import annotations
-
 import math
-from typing import Optional
 
 import numpy as np
 import torch
@@ -57,7 +54,7 @@ class SIR(Task):
     def __init__(self) -> None:
         self.prior = Independent(LogNormal(torch.tensor(LOG_MEAN), torch.tensor(LOG_STD)), 1)
 
-    def _simulate(self, theta: Tensor, generator: Optional[Generator]) -> Tensor:
+    def _simulate(self, theta: Tensor, generator: Generator | None) -> Tensor:
         p = infectious(theta).exp().clamp(max=1.0)
         return torch.binomial(torch.full_like(p, TRIALS), p, generator=generator)
 

@@ -49,10 +49,7 @@ References:
     https://arxiv.org/abs/1805.07226
 """
 
-from __future__ import annotations
-
 import math
-from typing import Optional
 
 import numpy as np
 import torch
@@ -80,7 +77,7 @@ class SLCP(Task):
     def __init__(self) -> None:
         self.prior = BoxUniform(torch.full((5,), -BOUND), torch.full((5,), BOUND))
 
-    def _simulate(self, theta: Tensor, generator: Optional[Generator]) -> Tensor:
+    def _simulate(self, theta: Tensor, generator: Generator | None) -> Tensor:
         m1, m2, s1, s2, rho, tau = _moments(theta)
         z = torch.randn(
             (len(theta), 4, 2), generator=generator, device=theta.device, dtype=theta.dtype

@@ -22,10 +22,8 @@ References:
     https://arxiv.org/abs/2101.04653
 """
 
-from __future__ import annotations
-
 from functools import cache
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +44,7 @@ class SLCPDistractors(SLCP):
     name = "slcp_distractors"
     dim_x = 100
 
-    def _simulate(self, theta: Tensor, generator: Optional[Generator]) -> Tensor:
+    def _simulate(self, theta: Tensor, generator: Generator | None) -> Tensor:
         n, device, dtype = len(theta), theta.device, theta.dtype
         constants = _constants()
         informative = super()._simulate(theta, generator)

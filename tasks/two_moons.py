@@ -29,10 +29,7 @@ References:
     https://arxiv.org/abs/2101.04653
 """
 
-from __future__ import annotations
-
 import math
-from typing import Optional
 
 import numpy as np
 import torch
@@ -59,7 +56,7 @@ class TwoMoons(Task):
     def __init__(self) -> None:
         self.prior = BoxUniform(-torch.ones(2), torch.ones(2))
 
-    def _simulate(self, theta: Tensor, generator: Optional[Generator]) -> Tensor:
+    def _simulate(self, theta: Tensor, generator: Generator | None) -> Tensor:
         n, device, dtype = len(theta), theta.device, theta.dtype
         u = torch.rand(n, generator=generator, device=device, dtype=dtype)
         z = torch.randn(n, generator=generator, device=device, dtype=dtype)
