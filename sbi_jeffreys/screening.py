@@ -1,11 +1,13 @@
 r"""Which columns of x to look at: not those that say nothing of theta.
 
 Among many columns there are often a few that :math:`\theta` moves, and others that it does not.
-Networks that see all of them learn the noise of each. So columns are tested, by ranks. One is kept
+Networks that see all of them learn the noise of each. So columns are tested. One is kept
 
-- if its value, or its distance from the median, depends on where a parameter or a product of two
-  lies, or on what a regression on the columns kept so far leaves of a parameter,
-- or if its product with another column does: what says something of the noise of others.
+- if its value, its rank, or that of its distance from the median depends on where a parameter or a
+  product of two lies, or on how much regressions on the columns kept so far leave of a parameter
+  and of its square (much, where the noise is large, as an error bar says);
+- or if its product with another column does, as of a column that says what the noise of the other
+  was.
 
 Under independence each statistic is standard normal. Dependence is found where one is above what
 the largest of so many is (of m standard normals, :math:`\sqrt{2 \log m}`) and a half.
@@ -37,8 +39,10 @@ __all__ = ["Columns", "informative"]
 
 # So few rows tell nothing.
 _FEWEST_ROWS = 80
-# Rows for tests of columns, and for those of pairs and of the group.
+# Rows for tests of columns, and for those of pairs and of the group: a sample of them, which may be
+# ordered by theta.
 _ROWS, _SOME_ROWS = 10_000, 1000
+_SEED = 0
 # Parts, of equally many rows, in which a parameter may lie, and parameters up to which products of
 # two are asked for, as well as squares.
 _PARTS, _MOST_IN_PRODUCTS = 8, 20
@@ -81,40 +85,61 @@ def informative(theta: Tensor, x: Tensor) -> Tensor:
         x: Data, shape (n, c). Rows with NaN or inf do not count.
     """
     every = torch.arange(x.shape[1])
-    finite = x.isfinite().all(dim=1)
-    theta, x = theta[finite][:_ROWS].cpu(), x[finite][:_ROWS].cpu()
+    theta, x = (rows.detach().cpu().float() for rows in (theta, x))
+    finite = theta.isfinite().all(dim=1) & x.isfinite().all(dim=1)
+    theta, x = theta[finite], x[finite]
     if not 1 < len(every) <= MOST_FEATURES or len(x) < _FEWEST_ROWS:
         return every
+    sample = torch.randperm(len(x), generator=torch.Generator().manual_seed(_SEED))[:_ROWS]
+    theta, x = theta[sample], x[sample]
     mean, std = shift_and_scale(x)
-    x = cut_outliers((x - mean) / std)
-    kept = _kept(theta, x)
+    cut = cut_outliers((x - mean) / std)
+    # Ranks of x itself: one far row may leave nothing else of what is standardised.
+    kept = _kept(theta, torch.cat((_ranks(x), _distances(x)), dim=1), cut)
     if not bool(kept.any()) or bool(kept.all()):
         return every
-    sharper = linear_entropy(theta, x[:, kept]) - linear_entropy(theta, x)
+    sharper = linear_entropy(theta, cut[:, kept]) - linear_entropy(theta, cut)
     return every if sharper > _SHARPER else every[kept]
 
 
-def _kept(theta: Tensor, x: Tensor) -> Tensor:
-    """Return which standardised columns (n, c) are kept by the tests, shape (c,)."""
+def _kept(theta: Tensor, columns: Tensor, cut: Tensor) -> Tensor:
+    """Return which of c data are kept by the tests, shape (c,).
+
+    Args:
+        theta: Parameters, shape (n, d).
+        columns: Ranks of values and of distances from the median, shape (n, 2 c).
+        cut: Values without outliers, shape (n, c).
+    """
     moments, parts = _places(theta)
-    columns = torch.cat((_ranks(x), _distances(x)), dim=1)
-    kept = _depend(columns, torch.cat((moments, parts), dim=1))
+    first = moments[:, : 2 * theta.shape[1]]
+    # Values as they are as well: ranks hide how far away a few rows are.
+    scores = torch.cat((columns, _standard(cut)), dim=1)
+    num = cut.shape[1]
+    kept = _depend(scores, torch.cat((moments, parts), dim=1), num)
     if not bool(kept.any()) or bool(kept.all()):
         return kept
-    # What the kept columns explain is taken out: others may say what is wrong with these.
-    left = LinearRegression(theta, x[:, kept], int(kept.sum()))(x[:, kept])(theta)
-    left = torch.cat((_ranks(left), _distances(left)), dim=1)
-    kept = kept | _depend(columns, left)
+    left = _left(theta, first, columns, cut, kept)
+    kept = kept | _depend(scores, left, num)
     if bool(kept.all()):
         return kept
-    columns, moments, parts, left = (each[:_SOME_ROWS] for each in (columns, moments, parts, left))
+    rows = (columns, moments, parts, first, left)
+    columns, moments, parts, first, left = (_standard(each[:_SOME_ROWS]) for each in rows)
     # Pairs are many: of the moments, parameters and their squares must do.
-    first = torch.cat((moments[:, : 2 * theta.shape[1]], left), dim=1)
-    kept = kept | _depend_in_pairs(columns, first, kept)
+    kept = kept | _depend_in_pairs(columns, torch.cat((first, left), dim=1), kept)
     if bool(kept.all()):
         return kept
     asked = torch.cat((moments, parts, left), dim=1)
     return torch.ones_like(kept) if _depends_as_group(columns, asked, kept) else kept
+
+
+def _left(theta: Tensor, first: Tensor, columns: Tensor, cut: Tensor, kept: Tensor) -> Tensor:
+    """Return what the kept data do not explain of parameters (n, d), and its size, (n, 4 d)."""
+    left = LinearRegression(theta, cut[:, kept], int(kept.sum()))(cut[:, kept])(theta)
+    # Of the squares, too, and by ranks: where the mean of theta given x is flat, only these say how
+    # much was explained.
+    seen = columns[:, kept.repeat(2)]
+    rest = first - LinearRegression(first, seen, seen.shape[1])(seen).shift
+    return torch.cat((_ranks(left), _distances(left), _distances(rest)), dim=1)
 
 
 def _places(theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,21 +168,22 @@ def _standard(columns: Tensor) -> Tensor:
     return centred / centred.square().mean(dim=0).sqrt().clamp_min(1e-6)
 
 
-def _exceed(statistics: Tensor, num: int) -> Tensor:
-    """Return which of c data have a statistic, (2 c,), beyond the largest of so many normals."""
-    found = statistics > math.sqrt(2 * math.log(num)) + _MARGIN
-    return found.unflatten(0, (2, -1)).any(dim=0)
+def _threshold(num: int) -> float:
+    """Return what the largest of so many standard normals is, and a margin."""
+    return math.sqrt(2 * math.log(num)) + _MARGIN
 
 
-def _depend(columns: Tensor, asked: Tensor) -> Tensor:
-    """Return which of c data depend on what is asked for, shape (c,).
+def _depend(scores: Tensor, asked: Tensor, num: int) -> Tensor:
+    """Return which data depend on what is asked for, shape (num,).
 
     Args:
-        columns: Values and distances from the median, shape (n, 2 c).
+        scores: Several of each, standardised, shape (n, k num).
         asked: Shape (n, p).
+        num: Number of data.
     """
-    statistics = (columns.T @ asked).abs().amax(dim=1) / math.sqrt(len(asked))
-    return _exceed(statistics, columns.shape[1] * asked.shape[1])
+    statistics = (scores.T @ asked).abs().amax(dim=1) / math.sqrt(len(asked))
+    found = statistics > _threshold(scores.shape[1] * asked.shape[1])
+    return found.unflatten(0, (-1, num)).any(dim=0)
 
 
 def _depend_in_pairs(columns: Tensor, asked: Tensor, kept: Tensor) -> Tensor:
@@ -165,12 +191,15 @@ def _depend_in_pairs(columns: Tensor, asked: Tensor, kept: Tensor) -> Tensor:
     others = columns[:, (~kept).repeat(2)]
     statistics = columns.new_zeros(others.shape[1], columns.shape[1])
     for each in asked.T[..., None]:
-        product = others.T @ (each * columns)
+        both = each * columns
+        both = both - both.mean(dim=0)
         # Of the product itself: a column that depends makes it vary more where it is large.
-        variance = others.square().T @ (each * columns).square()
-        statistics = torch.maximum(statistics, product.abs() / variance.clamp_min(1e-6).sqrt())
+        variance = others.square().T @ both.square()
+        product = (others.T @ both).abs()
+        statistics = torch.maximum(statistics, product / variance.clamp_min(1e-6).sqrt())
+    large = statistics.amax(dim=1) > _threshold(statistics.numel() * asked.shape[1])
     found = torch.zeros_like(kept)
-    found[~kept] = _exceed(statistics.amax(dim=1), statistics.numel() * asked.shape[1])
+    found[~kept] = large.unflatten(0, (2, -1)).any(dim=0)
     return found
 
 

@@ -25,7 +25,7 @@ def locations(n):
 
 
 def scales(n):
-    theta = 0.5 + rand(n, 2)
+    theta = 0.2 + rand(n, 2)
     return among_noise(theta, theta * randn(n, 2))
 
 
@@ -269,3 +269,62 @@ def test_what_is_kept_in_the_end_may_be_all(test):
 def test_one_of_two_columns():
     theta = rand(300, 2)
     assert informative(theta, torch.stack((theta[:, 0], randn(300)), dim=1)).tolist() == [0]
+
+
+def error_bars(n):
+    """Squares, and columns that say how noisy they are: the mean of theta given x is zero."""
+    theta, scale = 2 * rand(n, 2) - 1, 0.2 * randn(n, 2).exp()
+    return among_noise(theta, theta**2 + scale * randn(n, 2), scale)
+
+
+def far_away(n):
+    theta = randn(n, 2)
+    x = theta + 0.1 * randn(n, 2)
+    x[n // 2, 1] = 1e12
+    return among_noise(theta, x)
+
+
+def rare_events(n):
+    """Thirty standard deviations away in two percent of the rows, where a parameter is large."""
+    theta = rand(n, 2)
+    event = ((theta[:, 1:] > 0.9) & (rand(n, 1) < 0.2)).float()
+    return among_noise(theta, theta[:, :1] + 0.1 * randn(n, 1), randn(n, 1) + 30 * event)
+
+
+@pytest.mark.parametrize(("simulate", "num"), [(error_bars, 4), (far_away, 2), (rare_events, 2)])
+def test_error_bars_outliers_and_rare_events_are_kept(simulate, num):
+    found = [informative(*simulate(1000)).tolist() for _ in range(5)]
+    assert all(columns[:num] == list(range(num)) for columns in found)
+    assert sum(len(columns) <= num + 2 for columns in found) >= 4
+
+
+def test_rare_ones_are_noise_like_any_other():
+    """Beside a parameter that columns show; a product of the two varies as that does."""
+    theta = rand(300, 3)
+    found = []
+    for _ in range(5):
+        rare = (rand(300, NOISE) < 0.02).float()
+        found.append(informative(theta, torch.cat((theta + 0.1 * randn(300, 3), rare), dim=1)))
+    assert sum(len(columns) <= 4 for columns in found) >= 4
+
+
+def test_rows_ordered_by_theta_are_sampled():
+    theta, x = locations(2500)
+    order = theta[:, 0].argsort()
+    assert informative(theta[order], x[order]).tolist()[:3] == [0, 1, 2]
+    assert len(informative(theta[order], x[order])) <= 5
+
+
+@pytest.mark.parametrize(
+    "as_given",
+    [
+        lambda theta, x: (theta.double(), x),
+        lambda theta, x: (theta, x.double()),
+        lambda theta, x: ((10 * theta).long(), (10 * x).int()),
+        lambda theta, x: (theta.requires_grad_(), x.clone().requires_grad_()),
+        lambda theta, x: (theta.index_fill(0, torch.tensor([3]), torch.nan), x),
+    ],
+    ids=["double theta", "double x", "integers", "gradients", "NaN in theta"],
+)
+def test_other_types_gradients_and_bad_rows(as_given):
+    assert informative(*as_given(*locations(300))).tolist()[:3] == [0, 1, 2]
