@@ -50,7 +50,7 @@ _PARTS, _MOST_IN_PRODUCTS = 8, 20
 _MARGIN = 0.5
 # Probability with which a group that says nothing is kept, and nats by which the linear posterior
 # must be sharper with it.
-_LEVEL, _SHARPER = 1e-2, 0.02
+_LEVEL, _SHARPER = 3e-3, 0.02
 
 
 class Columns(nn.Module):
