@@ -1,4 +1,4 @@
-"""The pool of flow and proxy: its bound, its normaliser, its draws, and what chooses its weight."""
+"""The pool of flow and proxy: its bound, its normaliser, its draws."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -6,77 +6,14 @@ from functools import partial
 
 import pytest
 import torch
-from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
-from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from pools import FLOW, PRIOR, Constant, GaussianEnergy, default, gaussians, pooled
+from torch import nn
+from torch.distributions import Normal
 
 from sbi_jeffreys import pool
 from sbi_jeffreys.base import Base
-from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.held_out import pool_weight, surest
-from sbi_jeffreys.proxy import proxy_nn
-
-PRIOR = Independent(Normal(torch.zeros(2), 5 * torch.ones(2)), 1)
-# The flow's scale, and the proxy's: near enough for the bounds to be off.
-FLOW, PROXY = 1.0, 0.8
-
-
-class GaussianFlow(ConditionalDensityEstimator):
-    """N(theta; x, s^2)."""
-
-    def __init__(self, scale: float) -> None:
-        super().__init__(nn.Identity(), torch.Size((2,)), torch.Size((2,)))
-        self.scale = nn.Parameter(torch.tensor(scale))
-
-    def _given(self, x: Tensor) -> Independent:
-        return Independent(Normal(x, self.scale.expand_as(x)), 1)
-
-    def log_prob(self, input: Tensor, condition: Tensor, **kwargs: object) -> Tensor:
-        return self._given(condition).log_prob(input)
-
-    def loss(self, input: Tensor, condition: Tensor, **kwargs: object) -> Tensor:
-        return -self.log_prob(input, condition)
-
-    def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs: object) -> Tensor:
-        return self._given(condition).sample(sample_shape)
-
-
-class GaussianEnergy(nn.Module):
-    """log N(theta; x + shift, s^2) relative to the base, and 2 nats more than it should be."""
-
-    def __init__(self, base: Base, shift: float, scale: float) -> None:
-        super().__init__()
-        self.base, self.shift, self.scale = base, shift, scale
-
-    def forward(self, theta: Tensor, context: Tensor) -> Tensor:
-        normal = Normal(context + self.shift, self.scale)
-        return normal.log_prob(theta).sum(-1) - self.base.log_prob_soft(theta) + 2.0
-
-
-def gaussians(weight: float, shift: float = 0.2, scale: float = PROXY) -> JeffreysEstimator:
-    """Return a Gaussian flow with a Gaussian proxy; what they see of x is x."""
-    theta = PRIOR.sample((10,))
-    base = Base(PRIOR, theta)
-    estimator = JeffreysEstimator(
-        GaussianFlow(FLOW),
-        theta,
-        theta,
-        base=base,
-        build_proxy=lambda theta, context: nn.Identity(),
-    )
-    estimator.proxy.network = GaussianEnergy(base, shift, scale)
-    estimator._x_mean.zero_()
-    estimator._x_std.fill_(1.0)
-    estimator.weight = weight
-    return estimator.eval()
-
-
-def pooled(weight: float, shift: float = 0.2, scale: float = PROXY) -> tuple[float, float]:
-    """Return mean relative to x and scale of the pool of the two: precisions add up."""
-    of_flow, of_proxy = (1 - weight) / FLOW**2, weight / scale**2
-    return shift * of_proxy / (of_flow + of_proxy), (of_flow + of_proxy) ** -0.5
 
 
 def test_the_pool_of_gaussians_is_their_geometric_mean():
@@ -231,19 +168,8 @@ def test_the_weight_is_part_of_the_state():
     assert torch.equal(other.log_prob(theta, x), estimator.log_prob(theta, x))
 
 
-def _default(weight: float) -> JeffreysEstimator:
-    """Return the default flow and proxy, untrained, of Gaussian simulations."""
-    theta = PRIOR.sample((200,))
-    x = theta + torch.randn(200, 2)
-    estimator = JeffreysEstimator(
-        flow_nn(PRIOR)(theta, x), theta, x, base=Base(PRIOR, theta), build_proxy=proxy_nn()
-    )
-    estimator.weight = weight
-    return estimator.eval()
-
-
 def test_threads_get_what_one_gets_and_leave_the_generator_alone():
-    for estimator in (gaussians(0.5), _default(0.5)):
+    for estimator in (gaussians(0.5), default(0.5)):
         xs, theta = torch.randn(12, 1, 2), torch.randn(1, 6, 2)
 
         def density(x, estimator=estimator, theta=theta):
@@ -297,64 +223,10 @@ def test_a_gradient_in_x_is_refused_where_it_would_be_wrong():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_proxy_that_says_no_number_leaves_the_flow(value):
     estimator, theta, x = gaussians(0.5), torch.randn(4, 3, 2), torch.randn(3, 2)
-    estimator.proxy.network = _Constant(value)
+    estimator.proxy.network = Constant(value)
     of_flow = estimator.flow.log_prob(theta, x)
     assert torch.allclose(estimator.log_prob(theta, x), of_flow, atol=1e-3)
     assert estimator.sample(torch.Size((10,)), x).isfinite().all()
-
-
-class _Constant(nn.Module):
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, theta: Tensor, context: Tensor) -> Tensor:
-        return theta.new_full((len(theta), len(context)), self.value)
-
-
-def _simulations(num: int, scale: float) -> Data:
-    """Return x, and theta that is N(x, scale^2) given x."""
-    x = PRIOR.sample((num,))
-    theta = x + scale * torch.randn(num, 2)
-    return Data(theta, x, torch.ones(num, 1), torch.arange(num))
-
-
-def test_held_out_data_choose_the_weight():
-    # Data as the proxy says, as the flow says, and in between: precisions 4, 1 and 1.75.
-    estimator = gaussians(0.0, shift=0.0, scale=0.5)
-    of_proxy, of_flow, between = (
-        pool_weight(estimator, _simulations(500, scale), "cpu", ones)
-        for scale in (0.5, FLOW, pooled(0.25, scale=0.5)[1])
-    )
-    assert of_flow == 0.0
-    # One step of the grid is less than 500 rows can tell.
-    assert 0.125 <= between <= 0.375
-    assert of_proxy == 0.75
-
-
-def test_a_proxy_that_says_no_number_has_no_weight():
-    estimator = gaussians(0.0)
-    estimator.proxy.network = _Constant(float("nan"))
-    assert pool_weight(estimator, _simulations(50, FLOW), "cpu", ones) == 0.0
-
-
-def test_few_rows_choose_only_what_they_can_tell():
-    # A gain of 0.1 nats, which a row tells with a standard deviation of one: 64 rows know it to an
-    # eighth, 400 to a twentieth.
-    gain = 0.1 + torch.tensor([1.0, -1.0])
-    for num, chosen in ((64, 0), (400, 1)):
-        rows = torch.stack((torch.zeros(num), -gain.repeat(num // 2)))
-        assert surest(rows) == chosen
-    # Two far rows have no more say than others.
-    rows = torch.stack((torch.linspace(0, 1, 200), torch.linspace(0.1, 1.1, 200)))
-    rows[0, -2:] = 1000.0
-    assert surest(rows) == 0
-    # The same where most rows have no weight: those that have some are no outliers.
-    rows = torch.stack((torch.linspace(0, 1, 80), torch.linspace(-0.5, 0.5, 80)))
-    weights = (torch.arange(80) % 8 == 0).float()
-    assert surest(rows, weights) == 1
-    # Of one row nobody knows what it can tell.
-    assert surest(torch.tensor([[1.0], [0.0]])) == 0
 
 
 def test_losses_are_those_of_the_bounded_pool():
@@ -400,7 +272,7 @@ def test_what_is_remembered_is_forgotten_when_other_weights_or_buffers_take_thei
         change(estimator)
         change(fresh)
         assert torch.equal(estimator.log_prob(theta, x), fresh.log_prob(theta, x))
-    estimator = _default(0.25)
+    estimator = default(0.25)
     before = estimator.log_prob(theta, x)
     # A constant in the proxy, which is a buffer, changes no pool.
     estimator.proxy.network.log_ratio += 5.0
@@ -415,7 +287,7 @@ def test_weights_of_inference_mode_have_no_versions():
 
 def test_what_is_no_number_counts_as_the_worst():
     estimator = gaussians(0.5)
-    estimator.proxy.network = _Constant(float("nan"))
+    estimator.proxy.network = Constant(float("nan"))
     zero = torch.zeros(1, 1)
     found = pool.log_ratio(estimator, torch.zeros(1, 2), torch.zeros(1, 1, 2), zero)
     assert found.item() == -pool._LARGEST
@@ -427,23 +299,3 @@ def test_the_density_is_that_of_one_seed_whatever_the_users_is():
         torch.manual_seed(seed)
         found.append(gaussians(0.25).log_prob(theta, x))
     assert torch.equal(*found)
-
-
-def test_pool_weight_under_a_kernel_of_few_rows():
-    estimator, data = gaussians(0.0, shift=0.0, scale=0.5), _simulations(500, 0.5)
-    assert pool_weight(estimator, data, "cpu", ones) == 0.75
-    assert pool_weight(estimator, data, "cpu", lambda x: (x[:, 0] > 4).float()) > 0.3
-
-
-def test_the_kernel_weighs_the_rows_that_choose_the_weight():
-    # Data as the proxy says where x_0 is positive, as the flow says elsewhere.
-    x = PRIOR.sample((500,))
-    positive = x[:, :1] > 0
-    theta = x + torch.where(positive, 0.5, 1.0) * torch.randn(500, 2)
-    data = Data(theta, x, torch.ones(500, 1), torch.arange(500))
-    estimator = gaussians(0.0, shift=0.0, scale=0.5)
-    found = [
-        pool_weight(estimator, data, "cpu", lambda x, s=s: torch.where(s * x[:, 0] > 0, 1.0, 0.3))
-        for s in (1, -1)
-    ]
-    assert found[0] > found[1]
