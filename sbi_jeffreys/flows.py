@@ -88,14 +88,23 @@ def flow_nn(
 
     Returns:
         Function of (theta, x), shapes (n, d) and (n, *event), that builds the flow.
+
+    Raises:
+        ValueError: If there are columns to look at and an embedding net; from the function, if x is
+            no vector or has no such columns.
     """
+    if columns is not None and embedding_net is not None:
+        raise ValueError(
+            "columns are of x as the flow sees it, and embedding_net sees all of x: leave one of "
+            "the two out, or choose columns in the network."
+        )
 
     def build(theta: Tensor, x: Tensor) -> ZukoFlow:
         # An empty condition (density estimation) has nothing to standardize.
         first: list[nn.Module] = [nn.Identity()]
         if x[0].numel():
             # Images and series have neighbours, and a user's network has its own idea of x.
-            plain = embedding_net is not None or x.dim() > 2
+            plain = embedding_net is not None or (x.dim() > 2 and columns is None)
             first = [standardizer(x)] if plain else _seen(theta, x, columns)
         embedding = nn.Sequential(*first, embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
@@ -123,11 +132,23 @@ def flow_nn(
 
 def _seen(theta: Tensor, x: Tensor, columns: Sequence[int] | None) -> list[nn.Module]:
     """Return what makes features of the columns of x (n, c) to look at."""
-    kept = informative(theta, x) if columns is None else torch.as_tensor(columns)
+    kept = informative(theta, x) if columns is None else _checked(columns, x)
     if torch.equal(kept, torch.arange(x.shape[1])):
         return [features_of(theta, x)]
     some = Columns(kept.to(x.device))
     return [some, features_of(theta, some(x))]
+
+
+def _checked(columns: Sequence[int], x: Tensor) -> Tensor:
+    """Return numbers of columns of x (n, c), which has them, shape (k,)."""
+    kept = torch.as_tensor(columns, dtype=torch.long)
+    different = kept.dim() == 1 and len(kept) == len(kept.unique()) > 0
+    if x.dim() != 2 or not different or kept.min() < 0 or kept.max() >= x.shape[1]:
+        raise ValueError(
+            "columns must be different numbers of columns of x, at least one, got "
+            f"{list(columns)} for x of shape {tuple(x.shape[1:])}."
+        )
+    return kept
 
 
 @contextlib.contextmanager

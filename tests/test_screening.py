@@ -216,6 +216,19 @@ def test_columns_can_be_named():
     assert isinstance(every.embedding_net[0], Features)
 
 
+@pytest.mark.parametrize("columns", [[], [0, 0], [-1], [3], [[0, 1]]])
+def test_columns_that_x_has_not_are_refused(columns):
+    with pytest.raises(ValueError, match=r"columns must be different numbers .* shape \(3,\)"):
+        flow_nn(PRIOR, columns=columns)(randn(50, 3), randn(50, 3))
+
+
+def test_columns_of_images_and_beside_an_embedding_net_are_refused():
+    with pytest.raises(ValueError, match=r"columns must be .* shape \(3, 4\)"):
+        flow_nn(PRIOR, columns=[0])(randn(50, 3), randn(50, 3, 4))
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        flow_nn(PRIOR, columns=[0], embedding_net=torch.nn.Identity())
+
+
 def test_counts_keep_their_steps_behind_the_columns():
     """Of the columns kept the steps of counts are the proxy's, whose order is another than x's."""
     rates = (1.0 + PRIOR.sample((400,)).abs()).clamp_max(3.0)

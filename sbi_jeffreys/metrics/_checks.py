@@ -47,7 +47,7 @@ def check_finite(name: str, rows: Tensor) -> None:
     Raises:
         ValueError: If a row has values that are not finite.
     """
-    finite = torch.isfinite(rows).flatten(1).all(dim=1)
+    finite = torch.isfinite(rows).reshape(len(rows), -1).all(dim=1)
     if not finite.all():
         raise ValueError(
             f"{name} has {int((~finite).sum())} rows with NaN or inf out of {len(rows)}; find out "
