@@ -194,14 +194,18 @@ def run_method(
 
 
 def _generator(seed: int, observation: int) -> torch.Generator:
-    return torch.Generator().manual_seed((1000 * seed + observation) % 2**63)
+    return _generator_of(1000 * seed + observation)
+
+
+def _generator_of(number: int) -> torch.Generator:
+    """Return a generator with this seed, which may be beyond the largest that torch takes."""
+    return torch.Generator().manual_seed(number % 2**63)
 
 
 @torch.no_grad()
 def _held_out_nll(task: Task, estimator: Any, sizes: Sizes, seed: int) -> tuple[float, float]:
     """Return the mean of -log p(theta | x) over fresh simulations, and its standard error."""
-    generator = torch.Generator().manual_seed((seed + 2**31) % 2**63)
-    theta, x = task.simulate(sizes.num_test, generator=generator)
+    theta, x = task.simulate(sizes.num_test, generator=_generator_of(seed + 2**31))
     nll = -estimator.log_prob(theta.unsqueeze(0), x)[0].double()
     return nll.mean().item(), (nll.std() / len(nll) ** 0.5).item()
 

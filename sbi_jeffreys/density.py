@@ -288,11 +288,10 @@ class JeffreysDensity:
             self._log_partition = None
             training.estimator.eval()
         loss = training.best_loss
-        if keep_last and not diverged:
+        if not diverged and keep_last:
             training.estimator.load_state_dict(last)
         elif not diverged:
             loss = training.settle(held_out)
-            training.estimator.eval()
         training.estimator.zero_grad(set_to_none=True)
         self._summary["epochs_trained"].append(training.epoch)
         self._summary["best_validation_loss"].append(loss)

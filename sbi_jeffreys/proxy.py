@@ -198,5 +198,4 @@ class EnergyProxy(nn.Module):
         Returns:
             Nats, shape (S, B), with S = 1 where theta has no such dimension.
         """
-        ratio = self.log_ratio(theta, x)
-        return self.base.log_prob(theta) + ratio
+        return self.base.log_prob(theta) + self.log_ratio(theta, x)

@@ -50,7 +50,9 @@ def run(
     weight, estimator.weight = estimator.weight, 0.0
     failed, training.diverged = True, False
     try:
-        _expect(training, max_num_epochs)
+        # Where there are prices to try, patience begins after hundreds of steps.
+        long = max_num_epochs - training.epoch >= _LONG
+        training.graphs.soon = training.patience.trials and long
         lowered = _begin(training, data, held_out)
         failed = training.diverged = run_epochs(
             training, data, held_out, after_epoch, max_num_epochs=max_num_epochs, outliers_in="x"
@@ -67,12 +69,6 @@ def run(
         elif training.epoch == first:
             estimator.weight = weight
     return lowered
-
-
-def _expect(training: Training, max_num_epochs: int) -> None:
-    """Let steps be recorded early if many are to come."""
-    # Where there are prices to try, patience begins after hundreds of steps.
-    training.graphs.soon = training.patience.trials and max_num_epochs - training.epoch >= _LONG
 
 
 def _begin(training: Training, data: Data | LoaderData, held_out: Data | LoaderData) -> bool:
@@ -114,7 +110,6 @@ def run_epochs(
         RuntimeError, ValueError, AssertionError: What an estimator raises of its own while its
             weights are finite; all else that ``after_epoch`` raises.
     """
-    _expect(training, max_num_epochs)
     try:
         while training.epoch < max_num_epochs and not training.converged:
             after_epoch(training.advance(data, held_out))

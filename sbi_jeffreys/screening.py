@@ -85,13 +85,15 @@ def informative(theta: Tensor, x: Tensor) -> Tensor:
         x: Data, shape (n, c). Rows with NaN or inf do not count.
     """
     every = torch.arange(x.shape[1])
-    theta, x = (rows.detach().cpu().float() for rows in (theta, x))
-    finite = theta.isfinite().all(dim=1) & x.isfinite().all(dim=1)
-    theta, x = theta[finite], x[finite]
-    if not 1 < len(every) <= MOST_FEATURES or len(x) < _FEWEST_ROWS:
+    if not 1 < len(every) <= MOST_FEATURES:
         return every
-    sample = torch.randperm(len(x), generator=torch.Generator().manual_seed(_SEED))[:_ROWS]
-    theta, x = theta[sample], x[sample]
+    theta, x = theta.detach().float(), x.detach().float()
+    finite = (theta.isfinite().all(dim=1) & x.isfinite().all(dim=1)).nonzero().squeeze(-1)
+    if len(finite) < _FEWEST_ROWS:
+        return every
+    sample = torch.randperm(len(finite), generator=torch.Generator().manual_seed(_SEED))[:_ROWS]
+    rows = finite[sample.to(finite.device)]
+    theta, x = theta[rows].cpu(), x[rows].cpu()
     mean, std = shift_and_scale(x)
     cut = cut_outliers((x - mean) / std)
     # Ranks of x itself: one far row may leave nothing else of what is standardised.
