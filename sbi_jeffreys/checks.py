@@ -4,13 +4,29 @@ import math
 import operator
 from typing import Any
 
+import torch
+
 __all__ = [
     "check_atomic",
+    "check_default_type",
     "check_not_negative",
     "check_positive",
     "check_seed",
     "check_training",
 ]
+
+
+def check_default_type() -> None:
+    """Refuse to go on where torch makes networks and constants of another type than float32.
+
+    Raises:
+        ValueError: With that type.
+    """
+    if torch.get_default_dtype() != torch.float32:
+        raise ValueError(
+            f"torch's default type is {torch.get_default_dtype()}, in which networks are made now; "
+            "sbi trains in float32: torch.set_default_dtype(torch.float32)."
+        )
 
 
 def check_positive(**values: float) -> None:

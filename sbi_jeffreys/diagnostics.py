@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .arrays import as_float
 from .checks import check_positive
 from .divergences import (
     balance_heuristic,
@@ -52,7 +53,7 @@ def diagnose_proxy(
         The diagnostics. They cost 2 * num_draws * B evaluations of flow and proxy.
 
     Raises:
-        TypeError: If it is no estimator of ``JeffreysNPE``.
+        TypeError: If it is no estimator of ``JeffreysNPE``, or theta or x no array of numbers.
         ValueError: If the estimator has no proxy, ``num_draws`` is not positive, or shapes do not
             fit.
     """
@@ -64,7 +65,10 @@ def diagnose_proxy(
     if estimator.proxy is None:
         raise ValueError("The estimator has no proxy: it was trained with objective='ml'.")
     check_positive(num_draws=num_draws)
-    theta, x = (torch.as_tensor(values).to(estimator.pool_weight) for values in (theta, x))
+    theta, x = (
+        as_float(name, values).to(estimator.pool_weight)
+        for name, values in (("theta", theta), ("x", x))
+    )
     shapes = (tuple(estimator.input_shape), tuple(estimator.condition_shape))
     if len(theta) != len(x) or (tuple(theta.shape[1:]), tuple(x.shape[1:])) != shapes:
         raise ValueError(

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ._version import __version__
+from .checks import check_default_type
 from .files import atomic_write
 from .flows import DEFAULT_FLOW
 from .priors import check_prior, moved
@@ -75,9 +76,10 @@ def save(
     Raises:
         FileNotFoundError: If there is no such folder.
         TypeError: If it is neither a ``DirectPosterior`` nor a density estimator.
-        ValueError: If the name is unknown, or an estimator that is built by that name does not
-            reproduce the trained one.
+        ValueError: If the name is unknown, an estimator that is built by that name does not
+            reproduce the trained one, or torch makes networks of another type than float32.
     """
+    check_default_type()
     estimator = getattr(posterior, "posterior_estimator", posterior)
     if posterior is not estimator and not isinstance(posterior, DirectPosterior):
         raise TypeError(
@@ -142,8 +144,10 @@ def load(
         FileNotFoundError: If there is no such file.
         TypeError: If the prior is no torch distribution, or cannot evaluate its density.
         ValueError: If the file is truncated, not one of ours or of a newer format; if a builder or
-            the prior is needed and missing, or is another than the one that was used.
+            the prior is needed and missing, or is another than the one that was used; if torch
+            makes networks of another type than float32.
     """
+    check_default_type()
     tensors, structure = _read(Path(path))
     if prior is not None and device != "cpu":
         # It may be on the device already, as sbi's trainers want it; what is rebuilt is not.

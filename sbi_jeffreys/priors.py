@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from sbi.utils import RestrictedPrior
-from sbi.utils.sbiutils import ImproperEmpirical
+from sbi.utils.sbiutils import ImproperEmpirical, within_support
 from sbi.utils.user_input_checks import process_prior
 from sbi.utils.user_input_checks_utils import (
     CustomPriorWrapper,
@@ -37,7 +37,8 @@ def check_prior(prior: Any) -> Distribution | None:
 
     Raises:
         TypeError: If it is no torch distribution, or cannot evaluate its density.
-        ValueError: If it is a scalar distribution, or one with several batch dimensions.
+        ValueError: If it is a scalar distribution, or one with several batch dimensions, or if
+            torch cannot tell what lies in its support.
     """
     if proper(prior) is None:
         return prior
@@ -65,7 +66,16 @@ def _check_distribution(prior: Distribution) -> Distribution:
             f"prior of type {type(prior).__name__} has no usable log_prob ({error!r}). The proxy "
             "is defined relative to the prior's density: implement log_prob, or pass prior=None."
         ) from error
-    return process_prior(prior)[0]
+    prior = process_prior(prior)[0]
+    try:
+        within_support(prior, draw(prior, 2))
+    except RuntimeError as error:
+        raise ValueError(
+            f"Whether parameters lie in the support of this prior cannot be told ({error}). Where "
+            "it joins a distribution of vectors whose entries depend on each other, such as a "
+            "Dirichlet, with others, take one in coordinates that are free (its logits)."
+        ) from error
+    return prior
 
 
 def draw(prior: Distribution, num: int) -> Tensor:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .simulations import as_float, check_finite, constant_column
+from .arrays import as_float
+from .simulations import check_finite, constant_column
 
 __all__ = ["check_points", "check_trainable", "split_samples"]
 

@@ -2,19 +2,19 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .arrays import as_tensor, check_resolution
+from .checks import check_default_type
 from .priors import draw, proper
 from .seeding import forked
 from .walls import support_bounds
 from .warn import warn
 
 __all__ = [
-    "as_float",
     "check_finite",
     "check_held_out",
     "check_same_rows",
@@ -26,38 +26,8 @@ __all__ = [
     "warn_outside_prior",
 ]
 
-# Rows in which digits that float32 loses are looked for, and the share of a column's standard
-# deviation that rounding may move a value by.
-_ROWS, _LOST = 1000, 1e-3
 # Beyond a bound by rounding: this share of it at most.
 _ROUNDING = 1e-6
-# Types all of whose values float32 holds.
-_HELD = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.bool,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-)
-
-
-def as_float(name: str, values: Any) -> Tensor:
-    """Return real numbers of any type as a float32 tensor.
-
-    Raises:
-        TypeError: If values are no tensor or array, or complex.
-    """
-    if isinstance(values, np.ndarray):
-        values = torch.from_numpy(values)
-    if not isinstance(values, Tensor):
-        raise TypeError(
-            f"{name} must be a torch tensor or a numpy array, got {type(values).__name__}."
-        )
-    if values.is_complex():
-        raise TypeError(f"{name} is complex; stack its real and imaginary parts instead.")
-    return values.detach().to(torch.float32)
 
 
 def check_simulations(
@@ -76,15 +46,11 @@ def check_simulations(
         ValueError: If shapes do not fit, nothing is there, theta is not finite, or torch makes
             networks of another type.
     """
-    if torch.get_default_dtype() != torch.float32:
-        raise ValueError(
-            f"torch's default type is {torch.get_default_dtype()}, in which networks are made now; "
-            "sbi trains in float32: torch.set_default_dtype(torch.float32)."
-        )
-    given = {"theta": theta, "x": x}
-    theta, x = as_float("theta", theta), as_float("x", x)
+    check_default_type()
+    given = {"theta": as_tensor("theta", theta), "x": as_tensor("x", x)}
+    theta, x = (values.to(torch.float32) for values in given.values())
     for (name, values), rounded in zip(given.items(), (theta, x), strict=True):
-        _check_resolution(name, torch.as_tensor(values), rounded)
+        check_resolution(name, values, rounded)
     if theta.dim() != 2 or x.dim() < 2:
         raise ValueError(
             f"theta must have shape (n, d) and x (n, ...), got {tuple(theta.shape)} and "
@@ -128,33 +94,6 @@ def check_varies(theta: Tensor) -> None:
             f"theta is constant in column {column} (= {float(theta[0, column]):g}) of all "
             f"{len(theta)} simulations: a parameter that never varies has no density; leave it out "
             "of theta and of the prior."
-        )
-
-
-def _check_resolution(name: str, values: Tensor, rounded: Tensor) -> None:
-    """Say so where float32 cannot hold the values, or not what tells them apart.
-
-    Raises:
-        ValueError: If finite values are beyond its range.
-    """
-    if values.dtype in _HELD or not values.numel():
-        return
-    if bool((rounded.isinf() & values.isfinite()).any()):
-        raise ValueError(
-            f"{name} holds values of up to {values.abs().max().item():.3g}, beyond the range of "
-            "float32, in which models are trained: give it another unit."
-        )
-    # Rows enough to tell, columns last.
-    values, rounded = values[:_ROWS].double(), rounded[:_ROWS].double()
-    error = (values - rounded).abs().nan_to_num(nan=0.0).amax(dim=0)
-    varies = (values != values[0]).any(dim=0)
-    lost = varies & (error > _LOST * values.nan_to_num(nan=0.0).std(dim=0, correction=0))
-    if bool(lost.any()):
-        column = int(lost.flatten().nonzero()[0])
-        warn(
-            f"{name} loses digits that matter in column {column}: models are trained in float32, "
-            f"which rounds its values by up to {error.flatten()[column].item():.2g}. Subtract an "
-            "offset from it first."
         )
 
 

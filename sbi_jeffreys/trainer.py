@@ -29,6 +29,7 @@ from .base import Base
 from .batches import Data, PerRow, num_to_train_on, ones, through_loaders
 from .checks import (
     check_atomic,
+    check_default_type,
     check_not_negative,
     check_positive,
     check_seed,
@@ -291,13 +292,15 @@ class JeffreysNPE(NPE_C):
 
         Raises:
             RuntimeError: If there are no simulations, or nothing to resume.
-            ValueError: If a hyper-parameter is out of range, there are too few simulations, or a
-                resumed training is given other rows, or is to begin anew.
+            ValueError: If a hyper-parameter is out of range, there are too few simulations, a
+                resumed training is given other rows, or is to begin anew, or torch makes networks
+                of another type than float32.
             KeyboardInterrupt: On Ctrl-C, after the best weights have been put back; go on with
                 ``resume_training=True``.
         """
         if not self._data_round_index:
             raise RuntimeError("No simulations: call append_simulations(theta, x) before train().")
+        check_default_type()
         if resume_training and self._training is None:
             raise RuntimeError("Nothing to resume: call train() without resume_training first.")
         check_training(

@@ -4,11 +4,14 @@ import linecache
 import logging
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from sbi.neural_nets import posterior_nn
 from torch import Tensor, nn
 from trainers import THETA, X, make, usable
+
+from sbi_jeffreys import load, save
 
 NAN, INF = float("nan"), float("inf")
 
@@ -19,6 +22,10 @@ def with_entry(values: Tensor, row: int, column: int, value: float) -> Tensor:
     changed = values.clone()
     changed[row, column] = value
     return changed
+
+
+MASKED = np.ma.masked_array(X.numpy().copy(), mask=np.zeros(X.shape, bool))
+MASKED[3] = np.ma.masked
 
 
 # Simulations
@@ -37,6 +44,9 @@ SIMULATIONS = {
     "list": (THETA.tolist(), X, TypeError, ("theta", "list", "numpy array")),
     "None": (THETA, None, TypeError, ("x must be", "NoneType")),
     "complex": (THETA, X + 0j, TypeError, ("x is complex", "real and imaginary")),
+    "masked": (THETA, MASKED, TypeError, ("x is", "masked", "x.filled(np.nan)")),
+    "words": (X.numpy().astype(str), X, TypeError, ("theta", "<U", "theta.astype(float)")),
+    "sparse": (THETA, X.to_sparse(), TypeError, ("x is", "sparse", "dense")),
 }
 
 
@@ -47,6 +57,54 @@ def test_simulations_are_refused(case):
         make().append_simulations(theta, x)
     for part in parts:
         assert part in str(caught.value)
+
+
+def _read_only(x: np.ndarray) -> np.ndarray:
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+ARRAYS = {
+    "as it is": lambda x: x,
+    "read-only": _read_only,
+    "of the other byte order": lambda x: x.astype(x.dtype.newbyteorder()),
+    "backwards": lambda x: x[::-1].copy()[::-1],
+    "by columns": np.asfortranarray,
+    "of long doubles": lambda x: x.astype(np.longdouble),
+    "masked nowhere": np.ma.masked_array,
+    "a matrix": np.asmatrix,
+}
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_of_any_layout_are_taken_as_they_are(kind):
+    values = ARRAYS[kind](X.numpy())
+    trainer = make().append_simulations(ARRAYS[kind](THETA.numpy()), values)
+    theta, x, _ = trainer.get_simulations()
+    assert torch.equal(theta, THETA)
+    assert torch.equal(x, X)
+    assert (np.asarray(values) == X.numpy()).all()
+
+
+def test_another_default_type_is_refused_before_networks_are_made(tmp_path):
+    trainer = make().append_simulations(THETA, X)
+    trainer.train(max_num_epochs=1)
+    path = tmp_path / "posterior.safetensors"
+    save(trainer.build_posterior(), path)
+    torch.set_default_dtype(torch.float64)
+    try:
+        for call in (
+            lambda: make().append_simulations(THETA, X),
+            lambda: trainer.train(max_num_epochs=2, resume_training=True),
+            lambda: save(trainer.build_posterior(), path),
+            lambda: load(path),
+        ):
+            with pytest.raises(ValueError, match=r"torch.float64.*set_default_dtype"):
+                call()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_theta_that_never_varies_is_refused():

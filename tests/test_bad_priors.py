@@ -4,8 +4,9 @@ import warnings
 
 import pytest
 import torch
-from sbi.utils import RestrictedPrior
+from sbi.utils import MultipleIndependent, RestrictedPrior
 from torch.distributions import (
+    Dirichlet,
     Distribution,
     ExpTransform,
     Independent,
@@ -34,6 +35,11 @@ PRIORS = {
     "batch of numbers": (Normal(torch.zeros(2), 1.0), ValueError, ("batch_shape", "Independent")),
     "no distribution": (lambda n: n, TypeError, ("function", "process_prior", "prior=None")),
     "list": ([PRIOR], TypeError, ("list", "process_prior")),
+    "a simplex and a number": (
+        MultipleIndependent([Dirichlet(torch.ones(3)), Normal(torch.zeros(1), torch.ones(1))]),
+        ValueError,
+        ("support", "Dirichlet", "logits"),
+    ),
 }
 
 
