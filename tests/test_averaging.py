@@ -19,3 +19,16 @@ def test_share_of_the_newest_weights(newest, steps, share):
     with mean.in_place():
         torch.testing.assert_close(parameter.detach(), torch.full((3,), share))
     assert (parameter == 1).all()
+
+
+def test_beginning_anew_is_of_the_chosen_parameters():
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    mean = RunningMean(parameters, 1)
+    for parameter in parameters:
+        nn.init.ones_(parameter)
+    mean.begin_anew(parameters[:1])
+    with mean.in_place():
+        assert [p.tolist() for p in parameters] == [[1.0, 1.0], [0.0, 0.0]]
+    mean.begin_anew()
+    with mean.in_place():
+        assert [p.tolist() for p in parameters] == [[1.0, 1.0], [1.0, 1.0]]

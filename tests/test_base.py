@@ -1,5 +1,6 @@
 """The base density stands on a parameter that has a density."""
 
+import copy
 import math
 
 import pytest
@@ -40,3 +41,18 @@ def test_the_first_parameter_is_the_anchor_if_it_can_be():
     assert torch.equal(base.anchor, theta[:1])
     assert base.floor.item() == pytest.approx(-2 * math.log(2) - WALL)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_where_the_support_has_no_density_the_soft_base_is_at_its_floor():
+    """As of the upper bound of a uniform: minus infinity there would end a training."""
+    base, bound = Base(BOX, BOX.sample((10,))), torch.tensor([[1.0, 2.0]])
+    assert torch.equal(base.log_prob_soft(bound), base.floor.reshape(1))
+    assert base.log_prob(bound).tolist() == [-math.inf]
+
+
+def test_copies_share_the_prior():
+    """It is the user's, and may be one that cannot be copied."""
+    base = Base(BOX, BOX.sample((10,)))
+    other = copy.deepcopy(base)
+    assert other.distribution is base.distribution
+    assert other.anchor is not base.anchor

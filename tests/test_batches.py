@@ -115,3 +115,12 @@ def test_the_head_of_a_loader_that_shuffles_is_the_same_each_time():
     rows = TensorDataset(torch.arange(50.0)[:, None], torch.arange(50.0)[:, None])
     data = LoaderData(DataLoader(rows, batch_size=10, shuffle=True))
     assert torch.equal(data.head(20, "cpu")[0], data.head(20, "cpu")[0])
+
+
+def test_the_head_of_a_loader_grows_with_what_is_asked_for():
+    theta, x = simulate(10)
+    data = LoaderData(DataLoader(TensorDataset(theta, x), batch_size=3))
+    for num in (2, 5, 3, 10, 20):
+        head = data.head(num, "cpu")
+        assert torch.equal(head[0], theta[:num])
+        assert torch.equal(head[1], x[:num])

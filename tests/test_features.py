@@ -186,3 +186,10 @@ def test_images_and_what_a_network_of_the_user_sees_are_left_as_they_are():
     for data, network in ((x, None), (x.flatten(1), nn.Flatten())):
         flow = flow_nn(PRIOR, embedding_net=network)(theta, data)
         assert not any(isinstance(module, Features) for module in flow.modules())
+
+
+def test_columns_of_two_values_are_left_as_they_are():
+    """Of two values any scale makes the same."""
+    x = torch.tensor([[1.0], [100.0]]).repeat(50, 1)
+    assert not nearer_as_logarithms(x)[0].any()
+    assert nearer_as_logarithms(torch.cat((x, x.new_full((50, 1), 10.0))))[0].all()

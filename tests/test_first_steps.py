@@ -134,3 +134,10 @@ def test_a_kernel_may_be_anything_and_have_any_scale():
     _, training, data, held_out = parts(rate=4e-1, calibration_kernel=Kernel())
     with pytest.warns(RuntimeWarning, match="is too high"):
         assert check_rates(training, data, held_out)
+
+
+def test_without_a_simple_start_there_is_nothing_to_lose():
+    _, training, data, held_out = parts(rate=4e-1)
+    training.simple_start = False
+    assert not check_rates(training, data, held_out)
+    assert training.rates == [4e-1, 5e-3]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sbi_jeffreys.muon import Muon, orthogonalize
+from sbi_jeffreys.muon import Muon, adam, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (3, 16, 12)])
@@ -99,3 +99,24 @@ def test_moments_survive_pickling_and_a_state_dict_is_refused():
     assert torch.equal(layer.bias, twin.bias)
     with pytest.raises(NotImplementedError, match="pickle"):
         optimizer.state_dict()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (12, 8)])
+def test_two_steps_by_hand(shape):
+    parameter, expected = nn.Parameter(torch.zeros(shape)), torch.zeros(shape)
+    optimizer, momentum = Muon([parameter], lr=1e-2), torch.zeros(shape)
+    for gradient in torch.randn(2, *shape):
+        parameter.grad = gradient
+        optimizer.step()
+        momentum = 0.95 * momentum + 0.05 * gradient
+        # Nesterov's: the gradient counts once more.
+        update = orthogonalize(0.95 * momentum + 0.05 * gradient)
+        expected -= 0.6e-2 * max(shape) ** 0.5 * update
+        torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_adams_decay_of_weights_is_decoupled():
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.zeros(3)
+    adam([parameter], lr=0.1, weight_decay=0.2).step()
+    torch.testing.assert_close(parameter.detach(), torch.full((3,), 1 - 0.1 * 0.2))

@@ -88,11 +88,37 @@ def test_what_says_something_of_theta_is_kept_and_noise_is_not(simulate, num, n)
     assert sum(len(columns) <= num + 2 for columns in found) >= 4
 
 
+def scales_say_little(n):
+    theta = randn(n, 1)
+    return theta, torch.cat((theta + randn(n, 1), (1 + 0.15 * theta) * randn(n, 50)), dim=1)
+
+
+def many_gauges_of_noise(n):
+    """Each is a fiftieth of the first column's noise, which only regression on all tells."""
+    theta, noise = randn(n, 1), randn(n, 50)
+    return theta, torch.cat((theta + noise.sum(dim=1, keepdim=True) / 50**0.5, noise), dim=1)
+
+
 @pytest.mark.parametrize("n", [300, 1000])
-@pytest.mark.parametrize("simulate", [correlated, many_say_little])
+@pytest.mark.parametrize(
+    "simulate",
+    [
+        correlated,
+        many_say_little,
+        scales_say_little,
+        many_gauges_of_noise,
+    ],
+)
 def test_columns_that_say_something_together_are_all_kept(simulate, n):
     theta, x = simulate(n)
     assert len(informative(theta, x)) == x.shape[1]
+
+
+def test_columns_that_share_what_theta_scales_are_all_kept():
+    """They differ from noise in products of two of them only, of which each says too little."""
+    theta, shared = randn(1000, 1), randn(1000, 1)
+    others = randn(1000, 50) + 0.25 * theta.abs().sqrt() * shared
+    assert len(informative(theta, torch.cat((theta + randn(1000, 1), others), dim=1))) == 51
 
 
 def test_rows_in_an_order_and_ties_do_not_matter():
@@ -125,7 +151,10 @@ def test_columns_that_never_vary_are_no_reason_to_keep_others():
 
 @pytest.mark.parametrize(("n", "c"), [(300, 1), (79, 50), (100, 501), (2, 30), (0, 30)])
 def test_one_column_too_many_and_few_rows_are_left_alone(n, c):
-    assert informative(rand(n, 2), randn(n, c)).tolist() == list(range(c))
+    theta, x = rand(n, 2), randn(n, c)
+    # With nothing but noise all columns are kept in any case.
+    x[:, 0] = theta[:, 0]
+    assert informative(theta, x).tolist() == list(range(c))
 
 
 def test_nothing_that_depends_is_no_reason_to_look_at_nothing():
@@ -326,6 +355,15 @@ def test_rows_ordered_by_theta_are_sampled():
     order = theta[:, 0].argsort()
     assert informative(theta[order], x[order]).tolist()[:3] == [0, 1, 2]
     assert len(informative(theta[order], x[order])) <= 5
+
+
+def test_rows_for_tests_of_pairs_are_sampled():
+    """The sign of what a parameter does in its upper half: the first thousand rows say nothing."""
+    theta, sign = randn(2500, 2), randn(2500, 1).sign()
+    theta = theta[theta[:, 1].argsort()]
+    shown = sign * theta[:, 1:].clamp_min(0) + 0.1 * randn(2500, 1)
+    theta, x = among_noise(theta, theta[:, :1] + 0.1 * randn(2500, 1), sign, shown)
+    assert informative(theta, x).tolist()[:3] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

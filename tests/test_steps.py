@@ -4,13 +4,17 @@ import math
 
 import pytest
 import torch
-from trainings import equal, make, simulate_bent, snapshot
+from torch import nn
+from trainings import PRIOR, equal, make, simulate_bent, snapshot
 
 import sbi_jeffreys.steps as steps_module
 from sbi_jeffreys.conditional_gaussian import ConditionalGaussian
 from sbi_jeffreys.costs import HuberCost, LinearCost
+from sbi_jeffreys.descent import flow_optimizer
 from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.duals import FixedWeights, ResilientDual
+from sbi_jeffreys.estimator import JeffreysEstimator
+from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.muon import Muon
 from sbi_jeffreys.objective import Limits
 
@@ -172,6 +176,54 @@ def test_adam_trains_the_gaussian_given_x_and_muon_the_coupling_layers():
     (place,) = (i for i, layer in enumerate(layers) if isinstance(layer, ConditionalGaussian))
     assert names
     assert all(f"transforms.{place}." not in name for name in names)
+
+
+def test_the_embedding_and_maximum_likelihood_stay_with_adam():
+    theta, x = PRIOR.sample((50,)), torch.randn(50, 16)
+    flow = flow_nn(PRIOR, hidden_features=24, embedding_net=nn.Linear(16, 16))(theta, x)
+    estimator = JeffreysEstimator(flow, theta, x)
+    muon = flow_optimizer(estimator, 1e-3, 0.0, muon=True)
+    stacked = {id(p) for stack in muon._stacks for p in stack}
+    assert stacked
+    assert all(id(p) not in stacked for p in estimator.embedding_net.parameters())
+    adam = make(weights="ml", weight_decay=0.3)[0].optimizers[0]
+    assert not isinstance(adam, Muon)
+    assert adam.param_groups[0]["weight_decay"] == 0.3
+
+
+def test_an_epoch_is_in_training_mode():
+    training, data, _ = make()
+    training.estimator.eval()
+    training.run_epoch(data)
+    assert training.estimator.training
+
+
+def test_the_dual_of_a_trial_sees_a_share_of_the_reverse_divergence():
+    training, data, _ = make()
+    training.patience.stiffness = 0.1
+    before, batch = training.dual, next(data.batches(10, "cpu", shuffle=False))
+    reverse = training.step(*batch)[1]
+    expected, other = (
+        training.weighting.step(before, training._divergences(share * reverse)).multipliers
+        for share in (0.1, 1.0)
+    )
+    assert torch.equal(training.dual.multipliers, expected)
+    assert not torch.equal(expected, other)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_negatives_of_later_rounds_are_none_of_the_bases(later, monkeypatch):
+    asked, negatives = [], steps_module.negatives
+
+    def spy(*args, from_base):
+        asked.append(from_base)
+        return negatives(*args, from_base=from_base)
+
+    monkeypatch.setattr(steps_module, "negatives", spy)
+    hook = (lambda theta, x, masks: theta.sum(dim=1)) if later else None
+    training, data, _ = make(forward_loss=hook)
+    training.step(*next(data.batches(10, "cpu", shuffle=False)))
+    assert asked == [not later]
 
 
 def objective(draws=None, weights=(1.0, 1.0, 1.0), **settings):

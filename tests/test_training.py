@@ -188,6 +188,13 @@ def test_later_rounds_keep_the_best():
     assert equal(best, snapshot(training.estimator))
 
 
+def test_what_was_not_drawn_from_the_prior_stays_so_when_a_training_goes_on():
+    training, _, _ = make(proxy="likelihood", from_prior=False)
+    training.go_on(training.settings, ones, None)
+    assert not training.from_prior
+    assert training.draws.simulated == 0
+
+
 def test_beginning_anew_remembers_how_good_the_best_was():
     training, data, held_out = make()
     training.start(held_out)
@@ -365,6 +372,20 @@ def test_a_trial_lowers_the_price_until_the_multiplier_moves(reverse, stiffness)
     assert training.patience.stiffness == pytest.approx(stiffness)
     assert training.patience.before == 1.0
     assert training.dual is before
+
+
+def test_a_trial_that_has_just_begun_moves_the_multiplier(monkeypatch):
+    training, data, held_out = make(
+        weights=ResilientDual((LinearCost(), HuberCost(30.0, 4.0), LinearCost()))
+    )
+    training.start(held_out)
+    training.patience.mark, training.patience.stall = -100.0, training.patience.limit
+    epoch = {"training_loss": 0.0, "divergence_reverse": 100.0}
+    monkeypatch.setattr(training, "run_epoch", lambda data: dict(epoch))
+    training.steps = 1
+    training.advance(data, held_out)
+    assert training.patience.before == 1.0
+    assert training.stiffness == pytest.approx(0.001)
 
 
 @pytest.mark.parametrize("weights", ["fixed", "ml", ResilientDual([LinearCost()] * 3)], ids=str)

@@ -29,6 +29,22 @@ def test_reachable_positions_cover_the_segment():
             assert np.diff(positions).max() <= 1 / num + 1e-12
 
 
+@pytest.mark.parametrize("num", [2, 5, 16])
+def test_richness_is_the_largest_distance_from_a_reachable_point(num):
+    everywhere = np.linspace(0, 1, 1001)[:, None]
+    variation = max(
+        0.5 * np.abs(ends[0] - ends[1]).sum() for ends in (theorem._FLOW, theorem._PROXY)
+    )
+    distances = [
+        variation * np.abs(everywhere - theorem.reachable(num, offset)).min(axis=1).max()
+        for offset in (0.1, 0.5, 0.9)
+    ]
+    richness = theorem.duality_gap(num).richness
+    # Positions are looked at a thousandth of the segment apart.
+    assert max(distances) == pytest.approx(richness, abs=1e-3)
+    assert max(distances) <= richness + 1e-12
+
+
 def dual_by_solver(D):
     """Return max over lambda of min_i lambda.D_i - |lambda|^2 / 2, by a general solver."""
     found = minimize(
