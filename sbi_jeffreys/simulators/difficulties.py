@@ -1,16 +1,9 @@
-"""Simulators beside the ten tasks: what people meet, one kind of difficulty each.
-
-They have no reference posterior; methods are compared on them by held-out NLL
-(``python -m sbi_jeffreys.bench_method --tasks simulators``). Functions take theta (n, d) and
-return x (n, c), with torch's global random numbers.
-"""
+"""One kind of difficulty each: heavy tails, counts, many modes, no noise, no information."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from sbi.utils import BoxUniform, MultipleIndependent
+from sbi.utils import MultipleIndependent
 from torch import Tensor, rand, randn
 from torch.distributions import (
     Bernoulli,
@@ -18,7 +11,6 @@ from torch.distributions import (
     Binomial,
     Categorical,
     Cauchy,
-    Distribution,
     Exponential,
     Gamma,
     Independent,
@@ -27,41 +19,9 @@ from torch.distributions import (
     StudentT,
 )
 
-from .seeding import seeded
+from .base import Simulator, box, normal
 
-__all__ = ["SIMULATORS", "Simulator"]
-
-
-@dataclass(frozen=True)
-class Simulator:
-    """A prior and a function of parameters.
-
-    Args:
-        prior: Prior over theta.
-        run: Function of theta (n, d) that returns x (n, c).
-    """
-
-    prior: Distribution
-    run: Callable[[Tensor], Tensor]
-
-    def simulate(self, num: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return parameters from the prior (num, d) and data (num, c); torch's state stays.
-
-        Args:
-            num: Number of simulations.
-            generator: Its seed decides.
-        """
-        with seeded(generator.initial_seed()):
-            theta = self.prior.sample(torch.Size((num,)))
-            return theta, self.run(theta)
-
-
-def _box(low: list[float], high: list[float]) -> BoxUniform:
-    return BoxUniform(torch.tensor(low).float(), torch.tensor(high).float())
-
-
-def _normal(features: int) -> Distribution:
-    return Independent(Normal(torch.zeros(features), torch.ones(features)), 1)
+__all__ = ["DIFFICULTIES"]
 
 
 def ornstein_uhlenbeck(theta: Tensor) -> Tensor:
@@ -237,13 +197,13 @@ def _one(value: float) -> Tensor:
     return torch.tensor([float(value)])
 
 
-SIMULATORS = {
-    "ornstein_uhlenbeck": Simulator(_box([0.1, -2, 0.1], [2, 2, 1]), ornstein_uhlenbeck),
-    "queue": Simulator(_box([0, 0.1, 0.05], [5, 5, 0.5]), queue),
-    "g_and_k": Simulator(_box([0, 0.1, 0, 0], [10, 5, 5, 0.5]), g_and_k),
-    "angles": Simulator(_box([-2], [2]), angles),
-    "squares": Simulator(_box([-1] * 5, [1] * 5), squares),
-    "linear_20": Simulator(_normal(20), linear_20),
+DIFFICULTIES = {
+    "ornstein_uhlenbeck": Simulator(box([0.1, -2, 0.1], [2, 2, 1]), ornstein_uhlenbeck),
+    "queue": Simulator(box([0, 0.1, 0.05], [5, 5, 0.5]), queue),
+    "g_and_k": Simulator(box([0, 0.1, 0, 0], [10, 5, 5, 0.5]), g_and_k),
+    "angles": Simulator(box([-2], [2]), angles),
+    "squares": Simulator(box([-1] * 5, [1] * 5), squares),
+    "linear_20": Simulator(normal(20), linear_20),
     "positive": Simulator(
         MultipleIndependent(
             [Gamma(_one(2), _one(1)), LogNormal(_one(0), _one(1)), Exponential(_one(1))]
@@ -253,23 +213,23 @@ SIMULATORS = {
     "poisson": Simulator(
         Independent(Normal(torch.tensor([1.0, 0.0]), torch.tensor([1.5, 1.0])), 1), poisson
     ),
-    "cauchy": Simulator(_box([-3, -3], [3, 3]), cauchy),
-    "bits": Simulator(_normal(2), bits),
-    "image": Simulator(_box([-1, -1, 0.2], [1, 1, 2]), image),
-    "wave": Simulator(_box([-3], [3]), wave),
-    "without_noise": Simulator(_box([-1, -1], [1, 1]), without_noise),
-    "uninformative": Simulator(_box([-1, -1], [1, 1]), uninformative),
-    "spiral": Simulator(_box([0.2], [3]), spiral),
-    "mixed_types": Simulator(_normal(2), mixed_types),
-    "growth": Simulator(_box([-1, -0.5], [1, 1]), growth),
-    "banana": Simulator(_normal(2), banana),
-    "student": Simulator(_box([-5, -2], [5, 1]), student),
+    "cauchy": Simulator(box([-3, -3], [3, 3]), cauchy),
+    "bits": Simulator(normal(2), bits),
+    "image": Simulator(box([-1, -1, 0.2], [1, 1, 2]), image),
+    "wave": Simulator(box([-3], [3]), wave),
+    "without_noise": Simulator(box([-1, -1], [1, 1]), without_noise),
+    "uninformative": Simulator(box([-1, -1], [1, 1]), uninformative),
+    "spiral": Simulator(box([0.2], [3]), spiral),
+    "mixed_types": Simulator(normal(2), mixed_types),
+    "growth": Simulator(box([-1, -0.5], [1, 1]), growth),
+    "banana": Simulator(normal(2), banana),
+    "student": Simulator(box([-5, -2], [5, 1]), student),
     "binomial": Simulator(
         MultipleIndependent([Beta(_one(0.5), _one(0.5)), Beta(_one(2), _one(5))]), binomial
     ),
-    "switching": Simulator(_box([-3, -3], [3, 3]), switching),
-    "signs": Simulator(_box([0] * 5, [1] * 5), signs),
-    "rings": Simulator(_box([1, 0.05], [5, 0.5]), rings),
-    "codes": Simulator(_box([-2, -2], [2, 2]), codes),
-    "phases": Simulator(_box([0.5, 1, 0.2], [3, 4, 1]), phases),
+    "switching": Simulator(box([-3, -3], [3, 3]), switching),
+    "signs": Simulator(box([0] * 5, [1] * 5), signs),
+    "rings": Simulator(box([1, 0.05], [5, 0.5]), rings),
+    "codes": Simulator(box([-2, -2], [2, 2]), codes),
+    "phases": Simulator(box([0.5, 1, 0.2], [3, 4, 1]), phases),
 }

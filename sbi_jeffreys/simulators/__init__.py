@@ -1,0 +1,15 @@
+"""Simulators beside the ten tasks: difficulties, one each, and what sciences simulate.
+
+They have no reference posterior; methods are compared on them by held-out NLL
+(``python -m sbi_jeffreys.bench_method --tasks simulators``). Functions take theta (n, d) and
+return x (n, c), with torch's global random numbers. One more is a function and a line of its
+module's table.
+"""
+
+from .base import Simulator
+from .difficulties import DIFFICULTIES
+from .science import SCIENCE
+
+__all__ = ["DIFFICULTIES", "SCIENCE", "SIMULATORS", "Simulator"]
+
+SIMULATORS = DIFFICULTIES | SCIENCE
