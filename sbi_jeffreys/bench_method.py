@@ -133,6 +133,7 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "fixed weights 1 10 1": _jeffreys(objective=FixedWeights((1.0, 10.0, 1.0))),
     "jeffreys, proxy mlp": _jeffreys(proxy="mlp"),
     "jeffreys, one Gaussian": _jeffreys(proxy=proxy_nn("likelihood", num_components=1)),
+    "jeffreys, three Gaussians": _jeffreys(proxy=proxy_nn("likelihood", num_components=3)),
     "jeffreys, no pairs of the proxy's own": _jeffreys(draws=Draws(simulated=0.0)),
     "jeffreys, all terms in every step": _jeffreys(draws=Draws(every=1)),
     "jeffreys, Adam": _jeffreys(settings={"muon": False}),

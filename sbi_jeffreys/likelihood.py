@@ -1,6 +1,6 @@
 r"""An energy in the shape of a likelihood: the default network of the proxy.
 
-.. math:: f_\psi(\theta, c) = \log \frac{1}{m(c)} \sum_{k=1}^{3} w_k(\theta)\,
+.. math:: f_\psi(\theta, c) = \log \frac{1}{m(c)} \sum_{k=1}^{K} w_k(\theta)\,
     \mathcal{N}(c; \mu_k(\theta), \Sigma_k(\theta)) + g(c)
 
 A simulator's data are often near to Gaussian around a mean that depends on :math:`\theta`, or to a
@@ -49,12 +49,19 @@ __all__ = ["LikelihoodEnergy"]
 
 # Beyond this many embedded features, the correlations are those of the start for every theta.
 _MOST_CORRELATED = 20
+# Gaussians by default: as many as are told by so many numbers for each theta, at least and at most.
+# With few columns more of them cost nothing; with many, three are hard enough to learn.
+_NUMBERS, _FEWEST, _MOST = 120, 3, 8
 # Bound on the logarithm of every scale, relative to the start's.
 _LOG_SCALE = 6.0
 # Where the components after the first start, relative to it: means are spread by this, in standard
-# deviations of the residuals, the logarithms of the inverse scales up to the other, and each has
-# this log weight. It must be low, or the linear start would be lost.
-_SPREAD, _SHARPEST, _LOG_WEIGHT = 0.3, 0.7, -4.0
+# deviations of the residuals.
+_SPREAD = 0.3
+# The logarithms of their inverse scales: the largest, and how far they reach below it. All are
+# narrower than the first, or their tails would outweigh its own.
+_SHARPEST, _RANGE = 0.7, 0.5
+# Their log weight: it must be low, or the linear start would be lost.
+_LOG_WEIGHT = -4.0
 
 
 class LikelihoodEnergy(nn.Module):
@@ -69,7 +76,8 @@ class LikelihoodEnergy(nn.Module):
         context: Embedded data, shape (n, c).
         hidden_features: Width of the network of theta; that of the gauge has half of it.
         hidden_layers: Number of hidden layers of the network of theta.
-        num_components: Number of Gaussians.
+        num_components: Number of Gaussians; by default eight for up to four columns, six and four
+            for five and six, three for more.
 
     Raises:
         ValueError: If there are no embedded data, c = 0.
@@ -103,7 +111,7 @@ class LikelihoodEnergy(nn.Module):
         *,
         hidden_features: int = 128,
         hidden_layers: int = 3,
-        num_components: int = 3,
+        num_components: int | None = None,
     ) -> None:
         super().__init__()
         d, c = theta.shape[1], context.shape[1]
@@ -131,9 +139,11 @@ class LikelihoodEnergy(nn.Module):
             self.register_buffer(name, one_hot, persistent=False)
         # Of each component: mean, logarithm of the inverse scale, correlations, log weight.
         self.sizes = (c, c, self.lower.shape[1], 1)
+        if num_components is None:
+            num_components = _num_components(sum(self.sizes))
         self.num_components = num_components
-        self.register_buffer("offsets", self._offsets(num_components).to(theta))
-        outputs = num_components * sum(self.sizes)
+        self.register_buffer("offsets", self._offsets(self.num_components).to(theta))
+        outputs = self.num_components * sum(self.sizes)
         self.of_theta = _mlp(d, hidden_features, hidden_layers, outputs)
         self.gauge = _mlp(c, max(1, hidden_features // 2), 2, 1)
         # At zero the proxy starts as the linear likelihood.
@@ -147,7 +157,7 @@ class LikelihoodEnergy(nn.Module):
         """Return where the components start, relative to the linear likelihood."""
         means, scales, lower, weights = torch.zeros(num, sum(self.sizes)).split(self.sizes, dim=-1)
         means[1:] = _SPREAD * torch.randn(max(0, num - 1), means.shape[1])
-        scales[1:] = torch.linspace(-_SPREAD, _SHARPEST, num)[1:, None]
+        scales[1:] = _SHARPEST - _RANGE * torch.linspace(1, 0, num - 1)[:, None]
         weights[1:] = _LOG_WEIGHT
         return torch.cat((means, scales, lower, weights), dim=-1)
 
@@ -329,6 +339,11 @@ class LikelihoodEnergy(nn.Module):
         A = torch.diag_embed(scale)
         A[..., self.lower[0], self.lower[1]] = lower
         return A
+
+
+def _num_components(size: int) -> int:
+    """Return how many Gaussians to take, each of which is told by ``size`` numbers."""
+    return max(_FEWEST, min(_MOST, round(_NUMBERS / size)))
 
 
 def _gaps(context: Tensor) -> Tensor:

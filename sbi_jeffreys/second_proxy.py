@@ -1,6 +1,6 @@
 r"""Whether another proxy should be tried: a look at what the likelihood has not understood.
 
-The default proxy is a likelihood, a mixture of three Gaussians for each :math:`\theta`, and can
+The default proxy is a likelihood, a mixture of a few Gaussians for each :math:`\theta`, and can
 simulate. Where that is the wrong form (x with a random sign, points on a ring, category codes) the
 flow is held to a wrong proxy for long and ends behind maximum likelihood. A proxy of pairs, of no
 form, is then better by up to a nat, elsewhere worse by as much.

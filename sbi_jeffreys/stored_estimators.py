@@ -177,11 +177,17 @@ def _join(
                 "This proxy was built by a function of its own, which a file cannot hold: pass it "
                 "again, load(path, build_proxy=...)."
             )
-        build_proxy = proxy_nn(proxy["name"], **proxy["kwargs"])
+        build_proxy = proxy_nn(proxy["name"], **proxy["kwargs"] | _number_of_gaussians(tensors))
     distribution = rebuild_distribution(structure["base"], "base", tensors, prior)
     # The anchor is all that a base keeps of the training data.
     base = Base(distribution, tensors["base_anchor"])
     return JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
+
+
+def _number_of_gaussians(tensors: Tensors) -> dict[str, int]:
+    """Return how many a likelihood has, as a keyword argument: the default is not that of old."""
+    offsets = tensors.get("estimator.proxy.network.offsets")
+    return {} if offsets is None else {"num_components": len(offsets)}
 
 
 @torch.no_grad()

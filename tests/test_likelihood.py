@@ -49,6 +49,14 @@ def test_pairs_and_shared_parameters_together_give_what_they_give_alone(c):
     assert torch.allclose(at_pairs, network.log_likelihood(points, data[which]), atol=1e-9)
 
 
+@pytest.mark.parametrize(("c", "num"), [(1, 8), (4, 8), (5, 6), (6, 4), (7, 3), (30, 3)])
+def test_few_columns_have_more_gaussians(c, num):
+    theta, context = torch.randn(50, 2), torch.randn(50, c)
+    network = LikelihoodEnergy(theta, context)
+    assert network.num_components == len(network.offsets) == num
+    assert LikelihoodEnergy(theta, context, num_components=2).num_components == 2
+
+
 def test_starts_at_the_likelihood_ratio_of_a_linear_gaussian_model():
     theta, x, A = linear_gaussian(20_000)
     network = LikelihoodEnergy(theta, x)
@@ -130,7 +138,9 @@ def test_simulates_the_density_that_it_evaluates(c):
     theta, x, _ = linear_gaussian(500, c=c)
     network = shaken(LikelihoodEnergy(theta, x))
     with torch.no_grad():
-        network.of_theta[-1].bias.view(3, -1)[:, -1] += 4.0  # let all components count
+        network.of_theta[-1].bias.view(network.num_components, -1)[:, -1] += (
+            4.0  # let all components count
+        )
     where = theta[:1].expand(20_000, -1)
     with torch.no_grad():
         # No outliers, which evaluation cuts off.
@@ -140,7 +150,7 @@ def test_simulates_the_density_that_it_evaluates(c):
         m, log_scale, lower, log_weight = network._components(theta[:1])
     components = []
     W = network.whitening
-    for k in range(3):
+    for k in range(network.num_components):
         A = torch.diag(log_scale[0, k].exp())
         if lower.shape[-1]:
             A[network.lower[0], network.lower[1]] = lower[0, k]
@@ -161,7 +171,7 @@ def test_simulates_the_density_that_it_evaluates(c):
     # Five standard errors of 20,000 draws.
     assert error.max() < 5
     covariance = torch.zeros(c, c)
-    for k in range(3):
+    for k in range(network.num_components):
         A = torch.diag(log_scale[0, k].exp())
         if lower.shape[-1]:
             A[network.lower[0], network.lower[1]] = lower[0, k]

@@ -18,7 +18,7 @@ from torch.distributions import (
 
 from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.proxy import PairMLP
+from sbi_jeffreys.proxy import PairMLP, proxy_nn
 from sbi_jeffreys.quiet import QuietTracker
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")  # nflows
@@ -58,6 +58,15 @@ def test_round_trip_without_proxy_and_with_keyword_arguments(tmp_path):
     loaded = load(tmp_path / "posterior")
     assert_same(loaded, original, torch.ones(1, 3))
     assert torch.equal(loaded.default_x, original.default_x)
+
+
+def test_a_file_says_how_many_gaussians_the_proxy_has(tmp_path):
+    """Files from before the default depended on x have three, and say nothing of it but this."""
+    original = train(spec=NAMED, proxy=proxy_nn("likelihood", num_components=3))
+    save(original, tmp_path / "posterior")
+    loaded = load(tmp_path / "posterior")
+    assert loaded.posterior_estimator.proxy.network.num_components == 3
+    assert_same(loaded, original, torch.ones(1, 3))
 
 
 def test_round_trip_of_the_flow_alone(tmp_path):
