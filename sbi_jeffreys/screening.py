@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from .linear import MOST_FEATURES, LinearRegression, cut_outliers, linear_entropy
 from .scales import shift_and_scale
 
-__all__ = ["Columns", "informative"]
+__all__ = ["Columns", "informative", "missed"]
 
 # So few rows tell nothing.
 _FEWEST_ROWS = 80
@@ -102,6 +102,20 @@ def informative(theta: Tensor, x: Tensor) -> Tensor:
         return every
     sharper = linear_entropy(theta, cut[:, kept]) - linear_entropy(theta, cut)
     return every if sharper > _SHARPER else every[kept]
+
+
+def missed(flow: nn.Module, theta: Tensor, x: Tensor) -> list[int]:
+    """Return the columns of x that a flow leaves out, and that would be looked at now.
+
+    Args:
+        flow: A flow, whatever it sees.
+        theta: Parameters, shape (n, d).
+        x: Data, shape (n, *event).
+    """
+    for module in flow.modules():
+        if isinstance(module, Columns):
+            return sorted(set(informative(theta, x).tolist()) - set(module.kept.tolist()))
+    return []
 
 
 def _kept(theta: Tensor, columns: Tensor, cut: Tensor) -> Tensor:

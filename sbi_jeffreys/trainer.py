@@ -45,6 +45,7 @@ from .priors import check_prior, proper
 from .proxy import ProxyBuilder, proxy_builder
 from .record import new_record, report_epoch, report_run
 from .run import run
+from .screening import missed
 from .second_proxy import is_better, likelihood_is_doubtful
 from .seeding import forked, generator_states, seeded
 from .simulations import (
@@ -176,6 +177,8 @@ class JeffreysNPE(NPE_C):
         self._training: Training | None = None
         # First round and number of simulations of the last training.
         self._rows = (0, 0)
+        # Number of simulations by which columns of x were last chosen.
+        self._screened = 0
         self._simple_start = False
         self._too_high = (float("inf"), float("inf"))
         # Beside what a flow alone has: the weight of the proxy that each call ended with.
@@ -444,10 +447,26 @@ class JeffreysNPE(NPE_C):
             self._simple_start = fresh and starts_in_closed_form(self._neural_net)
             if fresh:
                 self._neural_net = self._with_proxy(start_idx, build_proxy, spec)
+            self._warn_of_columns(start_idx, fresh=fresh)
         except BaseException:
             # Also on Ctrl-C: half of an estimator would be in the way of the next call.
             self._neural_net = before
             raise
+
+    def _warn_of_columns(self, start_idx: int, *, fresh: bool) -> None:
+        """Say so where new simulations tell of columns of x that the flow was built without."""
+        theta, x, _ = self.get_simulations(start_idx)
+        more, self._screened = len(theta) > self._screened, len(theta)
+        if fresh or not more or not self._default_flow:
+            return
+        rows = self.train_indices
+        columns = missed(self._neural_net, theta[rows].cpu(), x[rows].cpu())
+        if columns:
+            warn(
+                f"Columns {columns} of x say something of theta in the simulations that are there "
+                "now, and the flow was built without them from earlier ones. To have it look at "
+                "them, train(retrain_from_scratch=True)."
+            )
 
     def _with_proxy(
         self, start_idx: int, build_proxy: ProxyBuilder, spec: dict[str, Any]

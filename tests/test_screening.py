@@ -379,3 +379,25 @@ def test_rows_for_tests_of_pairs_are_sampled():
 )
 def test_other_types_gradients_and_bad_rows(as_given):
     assert informative(*as_given(*locations(300))).tolist()[:3] == [0, 1, 2]
+
+
+def test_columns_that_only_later_simulations_tell_of_are_warned_of():
+    prior = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+    theta, noise = randn(600, 2), randn(600, 6)
+    x = torch.cat((theta[:, :1] + 0.1 * noise[:, :1], noise[:, 1:]), dim=1)
+    trainer = JeffreysNPE(
+        prior, objective="ml", seed=0, show_progress_bars=False, tracker=QuietTracker()
+    )
+    options = {"max_num_epochs": 1, "force_first_round_loss": True}
+    trainer.append_simulations(theta[:300], x[:300]).train(**options)
+    (columns,) = (m for m in trainer._neural_net.modules() if isinstance(m, Columns))
+    assert 3 not in columns.kept
+    x[:, 3] = theta[:, 1] + 0.1 * noise[:, 3]
+    trainer.append_simulations(theta[300:], x[300:])
+    with pytest.warns(UserWarning, match=r"Columns \[3\] of x.*retrain_from_scratch=True"):
+        trainer.train(**options)
+    # Once, and not where nothing has come to light since.
+    trainer.train(**options)
+    trainer.train(retrain_from_scratch=True, **options)
+    (columns,) = (m for m in trainer._neural_net.modules() if isinstance(m, Columns))
+    assert 3 in columns.kept
