@@ -104,17 +104,19 @@ def informative(theta: Tensor, x: Tensor) -> Tensor:
     return every if sharper > _SHARPER else every[kept]
 
 
-def missed(flow: nn.Module, theta: Tensor, x: Tensor) -> list[int]:
+def missed(flow: nn.Module, theta: Tensor, x: Tensor, rows: Tensor) -> list[int]:
     """Return the columns of x that a flow leaves out, and that would be looked at now.
 
     Args:
         flow: A flow, whatever it sees.
         theta: Parameters, shape (n, d).
         x: Data, shape (n, *event).
+        rows: Which of them are trained on.
     """
     for module in flow.modules():
         if isinstance(module, Columns):
-            return sorted(set(informative(theta, x).tolist()) - set(module.kept.tolist()))
+            now = informative(theta[rows], x[rows])
+            return sorted(set(now.tolist()) - set(module.kept.tolist()))
     return []
 
 

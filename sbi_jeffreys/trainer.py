@@ -459,8 +459,7 @@ class JeffreysNPE(NPE_C):
         more, self._screened = len(theta) > self._screened, len(theta)
         if fresh or not more or not self._default_flow:
             return
-        rows = self.train_indices
-        columns = missed(self._neural_net, theta[rows].cpu(), x[rows].cpu())
+        columns = missed(self._neural_net, theta, x, self.train_indices)
         if columns:
             warn(
                 f"Columns {columns} of x say something of theta in the simulations that are there "
