@@ -291,7 +291,7 @@ class JeffreysNPE(NPE_C):
             An sbi density estimator: flow and proxy pooled with the weight ``.weight`` that
             held-out simulations choose (:mod:`sbi_jeffreys.pool`); the two are ``.flow`` and
             ``.proxy``. The weight is zero, the flow alone, in later rounds, with a restricted prior
-            as the proposal and after a divergence.
+            as the proposal, and after a divergence or an error that ended the run.
 
         Raises:
             RuntimeError: If there are no simulations, or nothing to resume.
