@@ -143,8 +143,10 @@ def test_an_embedding_with_complex_weights(model):
     x = theta[:, None] + 0.1 * torch.randn(40, 5, 2)
     net = LRUEmbedding(2, 4, state_dim=4, hidden_dim=4, num_blocks=1)
     before = [p.detach().clone() for p in net.parameters() if p.is_complex()]
-    make(embedding_by(net, model)).append_simulations(theta, x).train(max_num_epochs=2)
-    after = [p for p in net.parameters() if p.is_complex()]
+    trainer = make(embedding_by(net, model)).append_simulations(theta, x)
+    trainer.train(max_num_epochs=2)
+    # Those at the last step: held-out rows may prefer the start.
+    after = [p for p in trainer._training.last_weights.values() if p.is_complex()]
     assert before
     assert not any(map(torch.equal, before, after))
 
