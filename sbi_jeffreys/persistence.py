@@ -51,8 +51,9 @@ _FORMAT = "sbi_jeffreys.posterior"
 # Gaussian given x and other splines, since 3 it and the proxy may see logarithms. Since 3.1 flow
 # and proxy are pooled with a weight; before, it was zero. Since 3.2 more priors are held: of one
 # parameter in sbi's wrapper, transformed by exponentials and affine maps, and sbi's for none. Since
-# 3.3 the default flow may see some columns of x only; before, it saw all.
-_FORMAT_VERSION = (3, 3)
+# 3.3 the default flow may see some columns of x only; before, it saw all. Since 3.4 the likelihood
+# may have more than three Gaussians; how many is the length of its offsets.
+_FORMAT_VERSION = (3, 4)
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 

@@ -455,10 +455,11 @@ class JeffreysNPE(NPE_C):
 
     def _warn_of_columns(self, start_idx: int, *, fresh: bool) -> None:
         """Say so where new simulations tell of columns of x that the flow was built without."""
-        theta, x, _ = self.get_simulations(start_idx)
-        more, self._screened = len(theta) > self._screened, len(theta)
+        _, num = self._rows
+        more, self._screened = num > self._screened, num
         if fresh or not more or not self._default_flow:
             return
+        theta, x, _ = self.get_simulations(start_idx)
         columns = missed(self._neural_net, theta, x, self.train_indices)
         if columns:
             warn(
