@@ -1,19 +1,35 @@
-"""A running mean of the weights over the last steps (Polyak averaging)."""
+"""A running mean of the weights over the last steps (Polyak averaging).
+
+What a batch normalisation has counted of its inputs is averaged with the weights: those of the
+last few steps are not what averaged weights make of x.
+"""
 
 import contextlib
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-__all__ = ["RunningMean"]
+__all__ = ["RunningMean", "moving"]
 
 # Share of the newest weights, in the long run.
 _SHARE = 0.02
 
 
+def moving(module: nn.Module) -> list[Tensor]:
+    """Return what training moves: parameters, and means and variances of batch normalisations.
+
+    Args:
+        module: In training mode, but for the parts whose statistics stay.
+    """
+    norms = [each for each in module.modules() if isinstance(each, _NormBase) and each.training]
+    statistics = [(each.running_mean, each.running_var) for each in norms]
+    return [*module.parameters(), *(s for pair in statistics for s in pair if s is not None)]
+
+
 class RunningMean:
-    """Running mean of parameters, which themselves go on being trained.
+    """Running mean of tensors, which themselves go on being trained.
 
     Args:
         parameters: What is averaged; the mean starts at their values.
@@ -21,7 +37,7 @@ class RunningMean:
             steps taken. 1 is a plain mean of all. It ends as a mean over some fifty steps.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], newest: float) -> None:
+    def __init__(self, parameters: Iterable[Tensor], newest: float) -> None:
         self._parameters: list[Tensor] = list(parameters)
         self._means = [p.detach().clone() for p in self._parameters]
         self._newest = newest
@@ -33,7 +49,7 @@ class RunningMean:
         torch._foreach_lerp_(self._means, self._parameters, share)
 
     @torch.no_grad()
-    def begin_anew(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
+    def begin_anew(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Set the mean of these parameters, or of all, to their present values."""
         chosen = None if parameters is None else {id(p) for p in parameters}
         for mean, parameter in zip(self._means, self._parameters, strict=True):

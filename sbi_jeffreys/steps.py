@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .averaging import RunningMean
+from .averaging import RunningMean, moving
 from .batches import Data, LoaderData
 from .descent import (
     Gradients,
@@ -116,7 +116,7 @@ class JointSteps:
         self._reverse = torch.zeros((), dtype=torch.float64)
         self.queue, self.graphs = ReverseQueue(), StepGraphs()
         s, proxy = self.settings, self.estimator.proxy
-        self.average = RunningMean(self.estimator.parameters(), 1 if proxy is None else _NEWEST)
+        self.average = RunningMean(moving(self.estimator.train()), 1 if proxy is None else _NEWEST)
         muon = s.muon and proxy is not None
         flow = flow_optimizer(self.estimator, s.learning_rate, s.weight_decay, muon=muon)
         self.optimizers = [flow]

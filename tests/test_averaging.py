@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sbi_jeffreys.averaging import RunningMean
+from sbi_jeffreys.averaging import RunningMean, moving
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,12 @@ def test_beginning_anew_is_of_the_chosen_parameters():
     mean.begin_anew()
     with mean.in_place():
         assert [p.tolist() for p in parameters] == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_statistics_of_a_batch_normalisation_move_where_they_are_counted():
+    counted, kept = nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval()
+    plain = nn.BatchNorm1d(2, affine=False, track_running_stats=False)
+    net = nn.ModuleList((counted, kept, plain))
+    found = {id(tensor) for tensor in moving(net)}
+    statistics = (counted.running_mean, counted.running_var)
+    assert found == {id(t) for t in (*net.parameters(), *statistics)}

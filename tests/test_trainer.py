@@ -136,6 +136,22 @@ def test_an_embedding_that_is_not_learnt_stays_what_it_is(model, objective, simu
         assert torch.equal(value, before[name])
 
 
+@pytest.mark.parametrize("objective", ["dual", "ml"])
+def test_a_learnt_batch_normalisation_is_averaged_whole(objective, simulations):
+    """Averaged weights go with averaged statistics, and those of the last step stay theirs."""
+    net = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.Tanh())
+    build = embedding_by(net, "coupling_nsf")
+    trainer = make(build, objective=objective).append_simulations(*simulations)
+    estimator = trainer.train(max_num_epochs=4, training_batch_size=10)
+    estimator.load_state_dict(trainer._training.last_weights)
+    norm = next(m for m in estimator.modules() if isinstance(m, nn.BatchNorm1d))
+    last = [norm.weight.clone(), norm.running_mean.clone(), norm.running_var.clone()]
+    with trainer._training.average.in_place():
+        averaged = [norm.weight.clone(), norm.running_mean.clone(), norm.running_var.clone()]
+    assert not any(map(torch.equal, last, averaged))
+    assert all(map(torch.equal, last, (norm.weight, norm.running_mean, norm.running_var)))
+
+
 @pytest.mark.parametrize("model", ["maf", "coupling_nsf"])
 def test_an_embedding_with_complex_weights(model):
     """Optimizers in one kernel take real ones only."""
