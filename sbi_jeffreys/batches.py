@@ -5,7 +5,7 @@ How many of the simulations are held out is decided here too, for both.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,19 +45,42 @@ class PerRow:
         return weights
 
 
-class Data(NamedTuple):
-    """Rows of the stored simulations: theta (n, d), x (n, *event), masks (n, 1), which rows."""
+@dataclass
+class Data:
+    """Rows of the stored simulations.
+
+    Like a loader of torch's it can be iterated, once through in a new order, and has a length.
+
+    Args:
+        theta: Parameters, shape (n, d).
+        x: Data, shape (n, *event).
+        masks: 1 where theta is from the prior, shape (n, 1).
+        rows: Which of them.
+        batch_size: Rows of a batch, at least, where nothing else is said.
+    """
 
     theta: Tensor
     x: Tensor
     masks: Tensor
     rows: Tensor
+    batch_size: int = 200
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield (theta, x, masks) where they are stored."""
+        return self.batches(self.batch_size, str(self.theta.device), shuffle=True)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return self._num_batches(self.batch_size)
+
+    def _num_batches(self, size: int) -> int:
+        return max(1, len(self.rows) // size)
 
     def batches(self, size: int, device: str, *, shuffle: bool) -> Iterator[tuple[Tensor, ...]]:
         """Yield (theta, x, masks) of nearly equal size, by index: nothing is copied twice."""
         num = len(self.rows)
         order = self.rows[torch.randperm(num)] if shuffle else self.rows
-        for rows in order.to(self.theta.device).tensor_split(max(1, num // size)):
+        for rows in order.to(self.theta.device).tensor_split(self._num_batches(size)):
             yield tuple(t[rows].to(device) for t in (self.theta, self.x, self.masks))
 
     def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
@@ -73,6 +96,14 @@ class LoaderData:
     loader: Any
     _head: tuple[Tensor, Tensor] | None = None
     _has_all: bool = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the loader's batches."""
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.loader)
 
     def batches(self, size: int, device: str, *, shuffle: bool) -> Iterator[tuple[Tensor, ...]]:
         """Yield the loader's batches; size and order are the loader's."""

@@ -146,6 +146,16 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         """The flow's embedding network, if it has one."""
         return self.flow.embedding_net
 
+    def get_uncorrected_mog(self, condition: Tensor) -> Any:
+        """Refuse sbi's functions for mixtures of Gaussians, which want to know their parts.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "A pool of flow and proxy is no mixture of Gaussians: pass the flow, estimator.flow."
+        )
+
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return the log density, shape (S, B) for theta (S, B, d) or (B, d) and x (B, *event).
 
@@ -185,11 +195,29 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         return -self.log_prob(input.unsqueeze(0), condition)[0]
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any) -> Tensor:
-        """Return samples, shape (*sample_shape, B, d), for x (B, *event)."""
+        """Return samples, shape (*sample_shape, B, d), for x (B, *event).
+
+        Raises:
+            ValueError: If an x is so far from all training data that there are none.
+        """
         if not self.weight:
-            return self.flow.sample(sample_shape, condition, **kwargs)
-        drawn = pool.sample(self, torch.Size(sample_shape).numel(), self.embed(condition))
-        return drawn.reshape(*sample_shape, *drawn.shape[1:])
+            drawn = self.flow.sample(sample_shape, condition, **kwargs)
+        else:
+            drawn = pool.sample(self, torch.Size(sample_shape).numel(), self.embed(condition))
+            drawn = drawn.reshape(*sample_shape, *drawn.shape[1:])
+        if not drawn.isfinite().all():
+            # Who rejects what lies outside the prior would draw for ever.
+            self._check_within_reach(condition)
+        return drawn
+
+    def _check_within_reach(self, condition: Tensor) -> None:
+        """Raise a ValueError for x (B, *event) that are infinite in units of the training data."""
+        for x, seen in zip(condition, self.embed(condition), strict=True):
+            if x.isfinite().all() and not seen.isfinite().all():
+                raise ValueError(
+                    f"There are no draws at an x whose largest entry is {x.abs().max():g}: it is "
+                    "too far from the training data for its number type. Check the units of x."
+                )
 
     def embed(self, x: Tensor) -> Tensor:
         """Return what both models see of x.

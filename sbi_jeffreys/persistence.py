@@ -11,6 +11,7 @@ What has no name (functions that build a flow or a proxy, priors of other classe
 The file records that it is missing, and :func:`load` takes it again.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -107,10 +108,12 @@ def save(
         # Another device rounds in its own way.
         on_cpu = next(estimator.parameters()).device.type == "cpu"
         check_probes(rebuilt, tensors, exact=on_cpu)
+    described = json.dumps(structure)
     metadata = {
         "format": _FORMAT,
         "format_version": ".".join(map(str, _FORMAT_VERSION)),
-        "structure": json.dumps(structure),
+        "structure": described,
+        "sha256": _digest(tensors, described),
         "versions": json.dumps(
             {"sbi_jeffreys": __version__, "sbi": sbi.__version__, "zuko": zuko.__version__}
             | {"torch": str(torch.__version__)}
@@ -144,9 +147,9 @@ def load(
     Raises:
         FileNotFoundError: If there is no such file.
         TypeError: If the prior is no torch distribution, or cannot evaluate its density.
-        ValueError: If the file is truncated, not one of ours or of a newer format; if a builder or
-            the prior is needed and missing, or is another than the one that was used; if torch
-            makes networks of another type than float32.
+        ValueError: If the file is truncated, damaged, not one of ours or of a newer format; if a
+            builder or the prior is needed and missing, or is another than the one that was used; if
+            torch makes networks of another type than float32.
     """
     check_default_type()
     tensors, structure = _read(Path(path))
@@ -240,4 +243,19 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
             f"{str(path)!r} has format {version}: the default flow and proxy, {DEFAULT_FLOW!r} and "
             f"'likelihood', were others before format {_FORMAT_VERSION[0]}. Train and save again."
         )
+    # Older files do not say.
+    written = metadata.get("sha256")
+    if written is not None and written != _digest(tensors, metadata["structure"]):
+        raise ValueError(
+            f"{str(path)!r} is damaged: what it holds is not what was saved. Copy or save it again."
+        )
     return tensors, structure
+
+
+def _digest(tensors: Tensors, structure: str) -> str:
+    """Return what tells whether weights or structure have changed."""
+    found = hashlib.sha256(structure.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,9 +1,11 @@
 """Random numbers of one's own: what trains under a seed leaves the global generators alone.
 
-Those of torch and that of numpy, which priors of numpy and scipy draw from.
+Those of torch and that of numpy, which priors of numpy and scipy draw from. They are one for all
+threads: what runs under a seed runs in one thread at a time.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +16,8 @@ __all__ = ["forked", "generator_states", "restore_generators", "seed_generators"
 
 # Its name among devices: priors draw from numpy's global generator, not from one of ours.
 _NUMPY = "numpy"
+# Held by the thread that draws under a seed.
+_SEEDED = threading.RLock()
 
 
 def generator_states(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -72,6 +76,8 @@ def seeded(
 ) -> Iterator[None]:
     """Draw under a seed, and leave the generators as they were.
 
+    Other threads that want to do so wait.
+
     Args:
         seed: Seed; ``None`` leaves the global generators in charge.
         device: What is drawn on, besides the CPU.
@@ -80,7 +86,7 @@ def seeded(
     if seed is None:
         yield
         return
-    with forked(device):
+    with _SEEDED, forked(device):
         seed_generators(seed, device)
         restore_generators(states or {})
         yield

@@ -96,8 +96,9 @@ class JeffreysNPE(NPE_C):
         proxy_learning_rate: Learning rate of the proxy (AdamW).
         proxy_weight_decay: Decoupled weight decay of the proxy.
         seed: Seed of the split, the initialisation and the training. The same seed on the same
-            machine gives the same weights, to the bit, on CPU. ``None`` leaves torch's global
-            generator in charge, as in sbi.
+            machine gives the same weights, to the bit, on CPU; threads that train under seeds
+            take turns, since torch has one generator for all. ``None`` leaves that in charge, as in
+            sbi.
 
     Raises:
         TypeError: If the prior is no distribution with a density, the proxy no builder, or the seed
@@ -267,8 +268,9 @@ class JeffreysNPE(NPE_C):
             stop_after_epochs: Epochs without progress of the flow's held-out cross-entropy. A lower
                 price of D2 is tried after a quarter (:class:`sbi_jeffreys.patience.Patience`);
                 epochs of fewer than four batches count less and, where prices are tried, epochs of
-                more than twenty as one for every twenty, and all count less at a learning rate
-                below the default, in proportion, down to a tenth. Otherwise as in sbi.
+                more than twenty as one for every twenty, those within the first 200 steps do not
+                count, and all count less at a learning rate below the default, in proportion, down
+                to a tenth. Otherwise as in sbi.
                 The best weights are kept; with the default flow, whose start is the linear
                 posterior in closed form, only if they beat that by a standard error on held-out
                 data (:meth:`sbi_jeffreys.training.Training.settle`).
@@ -381,7 +383,10 @@ class JeffreysNPE(NPE_C):
         resume_training: bool = False,
         dataloader_kwargs: dict | None = None,
     ) -> tuple[Any, Any]:
-        """Split the simulations; the halves are views by index, not torch's loaders.
+        """Split the simulations into what is trained on and what is held out.
+
+        Both yield batches (theta, x, masks) by index, of nearly equal size and no row left out;
+        with dataloader_kwargs they do so through torch's loaders.
 
         Raises:
             ValueError: If too few simulations are there to train and to validate, a parameter is
@@ -412,11 +417,12 @@ class JeffreysNPE(NPE_C):
             self.train_indices, self.val_indices = order[:num_train], order[num_train:]
         # sbi has its masks on the CPU.
         masks = masks.to(theta.device)
-        train = Data(theta, x, masks, self.train_indices)
+        size = training_batch_size
+        train = Data(theta, x, masks, self.train_indices, size)
         if held_out is None:
-            return train, Data(theta, x, masks, self.val_indices)
+            return train, Data(theta, x, masks, self.val_indices, size)
         others = masks.new_ones(len(held_out[0]), 1).to(held_out[0].device)
-        return train, Data(*held_out, others, torch.arange(len(others)))
+        return train, Data(*held_out, others, torch.arange(len(others)), size)
 
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
         """Build flow and proxy in the place of sbi's flow."""

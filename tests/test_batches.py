@@ -38,6 +38,19 @@ def test_batches_cover_all_rows_once(num, size, shuffle):
     assert len(sizes) == max(1, num // size)
 
 
+def test_batches_without_being_told_how():
+    """As a loader of torch's: another order at every pass, and their number is the length."""
+    theta, x = simulate(25)
+    data = Data(theta, x, torch.ones(25, 1), torch.arange(25), batch_size=10)
+    passes = [list(data) for _ in range(2)]
+    for batches in passes:
+        assert len(batches) == len(data) == 2
+        assert all(len(theta) == len(x) == len(mask) >= 10 for theta, x, mask in batches)
+    first, second = (torch.cat([batch[0] for batch in batches]) for batches in passes)
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort(dim=0).values, theta.sort(dim=0).values)
+
+
 def test_shuffling_gives_another_order_every_time():
     theta, x = simulate(100)
     data = as_data(theta, x)
@@ -58,6 +71,7 @@ def test_loader_data():
     theta, x = simulate(25)
     masks = torch.ones(25, 1)
     data = LoaderData(DataLoader(TensorDataset(theta, x, masks), batch_size=10))
+    assert len(data) == len(list(data)) == 3
     batches = list(data.batches(3, "cpu", shuffle=True))
     assert [len(batch[0]) for batch in batches] == [10, 10, 5]
     assert torch.equal(torch.cat([batch[1] for batch in batches]), x)

@@ -186,7 +186,24 @@ def cut(size):
     return lambda path, content: path.write_bytes(content[:size])
 
 
+def with_other_bytes(path, content):
+    """One bit of the last weight, or of what is stored beside it."""
+    path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+
+
+def with_other_structure(path, content):
+    path.write_bytes(content)
+    with safe_open(path, "pt") as file:
+        structure = json.loads(file.metadata()["structure"])
+        del structure["density_estimator_kwargs"]
+        metadata = file.metadata() | {"structure": json.dumps(structure)}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata)
+
+
 BAD_FILES = {
+    "other weights": (with_other_bytes, ValueError, "is damaged"),
+    "other structure": (with_other_structure, ValueError, "is damaged"),
     "newer major version": (with_version("4.0"), ValueError, "newer than 3"),
     "older default flow": (with_version("1.0"), ValueError, "format 1.0.*Train and save again"),
     "version that is none": (with_version("new"), ValueError, "has format new"),
@@ -214,6 +231,17 @@ def test_bad_files(case, saved, tmp_path):
     write(tmp_path / "file", saved)
     with pytest.raises(exception, match=message):
         load(tmp_path / "file")
+
+
+def test_files_that_do_not_say_what_was_saved_are_read(saved, tmp_path):
+    path = tmp_path / "posterior"
+    path.write_bytes(saved)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    del metadata["sha256"]
+    save_file(tensors, path, metadata)
+    assert isinstance(load(path), DirectPosterior)
 
 
 def test_older_files_of_other_flows_are_read(tmp_path):

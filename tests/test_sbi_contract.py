@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from sbi.analysis import ConditionedMDN
 from sbi.diagnostics import check_tarp, run_sbc, run_tarp
 from sbi.diagnostics.lc2st import LC2ST
 from sbi.inference import NPE, DirectPosterior, EnsemblePosterior
@@ -263,3 +264,38 @@ def test_lc2st(trained):
     statistic = lc2st.get_statistic_on_observed_data(theta_o=at, x_o=X_O[None])
     # The mean squared distance of a classifier's probability from one half: at most a quarter.
     assert 0 <= statistic < 0.1
+
+
+@pytest.mark.parametrize("options", [None, {"batch_size": 50, "drop_last": True}])
+def test_dataloaders_yield_batches(options):
+    """A loop of a user's own over what training sees: (theta, x, masks)."""
+    trainer = make()
+    loaders = trainer.get_dataloaders(training_batch_size=50, dataloader_kwargs=options)
+    theta = torch.cat([batch[0] for loader in loaders for batch in loader])
+    assert [len(loader) for loader in loaders] == [10, 1]
+    known = trainer.get_simulations()[0]
+    if options is None:
+        assert sorted(theta.tolist()) == sorted(known.tolist())
+    for loader in loaders:
+        assert all(len(theta) == len(x) >= 50 for theta, x, _ in loader)
+
+
+def test_a_conditioned_mixture_of_gaussians_is_of_the_flow():
+    estimator = make(density_estimator="mdn").train(max_num_epochs=2)
+    x, condition = X_O[None], torch.zeros(1, 2)
+    drawn = ConditionedMDN(estimator.flow, x, condition, [0]).sample((5,))
+    assert drawn.shape == (5, 1)
+    with pytest.raises(TypeError, match=r"no mixture of Gaussians: pass .*estimator\.flow"):
+        ConditionedMDN(estimator, x, condition, [0])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_an_x_beyond_all_numbers_is_refused(weight):
+    """Draws would be no numbers, and rejected for ever."""
+    trainer = make()
+    trainer.train(max_num_epochs=1).weight = weight
+    posterior = trainer.build_posterior()
+    for x in (3e38, -3e38):
+        with pytest.raises(ValueError, match=r"no draws at an x whose largest entry is 3e\+38"):
+            posterior.sample((5,), x=torch.tensor([0.1, x]), show_progress_bars=False)
+    assert posterior.sample((5,), x=torch.tensor([0.1, 1e30])).isfinite().all()

@@ -1,5 +1,6 @@
 """Seeds: the same numbers every time, and nobody else's are moved."""
 
+import threading
 from contextlib import nullcontext
 
 import pytest
@@ -18,6 +19,33 @@ def test_a_seed_gives_its_own_numbers_and_leaves_the_generator():
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(7)
     assert torch.equal(torch.rand(3), first)
+
+
+def test_threads_wait_for_each_other():
+    """All draw from one generator."""
+    entered, drawn = threading.Event(), []
+
+    def draw():
+        entered.set()
+        with seeded(8):
+            drawn.append(torch.rand(3))
+
+    before = torch.get_rng_state()
+    with seeded(7):
+        first = torch.rand(2)
+        other = threading.Thread(target=draw)
+        other.start()
+        assert entered.wait(10)
+        # Long enough for a thread that does not wait.
+        other.join(0.2)
+        assert not drawn
+        second = torch.rand(1)
+    other.join(10)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    assert torch.equal(torch.cat((first, second)), torch.rand(3))
+    torch.manual_seed(8)
+    assert torch.equal(drawn[0], torch.rand(3))
 
 
 def test_a_state_goes_on_where_it_stopped():
