@@ -19,11 +19,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     No reader ever sees half a file, and a writer that is killed leaves the old one.
 
     Args:
-        path: File to write.
+        path: File to write; of a link, what it points to.
 
     Raises:
         FileNotFoundError: If there is no such folder.
+        IsADirectoryError: If it is a folder itself.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder: name a file in it.")
+    path = path.resolve()
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write {path.name} to.")
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}")

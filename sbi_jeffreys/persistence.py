@@ -77,6 +77,7 @@ def save(
 
     Raises:
         FileNotFoundError: If there is no such folder.
+        IsADirectoryError: If the path is a folder.
         TypeError: If it is neither a ``DirectPosterior`` nor a density estimator.
         ValueError: If the name is unknown, an estimator that is built by that name does not
             reproduce the trained one, or torch makes networks of another type than float32.

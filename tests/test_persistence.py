@@ -78,6 +78,25 @@ def test_round_trip_of_the_flow_alone(tmp_path):
     assert_same(load(tmp_path / "posterior"), original, torch.ones(1, 2))
 
 
+@pytest.mark.parametrize("name", ["", "folder"])
+def test_a_folder_is_no_file(name, tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
+        save(train(spec=NAMED), name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_a_link_keeps_pointing_to_what_is_saved(tmp_path):
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "folder" / "posterior")
+    save(train(spec=NAMED), link)
+    assert link.is_symlink()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["posterior"]
+    assert isinstance(load(link), DirectPosterior)
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere.* to write posterior"):
         save(sbi_posterior("maf"), tmp_path / "nowhere" / "posterior", density_estimator="maf")
