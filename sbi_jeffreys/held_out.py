@@ -25,6 +25,7 @@ __all__ = [
     "bounded",
     "center_partition",
     "flow_losses",
+    "lowest",
     "pool_weight",
     "surest",
 ]
@@ -190,7 +191,10 @@ def pool_weight(
     device: str,
     kernel: Callable[[Tensor], Tensor],
 ) -> float:
-    """Return the weight of the proxy in the pool that held-out rows speak for.
+    """Return the weight of the proxy in the pool with the lowest loss on held-out rows.
+
+    A row that gains at one weight gains at others, so that even ten rows are a good guide. A gain
+    that has to be sure is mostly given away.
 
     Args:
         estimator: Flow and proxy.
@@ -203,7 +207,19 @@ def pool_weight(
     estimator.eval()
     theta, x = data.head(_POOL_ROWS, device)
     losses = pool_losses(estimator, theta, estimator.embed(x), _WEIGHTS)
-    return _WEIGHTS[surest(losses, kernel(x))]
+    return _WEIGHTS[lowest(losses, kernel(x))]
+
+
+def lowest(losses: Tensor, weights: Tensor | float = 1.0) -> int:
+    """Return which model has the lowest mean loss, with outliers bounded.
+
+    Args:
+        losses: Losses of models on the same rows, shape (W, n). One row tells nothing.
+        weights: Weights of the rows, shape (n,).
+    """
+    if losses.shape[1] < 2:
+        return 0
+    return int(_bounded_rows(losses, weights).mean(dim=1).nan_to_num(nan=math.inf).argmin())
 
 
 def surest(losses: Tensor, weights: Tensor | float = 1.0) -> int:
@@ -216,9 +232,13 @@ def surest(losses: Tensor, weights: Tensor | float = 1.0) -> int:
     num = losses.shape[1]
     if num < 2:
         return 0
-    # Bounded first: where few rows have weight, the others must not say what is far.
-    losses = weights * torch.stack([bounded(row) for row in losses])
+    losses = _bounded_rows(losses, weights)
     gains = losses[0] - losses
     # What is no number is no gain.
     sure = (gains.mean(dim=1) - gains.std(dim=1) / num**0.5).nan_to_num(nan=-math.inf)
     return int(sure.argmax())
+
+
+def _bounded_rows(losses: Tensor, weights: Tensor | float) -> Tensor:
+    # Bounded first: where few rows have weight, the others must not say what is far.
+    return weights * torch.stack([bounded(row) for row in losses])

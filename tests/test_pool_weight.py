@@ -4,7 +4,7 @@ import torch
 from pools import FLOW, PRIOR, Constant, gaussians, pooled, simulations
 
 from sbi_jeffreys.batches import Data, ones
-from sbi_jeffreys.held_out import pool_weight, surest
+from sbi_jeffreys.held_out import lowest, pool_weight, surest
 
 
 def test_held_out_data_choose_the_weight():
@@ -43,6 +43,23 @@ def test_few_rows_choose_only_what_they_can_tell():
     assert surest(rows, weights) == 1
     # Of one row nobody knows what it can tell.
     assert surest(torch.tensor([[1.0], [0.0]])) == 0
+
+
+def test_the_weight_is_that_of_the_lowest_mean():
+    # A gain that four rows cannot be sure of.
+    gain = torch.tensor([1.1, -0.9, 1.1, -0.9])
+    rows = torch.stack((torch.zeros(4), 0.1 * torch.ones(4), -gain))
+    assert (lowest(rows), surest(rows)) == (2, 0)
+    # Rows that do not count, a far one and a loss that is no number.
+    assert lowest(rows, torch.tensor([0.0, 1.0, 0.0, 1.0])) == 0
+    far = torch.stack((torch.linspace(0, 1, 200), torch.linspace(0.1, 1.1, 200)))
+    far[0, -1] = 1000.0
+    assert lowest(far) == 0
+    rows[2, 0] = torch.nan
+    assert lowest(rows) == 0
+    # Ties go to the smaller weight, and one row tells nothing.
+    assert lowest(torch.zeros(3, 5)) == 0
+    assert lowest(torch.tensor([[1.0], [0.0]])) == 0
 
 
 def test_pool_weight_under_a_kernel_of_few_rows():
