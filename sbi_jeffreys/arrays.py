@@ -91,8 +91,11 @@ def check_resolution(name: str, values: Tensor, rounded: Tensor) -> None:
     # Rows enough to tell, columns last.
     values, rounded = values[:_ROWS].double(), rounded[:_ROWS].double()
     error = (values - rounded).abs().nan_to_num(nan=0.0).amax(dim=0)
+    # What is no number says nothing of the spread of the others.
+    numbers = values.masked_fill(values.isinf(), torch.nan)
+    values = torch.where(numbers.isnan(), numbers.nanmedian(dim=0).values, numbers)
     varies = (values != values[0]).any(dim=0)
-    lost = varies & (error > _LOST * values.nan_to_num(nan=0.0).std(dim=0, correction=0))
+    lost = varies & (error > _LOST * values.std(dim=0, correction=0))
     if bool(lost.any()):
         column = int(lost.flatten().nonzero()[0])
         warn(

@@ -41,3 +41,18 @@ def test_statistics_of_a_batch_normalisation_move_where_they_are_counted():
     found = {id(tensor) for tensor in moving(net)}
     statistics = (counted.running_mean, counted.running_var)
     assert found == {id(t) for t in (*net.parameters(), *statistics)}
+
+
+def test_an_error_puts_the_weights_back():
+    parameter = nn.Parameter(torch.zeros(3))
+    mean = RunningMean([parameter], 1)
+    nn.init.ones_(parameter)
+
+    def interrupted():
+        with mean.in_place():
+            assert (parameter == 0).all()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (parameter == 1).all()

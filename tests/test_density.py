@@ -17,6 +17,8 @@ from sbi_jeffreys.costs import HuberCost, LinearCost
 from sbi_jeffreys.density import STEPS_PER_EPOCH, TEST_KEYS, JeffreysDensity, density_dual
 from sbi_jeffreys.descent import TrainingDiverged
 from sbi_jeffreys.draws import Draws
+from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.objective import Limits
 from sbi_jeffreys.record import EPOCH_KEYS
 
 FEW = Draws(flow=4, base=8, fraction=0.25, jitter=0.0)
@@ -328,3 +330,51 @@ def test_interruption_leaves_the_best_weights_and_no_log_z_of_others():
     )
     assert (kept - gaussian.log_prob(held_out)).abs().mean() < 0.5
     assert -kept.mean() < min(density.summary["validation_loss"]) - 1
+
+
+def test_the_record_of_the_proxy_is_of_its_normalised_density():
+    held_out, test = draw(50, seed=1), draw(50, seed=2)
+    found = JeffreysDensity(draws=FEW, seed=0).fit(
+        draw(50), held_out, test_data=test, max_num_epochs=2, stop_after_epochs=None
+    )
+    for key, rows in (("validation_loss_proxy", held_out), ("test_loss_proxy", test)):
+        # log Z is drawn anew, and known to some hundredths.
+        expected = -found.proxy_log_prob(rows).mean().item()
+        assert found.summary[key][-1] == pytest.approx(expected, abs=0.1)
+
+
+def test_arguments_reach_the_training(monkeypatch):
+    seen = []
+    original = module.Training
+
+    def training(*args, **kwargs):
+        seen.append((*args[2:4], kwargs["simple_start"]))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, "Training", training)
+    for flow in ("coupling_nsf", flow_nn(None, hidden_features=16)):
+        JeffreysDensity(
+            density_estimator=flow,
+            draws=FEW,
+            batch_size=20,
+            learning_rate=1e-3,
+            proxy_learning_rate=3e-3,
+            proxy_weight_decay=0.3,
+            seed=0,
+        ).fit(draw(50), max_num_epochs=1, stop_after_epochs=7)
+    draws, settings, _ = seen[0]
+    assert draws == FEW
+    assert settings.training_batch_size == 20
+    assert (settings.learning_rate, settings.proxy_learning_rate) == (1e-3, 3e-3)
+    assert settings.proxy_weight_decay == 0.3
+    assert settings.stop_after_epochs == 7
+    assert settings.limits == Limits(math.inf, math.inf)
+    assert not any((settings.muon, settings.proxy_plateau, settings.trials))
+    assert [simple for _, _, simple in seen] == [True, False]
+
+
+def test_densities_have_no_gradient():
+    found = JeffreysDensity(draws=FEW, seed=0).fit(draw(50), max_num_epochs=1)
+    assert not found.log_prob(draw(3)).requires_grad
+    assert not found.proxy_log_prob(draw(3)).requires_grad
+    assert not found.sample(3).requires_grad

@@ -1,5 +1,7 @@
 """What held-out data say: of the flow exactly, of the proxy now and then."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from sbi.utils import BoxUniform
@@ -168,3 +170,21 @@ def test_models_are_looked_at_in_evaluation_mode(call):
     estimator, data = make(20)
     call(estimator.train(), data, "cpu")
     assert not estimator.training
+
+
+def test_what_is_seen_of_the_proxy_has_its_names(monkeypatch):
+    estimator, data = make(20)
+    found = SimpleNamespace(
+        nll=torch.tensor([2.0, 6.0]),
+        log_partition=torch.tensor([-1.0, 5.0]),
+        effective_sample_size=torch.tensor([0.25, 0.75]),
+    )
+    monkeypatch.setattr(held_out, "diagnose_proxy", lambda *args, **kwargs: found)
+    looks = ProxyLooks(watch=False)
+    looks.look(estimator, data, 0, "cpu")
+    assert looks.seen == {
+        "validation_loss_proxy": 4.0,
+        "log_partition_mean": 2.0,
+        "log_partition_std": 3.0,
+        "effective_sample_size": 0.5,
+    }

@@ -3,11 +3,14 @@
 import math
 
 import pytest
+import torch
 
+from sbi_jeffreys.duals import DualState
 from sbi_jeffreys.record import (
     EPOCH_KEYS,
     RUN_KEYS,
     append_epoch,
+    dual_entries,
     new_record,
     report_epoch,
     report_run,
@@ -82,3 +85,13 @@ def test_the_end_of_a_call_is_told_to_record_and_tracker():
         ("log_metric", ("best_validation_loss", 0.5), {"step": 3}),
         ("flush", (), {}),
     ]
+
+
+def test_multipliers_and_slacks_have_their_names_and_units():
+    state = DualState(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.2, 0.3]))
+    found = dual_entries(state, stiffness=0.1)
+    names = ("forward", "reverse", "proxy")
+    assert [found[f"multiplier_{name}"] for name in names] == [1.0, 2.0, 3.0]
+    torch.testing.assert_close(
+        torch.tensor([found[f"slack_{name}"] for name in names]), torch.tensor([0.1, 2.0, 0.3])
+    )

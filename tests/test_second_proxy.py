@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from sbi.utils import BoxUniform
 from torch import Tensor
 
@@ -218,3 +219,65 @@ def test_a_wrong_likelihood_costs_nothing():
             assert estimator.spec["proxy"] == "mlp"
     # By 0.1 to 0.4 nats on the simulators of the report; the first proxy loses as much.
     assert losses["dual"] < losses["ml"] + 0.05
+
+
+@pytest.mark.parametrize("call", ["likelihood_is_doubtful", "is_better"])
+def test_to_look_draws_nothing_from_the_training(call):
+    """Which may be resumed; and it looks in evaluation mode."""
+    estimator, data, held_out = at_the_start(linear)
+    estimator.weight = 0.25
+    estimator.train()
+    before = torch.get_rng_state()
+    if call == "is_better":
+        second_proxy.is_better(estimator, estimator, held_out, "cpu")
+    else:
+        second_proxy.likelihood_is_doubtful(estimator, data, held_out, "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not estimator.training
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "doubtful"), [(0.2, 0.0, True), (0.2, 10.0, False), (0.1, 0.0, False)]
+)
+def test_a_gain_counts_if_it_is_large_and_sure(gain, spread, doubtful, monkeypatch):
+    estimator, data, held_out = at_the_start(linear, num=50, held_out=50)
+    gains = gain + spread * torch.tensor([1.0, -1.0]).repeat(25)
+    monkeypatch.setattr(second_proxy, "_train_critic", lambda *args: "a critic")
+    monkeypatch.setattr(second_proxy, "_gains", lambda *args: gains)
+    found = second_proxy.likelihood_is_doubtful(estimator, data, held_out, "cpu")
+    assert found is doubtful
+
+
+def test_the_critic_is_the_best_of_those_that_were_looked_at(monkeypatch):
+    estimator, data, held_out = at_the_start(ring, num=200)
+    rows = [(d.theta, estimator.embed(d.x)) for d in (data, held_out)]
+    looks, confusion = [], second_proxy._confusion
+
+    def watched(critic, *args):
+        loss = confusion(critic, *args)
+        if not torch.is_grad_enabled():
+            weights = torch.nn.utils.parameters_to_vector(critic.layers.parameters())
+            looks.append((loss.item(), weights.clone()))
+        return loss
+
+    monkeypatch.setattr(second_proxy, "_confusion", watched)
+    critic = second_proxy._train_critic(estimator.proxy.network, *rows)
+    best, weights = looks[0]
+    for loss, found in looks:
+        if loss < best - second_proxy._PROGRESS:
+            best, weights = loss, found
+    assert weights is not looks[-1][1]
+    assert torch.equal(torch.nn.utils.parameters_to_vector(critic.layers.parameters()), weights)
+
+
+def test_the_critic_sees_data_in_steps_spread_as_the_likelihood_does(monkeypatch):
+    estimator, _, held_out = at_the_start(linear, num=50, held_out=50)
+    network = estimator.proxy.network
+    theta, context = held_out.theta, estimator.embed(held_out.x)
+    critic = second_proxy._Critic(network, theta.shape[1], context.shape[1])
+    torch.nn.init.normal_(critic.layers[-1].weight)
+    monkeypatch.setattr(network, "dequantize", lambda context: context + 0.5)
+    with torch.no_grad():
+        found = second_proxy._confusion(critic, network, theta, context, theta, context)
+        of_data, simulated = critic(theta, context + 0.5), critic(theta, context)
+    torch.testing.assert_close(found, F.softplus(-of_data).mean() + F.softplus(simulated).mean())

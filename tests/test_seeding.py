@@ -3,6 +3,7 @@
 import threading
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from sbi_jeffreys.tasks import get_task
@@ -103,3 +104,33 @@ def test_the_device_has_its_own_generator(monkeypatch):
     with seeded(7, "cuda:1"):
         assert asked == [("get", device), ("on", device), ("seed", 7)]
     assert asked[3:] == [("set", "state", "cuda:1")]
+
+
+def numbers():
+    return np.random.rand(3).tolist()  # noqa: NPY002
+
+
+def test_numpys_generator_is_seeded_and_put_back():
+    np.random.seed(3)  # noqa: NPY002
+    expected = numbers()
+    np.random.seed(3)  # noqa: NPY002
+    with seeded(7):
+        first = numbers()
+    with forked():
+        numbers()
+    assert numbers() == expected
+    with seeded(7):
+        assert numbers() == first
+        states = generator_states()
+        rest = numbers()
+    with seeded(8, states=states):
+        assert numbers() == rest
+
+
+@pytest.mark.parametrize("seed", [2**32 + 5, 2**63 - 1, -1])
+def test_large_and_negative_seeds_are_seeds(seed):
+    drawn = []
+    for _ in range(2):
+        with seeded(seed):
+            drawn.append((torch.rand(2).tolist(), numbers()))
+    assert drawn[0] == drawn[1]

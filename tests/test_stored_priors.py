@@ -76,6 +76,8 @@ def with_structure(path, change, version="3.1"):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    # Older files do not say what was saved.
+    del metadata["sha256"]
     structure = json.loads(metadata["structure"])
     change(structure)
     metadata |= {"structure": json.dumps(structure), "format_version": version}

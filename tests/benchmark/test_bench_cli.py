@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sbi_jeffreys.benchmark import methods, runner
+from sbi_jeffreys.benchmark import methods, report, runner
 from sbi_jeffreys.benchmark.jobs import METRICS, Evaluation
 from sbi_jeffreys.benchmark.runner import Summary
 from sbi_jeffreys.cli import main
@@ -177,3 +177,28 @@ def test_method_of_the_documentation_runs(tmp_path, capsys, monkeypatch):
     for keys in (record, record["timings"], record["metrics"], row, record["evaluation"]):
         named = [key.removesuffix("_standard_error") for key in keys]
         assert [key for key in named if f"`{key}`" not in text] == []
+
+
+def test_official_observations_are_all_of_them(asked):
+    assert main(["bench", "run", *NEEDED, "--observations", "official"]) == 0
+    assert asked["evaluation"] == Evaluation(observations=tuple(range(1, 11)))
+
+
+def test_several_plugins_in_a_file(asked, tmp_path):
+    (tmp_path / "run.yaml").write_text("plugin: [a.py, b.py]\n")
+    assert main(["bench", "run", *NEEDED, "--config", str(tmp_path / "run.yaml")]) == 0
+    assert asked["plugins"] == [Path("a.py"), Path("b.py")]
+
+
+def test_arguments_of_a_report(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(
+        report, "write_report", lambda *args, **kwargs: calls.append((args, kwargs)) or "PAGE"
+    )
+    assert main(["bench", "report", "DIR"]) == 0
+    assert main(["bench", "report", "DIR", "--out", "OUT", "--baseline", "ml"]) == 0
+    assert calls == [
+        ((Path("DIR"), None), {"baseline": "npe"}),
+        ((Path("DIR"), Path("OUT")), {"baseline": "ml"}),
+    ]
+    assert capsys.readouterr().out == "PAGE\nPAGE\n"

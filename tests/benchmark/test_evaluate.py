@@ -3,10 +3,12 @@
 import json
 import math
 from random import getstate
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sbi.inference.posteriors import DirectPosterior
 from sbi_jeffreys.tasks import get_task
 from torch.distributions import MultivariateNormal
 
@@ -14,7 +16,7 @@ from sbi_jeffreys.benchmark import measures
 from sbi_jeffreys.benchmark.evaluate import run_job
 from sbi_jeffreys.benchmark.jobs import METRICS, Evaluation, Job
 from sbi_jeffreys.benchmark.methods import Fitted, register
-from sbi_jeffreys.benchmark.references import observations
+from sbi_jeffreys.benchmark.references import Observation, observations
 
 TINY = Evaluation(
     observations=(1, 4),
@@ -234,3 +236,99 @@ def test_divergences_of_samples_that_all_lie_outside_of_the_prior_are_null():
     row = measures._divergences(task, fitted, x, reference, reference + 100.0, 0.9)
     assert set(row.values()) == {None}
     assert None not in measures._divergences(task, fitted, x, reference, reference, 0.0).values()
+
+
+def test_divergences_of_a_wider_density_are_those_of_theory():
+    task = get_task("gaussian_linear")
+    x = task.observation(1)
+    wide = MultivariateNormal(x[0] / 2, 0.1 * torch.eye(10))
+    torch.manual_seed(0)
+    reference = task.reference_posterior(1, 2000, generator=torch.Generator().manual_seed(0))
+    fitted = Fitted(None, log_prob=lambda theta, x: wide.log_prob(theta))
+    row = measures._divergences(task, fitted, x, reference, wide.sample((2000,)), 0.0)
+    # Twice the variance in ten dimensions.
+    forward, reverse = 5 * (math.log(2) - 0.5), 5 * (1 - math.log(2))
+    for name, value in (("kl_forward", forward), ("kl_reverse", reverse), ("jeffreys", 2.5)):
+        assert row[name] == pytest.approx(value, abs=0.3)
+
+
+def test_metrics_of_samples_take_the_reference_first(monkeypatch):
+    task, calls = get_task("gaussian_linear"), []
+    for name in measures.SAMPLE_METRICS:
+        monkeypatch.setitem(measures.SAMPLE_METRICS, name, lambda *args: calls.append(args) or 0.0)
+    evaluation = Evaluation(metrics=tuple(measures.SAMPLE_METRICS))
+    reference, samples = torch.zeros(3, 10), torch.ones(3, 10)
+    observation = Observation(1, task.observation(1), ("key",))
+    measures.at_observation(task, Fitted(None), observation, reference, samples, evaluation)
+    assert len(calls) == len(measures.SAMPLE_METRICS)
+    assert all(a is reference and b is samples for a, b in calls)
+
+
+def test_leakage_is_the_mean_over_members_of_as_many_draws_as_samples(monkeypatch):
+    task, asked = get_task("gaussian_linear"), []
+
+    def leakage(estimator, prior, x, *, draws):
+        asked.append(draws)
+        return torch.tensor([estimator])
+
+    monkeypatch.setattr(measures, "leakage", leakage)
+    observation = Observation(1, task.observation(1), ("key",))
+    fitted, samples = Fitted(None, estimators=(0.2, 0.4)), torch.zeros(30, 10)
+    evaluation = Evaluation(num_samples=30, metrics=("leakage",))
+    row = measures.at_observation(task, fitted, observation, samples, samples, evaluation)
+    assert row == {"leakage": pytest.approx(0.3)}
+    assert asked == [30, 30]
+
+
+class Asked(DirectPosterior):
+    """A posterior of sbi's that keeps what it is asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def sample(self, shape, **kwargs):
+        self.calls.append(kwargs)
+        return torch.zeros(*shape, 10)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_leaks_is_rejected_but_for_a_smoke_test(quick):
+    posterior, x = Asked(), torch.zeros(1, 10)
+    evaluation = Evaluation(num_samples=10, quick=quick)
+    measures.draw(Fitted(posterior, estimators=("one",)), x, evaluation, 10)
+    (call,) = posterior.calls
+    assert call["reject_outside_prior"] is not quick
+    assert call["max_sampling_time"] == measures.PATIENCE
+
+
+def test_test_simulations_are_those_of_task_and_seed():
+    task, evaluation = get_task("gaussian_linear"), Evaluation(num_test=5, metrics=("nll",))
+    seen = []
+    fitted = Fitted(None, log_prob=lambda theta, x: seen.append(theta) or theta[:, 0])
+    for method, n, seed in (("a", 10, 0), ("b", 20, 0), ("a", 10, 1)):
+        job = Job("gaussian_linear", method, n, seed)
+        measures.over_simulations(task, fitted, job, evaluation)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.isclose(seen[0], seen[2]).any()
+
+
+def test_errors_of_coverage_are_of_their_own_curves(monkeypatch):
+    result = SimpleNamespace(
+        levels=torch.tensor([0.2, 0.8]),
+        highest_density=torch.tensor([0.3, 0.8]),
+        tarp=torch.tensor([0.2, 0.4]),
+        p_values=torch.tensor([0.5]),
+    )
+    monkeypatch.setattr(measures, "coverage", lambda *args, **kwargs: result)
+    task, job = get_task("gaussian_linear"), Job("gaussian_linear", "a", 10, 0)
+    evaluation = Evaluation(metrics=("coverage",))
+    density = {"log_prob": lambda theta, x: theta[:, 0]}
+    found = measures.over_simulations(task, Fitted(None, **density), job, evaluation)
+    assert found["coverage_error"] == pytest.approx(0.05)
+    assert found["tarp_error"] == pytest.approx(0.2)
+    # Where each x needs a Markov chain there is none.
+    slow = Fitted(None, **density, amortised=False)
+    assert measures.over_simulations(task, slow, job, evaluation) == {
+        "coverage_error": None,
+        "tarp_error": None,
+    }

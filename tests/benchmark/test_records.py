@@ -86,15 +86,6 @@ def test_wrong_record(case, path):
         read_record(path, evaluation=EVALUATION)
 
 
-@pytest.mark.parametrize("key", ["metrics", "observations", "timings"])
-def test_incomplete_record(key, path):
-    record = json.loads(path.read_text())
-    del record[key]
-    path.write_text(json.dumps(record))
-    with pytest.raises(RecordError, match=f"without {key}"):
-        read_record(path)
-
-
 def test_failed_writing_leaves_the_old_record_and_nothing_else(path, monkeypatch):
     before = path.read_text()
 
@@ -172,3 +163,29 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         lock_folder(tmp_path).__enter__()
     with lock_folder(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    "key", ["job", "evaluation", "timings", "training", "metrics", "observations", "error"]
+)
+def test_incomplete_record(key, path):
+    record = json.loads(path.read_text())
+    del record[key]
+    path.write_text(json.dumps(record))
+    with pytest.raises(RecordError, match=f"without {key}"):
+        read_record(path)
+
+
+def test_what_is_not_finite_in_tuples_is_null(path):
+    write_json(path, {"a": (math.nan, 1.5), "b": [({"c": (math.inf,)},)]})
+    assert json.loads(path.read_text()) == {"a": [None, 1.5], "b": [[{"c": [None]}]]}
+
+
+def test_stale_files_go_from_every_folder_of_a_run(tmp_path):
+    for place in (tmp_path, tmp_path / "records", tmp_path / "reference"):
+        place.mkdir(exist_ok=True)
+        (place / f".tmp-{'0123456789abcdef' * 2}.npy").touch()
+        (place / "kept.npy").touch()
+    remove_stale(tmp_path)
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"kept.npy"}
+    assert len(list(tmp_path.rglob("kept.npy"))) == 3
