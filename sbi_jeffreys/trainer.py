@@ -417,12 +417,11 @@ class JeffreysNPE(NPE_C):
             self.train_indices, self.val_indices = order[:num_train], order[num_train:]
         # sbi has its masks on the CPU.
         masks = masks.to(theta.device)
-        size = training_batch_size
-        train = Data(theta, x, masks, self.train_indices, size)
+        train = Data(theta, x, masks, self.train_indices, training_batch_size)
         if held_out is None:
-            return train, Data(theta, x, masks, self.val_indices, size)
+            return train, Data(theta, x, masks, self.val_indices, training_batch_size)
         others = masks.new_ones(len(held_out[0]), 1).to(held_out[0].device)
-        return train, Data(*held_out, others, torch.arange(len(others)), size)
+        return train, Data(*held_out, others, torch.arange(len(others)), training_batch_size)
 
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
         """Build flow and proxy in the place of sbi's flow."""

@@ -1,6 +1,8 @@
-"""Small posteriors to save, for tests of files."""
+"""Small posteriors to save, and files to change, for tests of files."""
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from sbi.inference.posteriors import DirectPosterior
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform, MultipleIndependent
@@ -17,7 +19,7 @@ from torch.distributions import (
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.quiet import QuietTracker
 
-__all__ = ["BOX", "NAMED", "PRIORS", "assert_same", "built", "sbi_posterior", "train"]
+__all__ = ["BOX", "NAMED", "PRIORS", "assert_same", "built", "rewrite", "sbi_posterior", "train"]
 
 BOX = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
 PRIORS = {
@@ -84,3 +86,11 @@ def assert_same(loaded, original, x):
 
 
 NAMED = {"density_estimator": "coupling_nsf", "proxy": "likelihood"}
+
+
+def rewrite(path, change):
+    """Write a file again, with the metadata that a function makes of its own."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, change(metadata))
