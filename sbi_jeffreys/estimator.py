@@ -83,12 +83,16 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             self.register_buffer("_x_std", std)
         self.proxy: EnergyProxy | None = None
         if base is not None and build_proxy is not None:
-            self.proxy = EnergyProxy(self._network(theta, x, base, build_proxy), base, self.embed)
+            network = self.new_network(theta, x, base, build_proxy)
+            self.proxy = EnergyProxy(network, base, self.embed)
 
-    def _network(
+    def new_network(
         self, theta: Tensor, x: Tensor, base: Base, build_proxy: ProxyBuilder
     ) -> nn.Module:
-        """Build the energy network, with the linear posterior under it or a start of its own."""
+        """Build an energy network, with the linear posterior under it or a start of its own.
+
+        Arguments as those of the class.
+        """
         with torch.no_grad(), evaluating(self.flow):
             context = self.embed(x[:ROWS_FOR_SCALE])
         theta = theta[: len(context)]

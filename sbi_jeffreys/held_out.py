@@ -25,6 +25,7 @@ __all__ = [
     "bounded",
     "center_partition",
     "flow_losses",
+    "likelihood_losses",
     "lowest",
     "pool_weight",
     "surest",
@@ -127,7 +128,10 @@ class ProxyLooks:
         exact = isinstance(proxy.network, LikelihoodEnergy) and not estimator.learns_embedding
         if self.watch and exact and steps >= self.likelihood_looked + _LIKELIHOOD_STEPS:
             self.likelihood_looked = steps
-            self.plateau.look(_likelihood_losses(estimator, data, device), proxy, steps)
+            assert isinstance(proxy.network, LikelihoodEnergy)
+            theta, x = data.head(_LIKELIHOOD_ROWS, device)
+            losses = likelihood_losses(proxy.network, theta, estimator.embed(x))
+            self.plateau.look(losses, proxy, steps)
         if self.seen and steps < self.looked + (2 * _STEPS if exact else _STEPS):
             return
         theta, x = data.head(_ROWS, device)
@@ -144,15 +148,17 @@ class ProxyLooks:
             self.plateau.look(found.nll, proxy, steps)
 
 
-def _likelihood_losses(
-    estimator: JeffreysEstimator, data: Data | LoaderData, device: str
-) -> Tensor:
-    """Return what tells a better proxy from a worse one, on held-out rows, without draws."""
-    assert estimator.proxy is not None
-    network = estimator.proxy.network
-    assert isinstance(network, LikelihoodEnergy)
-    theta, x = data.head(_LIKELIHOOD_ROWS, device)
-    context = estimator.embed(x)
+def likelihood_losses(network: LikelihoodEnergy, theta: Tensor, context: Tensor) -> Tensor:
+    """Return what tells a better likelihood from a worse one, without draws, nats.
+
+    Args:
+        network: The likelihood.
+        theta: Parameters, shape (n, d).
+        context: Embedded data, shape (n, c).
+
+    Returns:
+        Its losses, shape (n,), or several times as many where data in steps are spread at random.
+    """
     if network.is_discrete:
         theta = theta.repeat(_LIKELIHOOD_COPIES, 1)
         context = network.dequantize(context.repeat(_LIKELIHOOD_COPIES, 1))

@@ -14,6 +14,11 @@ the embedded data :math:`c` on :math:`\theta`; the others start with little weig
 that likelihood's marginal under a Gaussian prior, so that :math:`Z_\psi(x)` starts near one;
 :math:`g` is where the gauge of :math:`f_\psi` can go without disturbing the likelihood.
 
+How :math:`\theta` moves the Gaussians comes in four forms: each on its own, or all as one in their
+means, in means and scales, or in means, scales and correlations, the rest being the same for every
+:math:`\theta`. Noise that is added, or multiplied, is told by far fewer numbers than a mixture for
+each :math:`\theta`. Which form it is, held-out data say (:mod:`sbi_jeffreys.likelihood_forms`).
+
 For each :math:`\theta` the mixture is a normalised density of c. Hence the proxy's posterior is
 that of a simulator which can be run (:meth:`LikelihoodEnergy.simulate`): parameters from the prior,
 data from the mixture. Such pairs are draws of the proxy's joint distribution, without end (exact
@@ -30,18 +35,12 @@ References:
     | Sequential neural likelihood (Papamakarios et al., 2019), https://arxiv.org/abs/1805.07226
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .features import Features
-from .linear import (
-    column_scales,
-    cut_outliers,
-    over_decades,
-    ridge_regression,
-    shrunk_cholesky,
-)
+from .likelihood_start import linear_likelihood, num_gaussians, steps_of
+from .linear import column_scales, cut_outliers, over_decades
 from .logsumexp import logsumexp
 from .squares import sum_of_squares
 
@@ -49,9 +48,6 @@ __all__ = ["LikelihoodEnergy"]
 
 # Beyond this many embedded features, the correlations are those of the start for every theta.
 _MOST_CORRELATED = 20
-# Gaussians by default: as many as are told by so many numbers for each theta, at least and at most.
-# With few columns more of them cost nothing; with many, three are hard enough to learn.
-_NUMBERS, _FEWEST, _MOST = 120, 3, 8
 # Bound on the logarithm of every scale, relative to the start's.
 _LOG_SCALE = 6.0
 # Where the components after the first start, relative to it: means are spread by this, in standard
@@ -62,6 +58,8 @@ _SPREAD = 0.3
 _SHARPEST, _RANGE = 0.7, 0.5
 # Their log weight: it must be low, or the linear start would be lost.
 _LOG_WEIGHT = -4.0
+# How much faster learns what is the same for every theta: it is one number, and no network's.
+_FAST = 10.0
 
 
 class LikelihoodEnergy(nn.Module):
@@ -78,6 +76,8 @@ class LikelihoodEnergy(nn.Module):
         hidden_layers: Number of hidden layers of the network of theta.
         num_components: Number of Gaussians; by default eight for up to four columns, six and four
             for five and six, three for more.
+        common: What theta moves for all Gaussians as one: 0 nothing, 1 their means, 2 their scales
+            as well, 3 their correlations as well. Their weights it always moves one by one.
 
     Raises:
         ValueError: If there are no embedded data, c = 0.
@@ -112,6 +112,7 @@ class LikelihoodEnergy(nn.Module):
         hidden_features: int = 128,
         hidden_layers: int = 3,
         num_components: int | None = None,
+        common: int = 0,
     ) -> None:
         super().__init__()
         d, c = theta.shape[1], context.shape[1]
@@ -127,10 +128,10 @@ class LikelihoodEnergy(nn.Module):
         center, scale = column_scales(context, c, theta)
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
-        start = _linear_likelihood(self.standard_theta(theta), (context - center) / scale)
+        start = linear_likelihood(self.standard_theta(theta), (context - center) / scale)
         for name, value in start.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=theta.dtype))
-        self.register_buffer("gaps", _gaps(context))
+        self.register_buffer("gaps", steps_of(context))
         lower = torch.tril_indices(c, c, -1) if c <= _MOST_CORRELATED else torch.zeros(2, 0)
         self.register_buffer("lower", lower.long(), persistent=False)
         # Which entries a correlation adds to, and which it multiplies: one-hot columns.
@@ -140,10 +141,16 @@ class LikelihoodEnergy(nn.Module):
         # Of each component: mean, logarithm of the inverse scale, correlations, log weight.
         self.sizes = (c, c, self.lower.shape[1], 1)
         if num_components is None:
-            num_components = _num_components(sum(self.sizes))
+            num_components = num_gaussians(sum(self.sizes))
         self.num_components = num_components
         self.register_buffer("offsets", self._offsets(self.num_components).to(theta))
-        outputs = self.num_components * sum(self.sizes)
+        self.common = common
+        # How many numbers move all Gaussians as one.
+        self.num_common = sum(self.sizes[:common])
+        # What is the same for every theta, where not all of it follows from theta.
+        self.noise = nn.Parameter(torch.zeros_like(self.offsets)) if common else None
+        apart = 1 if common else sum(self.sizes)
+        outputs = self.num_common + self.num_components * apart
         self.of_theta = _mlp(d, hidden_features, hidden_layers, outputs)
         self.gauge = _mlp(c, max(1, hidden_features // 2), 2, 1)
         # At zero the proxy starts as the linear likelihood.
@@ -170,7 +177,7 @@ class LikelihoodEnergy(nn.Module):
         """
         # Not a submodule: shared weights have one owner and one entry in the state_dict.
         self.__dict__["features"] = features
-        self.gaps.copy_(torch.where(features.bent, _gaps(x / features.unit), self.gaps))
+        self.gaps.copy_(torch.where(features.bent, steps_of(x / features.unit), self.gaps))
 
     def forget_start(self, theta: Tensor) -> None:
         """Start at a standard normal for every theta: the embedding is still to be learnt.
@@ -291,11 +298,23 @@ class LikelihoodEnergy(nn.Module):
     def _components(self, theta: Tensor) -> tuple[Tensor, ...]:
         """Return means, log inverse scales and correlations (*, K, .), and log weights (*, K)."""
         t = self.standard_theta(theta)
-        out = self.of_theta(t).unflatten(-1, (self.num_components, -1)) + self.offsets
+        out = self._moved(self.of_theta(t)) + self.offsets
         m, log_scale, lower, log_weight = out.split(self.sizes, dim=-1)
         m = m + (t @ self.slope.T + self.intercept).unsqueeze(-2)
         log_scale = _LOG_SCALE * torch.tanh(log_scale / _LOG_SCALE)
         return m, log_scale, lower, log_weight.squeeze(-1).log_softmax(dim=-1)
+
+    def _moved(self, out: Tensor) -> Tensor:
+        """Return by how much each number of each Gaussian has moved, of the network's outputs."""
+        as_one, apart = out.tensor_split([self.num_common], dim=-1)
+        apart = apart.unflatten(-1, (self.num_components, -1))
+        if self.noise is None:
+            return apart
+        means_and_more = as_one.unsqueeze(-2).expand(*apart.shape[:-1], -1)
+        between = apart.new_zeros(()).expand(
+            *apart.shape[:-1], sum(self.sizes) - 1 - self.num_common
+        )
+        return torch.cat((means_and_more, between, apart), dim=-1) + _FAST * self.noise
 
     def _log_mixture(self, theta: Tensor, c: Tensor) -> Tensor:
         """Return the log mixture (S, B) of data (B, c) for theta (S, B, d) or (S, 1, d)."""
@@ -339,46 +358,6 @@ class LikelihoodEnergy(nn.Module):
         A = torch.diag_embed(scale)
         A[..., self.lower[0], self.lower[1]] = lower
         return A
-
-
-def _num_components(size: int) -> int:
-    """Return how many Gaussians to take, each of which is told by ``size`` numbers."""
-    return max(_FEWEST, min(_MOST, round(_NUMBERS / size)))
-
-
-def _gaps(context: Tensor) -> Tensor:
-    """Return the step of each column of data (n, c) that come in steps, zero for the others."""
-    gaps = torch.zeros_like(context[0])
-    for i, column in enumerate(context.T):
-        values, counts = column[column.isfinite()].unique(return_counts=True)
-        # Continuous data hardly ever repeat themselves; censored ones do at one value only.
-        if len(values) > 1 and counts.double().median() >= 2:
-            gaps[i] = values.diff().median()
-    return gaps
-
-
-def _linear_likelihood(theta: Tensor, context: Tensor) -> dict[str, np.ndarray]:
-    """Return the Gaussian of the data given standardised parameters, in whitened coordinates."""
-    t, c = theta.double().numpy(), cut_outliers(context).double().numpy()
-    finite = np.isfinite(c).all(axis=1)
-    t, c = t[finite], c[finite]
-    d, num = theta.shape[1], context.shape[1]
-    slope, intercept, L = np.zeros((num, d)), np.zeros(num), np.eye(num)
-    if len(c) > 2:
-        slope, intercept, residuals = ridge_regression(t, c)
-        L = shrunk_cholesky(residuals, np.ones(num))
-    # The marginal: what the parameters spread, and the noise.
-    spread = np.cov(t.T).reshape(d, d) if len(c) > 2 else np.eye(d)
-    M = np.linalg.cholesky(slope @ spread @ slope.T + L @ L.T)
-    W, V = np.linalg.inv(L), np.linalg.inv(M)
-    return {
-        "whitening": W,
-        "slope": W @ slope,
-        "intercept": W @ intercept,
-        "marginal_whitening": V,
-        "marginal_intercept": V @ intercept,
-        "log_ratio": np.log(np.diag(M)).sum() - np.log(np.diag(L)).sum(),
-    }
 
 
 def _mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:

@@ -44,9 +44,10 @@ __all__ = ["LIMITS", "BatchTerms", "Limits", "batch_terms", "flow_terms", "lagra
 # any other, it may be hundreds of nats.
 _GAUGE_LIMIT = 3.0
 
-# Weight of the likelihood beside the ranking losses in D3. With all of it, discrete data are
-# overfitted (bernoulli_glm, sir); without it, continuous ones need twice the steps (slcp).
-_LIKELIHOOD = 0.3
+# Weight of the likelihood beside the ranking losses in D3 where each of its Gaussians moves on its
+# own. With all of it, discrete data are overfitted (bernoulli_glm, sir); without it, continuous
+# ones need twice the steps (slcp). Gaussians that move as one overfit little.
+_LIKELIHOOD, _LIKELIHOOD_AS_ONE = 0.3, 1.0
 
 # Weight of the gauge where it pulls the proxy as a whole.
 _PULL = 0.1
@@ -142,7 +143,12 @@ def batch_terms(
         forward=(weights * loss).mean(),
         reverse=_reverse_loss(found, there, weights, limits),
         proxy=_proxy_loss(
-            found, there, weights, base_draws, draws.fraction if first_round else 0.0
+            found,
+            there,
+            weights,
+            base_draws,
+            against_flow=draws.fraction if first_round else 0.0,
+            of_likelihood=_weight_of_likelihood(estimator.proxy.network),
         ),
         gauge=_gauge_loss(found, there, log_z, with_base=first_round),
         reverse_estimate=reverse_kl(found.flow_samples, found.proxy_samples, log_z).detach().mean(),
@@ -284,11 +290,13 @@ def _proxy_loss(
     there: ReverseSet,
     weights: Tensor,
     base_draws: Negatives,
+    *,
     against_flow: float,
+    of_likelihood: float,
 ) -> Tensor:
     """Return D3: the data ranked among base draws and among flow samples, and their likelihood.
 
-    ``against_flow`` is the weight of the ranking among flow samples.
+    ``against_flow`` and ``of_likelihood`` are the weights of the latter two.
     """
     plain = there.plain
     others = base_draws.without_own(found.ratio_base[:, : len(weights)])
@@ -301,8 +309,14 @@ def _proxy_loss(
         ranking = ranking_nce(among_flow - proposal.detach())
         loss = loss + against_flow * (there.weights[:plain] * ranking).mean()
     if found.log_likelihood is not None:
-        loss = loss - _LIKELIHOOD * (weights * found.log_likelihood).mean()
+        loss = loss - of_likelihood * (weights * found.log_likelihood).mean()
     return loss
+
+
+def _weight_of_likelihood(network: nn.Module) -> float:
+    """Return the weight that the likelihood has beside the ranking losses."""
+    as_one = isinstance(network, LikelihoodEnergy) and network.common > 0
+    return _LIKELIHOOD_AS_ONE if as_one else _LIKELIHOOD
 
 
 def _gauge_loss(found: _Evaluated, there: ReverseSet, log_z: Tensor, *, with_base: bool) -> Tensor:

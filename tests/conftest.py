@@ -5,15 +5,24 @@ import torch
 from torch import Tensor
 from trainers import PRIOR
 
+from sbi_jeffreys import likelihood_forms
+
 # The networks are small, and processes run side by side.
 torch.set_num_threads(1)
 
 
+# Where fits of the likelihood's forms are what is tested; a second for each training elsewhere.
+_FITTED = ("test_likelihood_forms", "test_forms_in_training")
+
+
 @pytest.fixture(autouse=True)
-def _start(tmp_path, monkeypatch) -> None:
+def _start(request, tmp_path, monkeypatch) -> None:
     """A fixed seed, and a folder of its own: sbi writes logs to where it is."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    in_full = request.module.__name__ in _FITTED or request.node.get_closest_marker("slow")
+    if not in_full:
+        monkeypatch.setattr(likelihood_forms, "_STEPS", 20)
 
 
 @pytest.fixture

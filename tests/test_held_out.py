@@ -141,7 +141,7 @@ def test_likelihoods_of_data_in_steps_are_those_of_spread_copies(monkeypatch):
     network = estimator.proxy.network
     network.gaps.fill_(1.0)
     monkeypatch.setattr(network, "dequantize", lambda context: context + 0.5)
-    found = held_out._likelihood_losses(estimator, data, "cpu")
+    found = held_out.likelihood_losses(network, data.theta, estimator.embed(data.x))
     expected = -network.log_likelihood(data.theta, estimator.embed(data.x) + 0.5)
     torch.testing.assert_close(found, expected.repeat(8))
 

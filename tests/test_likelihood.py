@@ -7,7 +7,8 @@ from torch.distributions import MultivariateNormal
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.likelihood import LikelihoodEnergy, _gaps
+from sbi_jeffreys.likelihood import LikelihoodEnergy
+from sbi_jeffreys.likelihood_start import steps_of
 from sbi_jeffreys.proxy import PairMLP, proxy_nn
 
 
@@ -230,7 +231,7 @@ def test_continuous_data_are_not_disturbed():
 
 def test_a_step_is_the_usual_distance_of_neighbours():
     values = torch.tensor([0.0, 0.5, 1.5, 2.5]).repeat(3)
-    assert _gaps(values.unsqueeze(1)).tolist() == [1.0]
+    assert steps_of(values.unsqueeze(1)).tolist() == [1.0]
 
 
 def test_what_is_simulated_is_cut_off_as_data_are():

@@ -9,7 +9,6 @@ from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameter
 from sbi.utils import BoxUniform
 
 import sbi_jeffreys.run
-import sbi_jeffreys.trainer
 from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.held_out import pool_weight

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_jeffreys import JeffreysNPE, patience, second_proxy, trainer
+from sbi_jeffreys import JeffreysNPE, joint_trainer, patience, second_proxy
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.batches import Data
 from sbi_jeffreys.estimator import JeffreysEstimator
@@ -142,7 +142,7 @@ def short(monkeypatch):
 def once(short, monkeypatch):
     """What the training gives whose proxy nobody doubts."""
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "likelihood_is_doubtful", lambda *args: False)
+        patch.setattr(joint_trainer, "likelihood_is_doubtful", lambda *args: False)
         made = make()
         estimator = fit(made)
     return made, estimator
@@ -150,8 +150,8 @@ def once(short, monkeypatch):
 
 @pytest.mark.parametrize("better", [False, True])
 def test_held_out_data_choose(better, once, monkeypatch):
-    monkeypatch.setattr(trainer, "likelihood_is_doubtful", lambda *args: True)
-    monkeypatch.setattr(trainer, "is_better", lambda *args: better)
+    monkeypatch.setattr(joint_trainer, "likelihood_is_doubtful", lambda *args: True)
+    monkeypatch.setattr(joint_trainer, "is_better", lambda *args: better)
     made = make()
     estimator = fit(made)
     assert estimator is made._neural_net is made._training.estimator
@@ -171,12 +171,12 @@ def test_held_out_data_choose(better, once, monkeypatch):
 
 
 def test_interruption_of_the_second_keeps_the_first(once, monkeypatch):
-    monkeypatch.setattr(trainer, "likelihood_is_doubtful", lambda *args: True)
+    monkeypatch.setattr(joint_trainer, "likelihood_is_doubtful", lambda *args: True)
 
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "is_better", interrupt)
+    monkeypatch.setattr(joint_trainer, "is_better", interrupt)
     made = make()
     with pytest.raises(KeyboardInterrupt):
         fit(made)
@@ -200,7 +200,7 @@ def test_nobody_doubts_what_was_asked_for(made, trained, short, monkeypatch):
     def refuse(*args):
         raise AssertionError("a second proxy")
 
-    monkeypatch.setattr(trainer, "likelihood_is_doubtful", refuse)
+    monkeypatch.setattr(joint_trainer, "likelihood_is_doubtful", refuse)
     fit(make(**made), **trained)
 
 
