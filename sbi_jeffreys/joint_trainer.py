@@ -23,7 +23,7 @@ from .first_steps import default_rates
 from .flows import DEFAULT_FLOW, accelerate, flow_builder, starts_in_closed_form
 from .held_out import center_partition
 from .likelihood import LikelihoodEnergy
-from .likelihood_forms import ROWS_TO_FIT, ROWS_TO_JUDGE, with_fittest_form
+from .likelihood_forms import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
 from .priors import proper
 from .proxy import ProxyBuilder, proxy_builder
 from .record import report_epoch, report_run
@@ -204,8 +204,7 @@ class JointTrainer(NPE_C):
         plain = loss_args.calibration_kernel is ones and not estimator.learns_embedding
         if plain and isinstance(getattr(estimator.proxy, "network", None), LikelihoodEnergy):
             rows, judges = data.head(ROWS_TO_FIT, "cpu"), held_out.head(ROWS_TO_JUDGE, "cpu")
-            form = with_fittest_form(estimator.to("cpu"), rows, judges)
-            estimator.spec["proxy_kwargs"] = {"common": form}
+            take_fittest_form(estimator.to("cpu"), rows, judges)
 
     def _doubts_proxy(
         self, training: Training, data: Any, held_out: Any, config: TrainConfig

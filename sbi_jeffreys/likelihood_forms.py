@@ -25,7 +25,7 @@ from .patience import copy_of_weights
 from .proxy import proxy_nn
 from .recording import Repeated
 
-__all__ = ["ROWS_TO_FIT", "ROWS_TO_JUDGE", "fittest", "with_fittest_form"]
+__all__ = ["ROWS_TO_FIT", "ROWS_TO_JUDGE", "fittest", "take_fittest_form"]
 
 ROWS_TO_FIT, ROWS_TO_JUDGE = 5000, 2000
 """Rows to fit and to judge by, at most."""
@@ -40,16 +40,13 @@ Rows = tuple[Tensor, Tensor]
 """Parameters (n, d) and embedded data (n, c)."""
 
 
-def with_fittest_form(estimator: JeffreysEstimator, rows: Rows, held_out: Rows) -> int:
+def take_fittest_form(estimator: JeffreysEstimator, rows: Rows, held_out: Rows) -> None:
     """Give the proxy of an estimator, on the CPU, the form that held-out rows prefer.
 
     Args:
         estimator: Its proxy is a likelihood that has not been trained.
         rows: Parameters (n, d) and data (n, *event) to fit.
         held_out: Such to judge by.
-
-    Returns:
-        The form, ``common`` of :class:`~sbi_jeffreys.likelihood.LikelihoodEnergy`.
     """
     proxy = estimator.proxy
     assert proxy is not None
@@ -64,7 +61,6 @@ def with_fittest_form(estimator: JeffreysEstimator, rows: Rows, held_out: Rows) 
     with torch.no_grad():
         embedded, judges = [(t, estimator.embed(x)) for t, x in (rows, held_out)]
     proxy.network = fittest(build, embedded, judges)
-    return proxy.network.common
 
 
 def fittest(

@@ -19,7 +19,8 @@ from torch.distributions import Distribution
 from .base import Base
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, accelerate, flow_nn
-from .proxy import ProxyBuilder, proxy_nn
+from .likelihood import LikelihoodEnergy
+from .proxy import EnergyProxy, ProxyBuilder, proxy_nn
 from .screening import Columns
 from .seeding import seeded
 from .stored_distributions import (
@@ -81,7 +82,7 @@ def describe_estimator(
     if proxy is not None:
         structure["proxy"] = {
             "name": spec.get("proxy"),
-            "kwargs": dict(spec.get("proxy_kwargs", {})),
+            "kwargs": dict(spec.get("proxy_kwargs", {})) | _form(proxy),
         }
         structure["base"] = describe_distribution(proxy.base.distribution, "base", tensors)
         tensors["base_anchor"] = proxy.base.anchor
@@ -182,6 +183,12 @@ def _join(
     # The anchor is all that a base keeps of the training data.
     base = Base(distribution, tensors["base_anchor"])
     return JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
+
+
+def _form(proxy: EnergyProxy) -> dict[str, int]:
+    """Return the form of a likelihood, which held-out data have chosen, as a keyword argument."""
+    network = proxy.network
+    return {"common": network.common} if isinstance(network, LikelihoodEnergy) else {}
 
 
 def _number_of_gaussians(tensors: Tensors) -> dict[str, int]:

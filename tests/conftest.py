@@ -11,8 +11,9 @@ from sbi_jeffreys import likelihood_forms
 torch.set_num_threads(1)
 
 
-# Where fits of the likelihood's forms are what is tested; a second for each training elsewhere.
-_FITTED = ("test_likelihood_forms", "test_forms_in_training")
+# Where fits of the likelihood's forms are what is tested, or other processes make them. Elsewhere
+# they would take a second for each training.
+_FITTED = ("test_likelihood_forms", "test_forms_in_training", "test_runner")
 
 
 @pytest.fixture(autouse=True)

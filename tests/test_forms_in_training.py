@@ -37,7 +37,6 @@ def test_noise_around_a_mean(data, tmp_path):
     estimator = train(made, data)
     form = estimator.proxy.network.common
     assert form > 0
-    assert estimator.spec["proxy_kwargs"] == {"common": form}
     sbi_jeffreys.save(estimator, tmp_path / "estimator")
     loaded = sbi_jeffreys.load(tmp_path / "estimator")
     assert loaded.proxy.network.common == form
@@ -51,9 +50,8 @@ def test_it_is_chosen_once(data, monkeypatch):
 
     def choose(estimator, *args):
         calls.append(estimator)
-        return 0
 
-    monkeypatch.setattr(joint_trainer, "with_fittest_form", choose)
+    monkeypatch.setattr(joint_trainer, "take_fittest_form", choose)
     made = make()
     train(made, data, max_num_epochs=1)
     made.train(max_num_epochs=2, resume_training=True)
@@ -80,7 +78,7 @@ def test_no_form_is_chosen(made, trained, data, monkeypatch):
     def refuse(*args):
         raise AssertionError("a form")
 
-    monkeypatch.setattr(joint_trainer, "with_fittest_form", refuse)
+    monkeypatch.setattr(joint_trainer, "take_fittest_form", refuse)
     train(make(**made), data, max_num_epochs=1, **trained)
 
 
@@ -103,7 +101,7 @@ def test_an_interruption_leaves_a_trainer_that_trains(data, monkeypatch):
 
     made = make()
     with monkeypatch.context() as patch:
-        patch.setattr(joint_trainer, "with_fittest_form", interrupt)
+        patch.setattr(joint_trainer, "take_fittest_form", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(made, data)
     assert made.train(max_num_epochs=1).proxy is not None

@@ -241,6 +241,7 @@ def test_tracker_hears_of_each_epoch_at_once(simulations):
 def test_best_weights_are_returned(simulations):
     theta, x = simulations
     tracker = Shaking()
+    tracker.scale = 0.2
     trainer = tracker.trainer = make(tracker=tracker)
     trainer.append_simulations(theta, x)
     held_out = (theta[:20], x[:20])
