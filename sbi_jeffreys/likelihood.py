@@ -80,7 +80,7 @@ class LikelihoodEnergy(nn.Module):
             as well, 3 their correlations as well. Their weights it always moves one by one.
 
     Raises:
-        ValueError: If there are no embedded data, c = 0.
+        ValueError: If there are no embedded data, c = 0, or there is no such form.
 
     Example:
         >>> network = LikelihoodEnergy(torch.randn(100, 2), torch.randn(100, 3))
@@ -118,6 +118,8 @@ class LikelihoodEnergy(nn.Module):
         d, c = theta.shape[1], context.shape[1]
         if c == 0:
             raise ValueError("A likelihood needs data: with an empty condition, take proxy='mlp'.")
+        if common not in range(4):
+            raise ValueError(f"common={common} must be 0, 1, 2 or 3: how much theta moves as one.")
         # A unit far below all, logarithms proper, but quotients by it stay in single precision.
         size = theta.abs()
         unit = torch.maximum(0.1 * size.amin(dim=0), 1e-30 * size.amax(dim=0))
@@ -310,11 +312,10 @@ class LikelihoodEnergy(nn.Module):
         apart = apart.unflatten(-1, (self.num_components, -1))
         if self.noise is None:
             return apart
-        means_and_more = as_one.unsqueeze(-2).expand(*apart.shape[:-1], -1)
-        between = apart.new_zeros(()).expand(
-            *apart.shape[:-1], sum(self.sizes) - 1 - self.num_common
-        )
-        return torch.cat((means_and_more, between, apart), dim=-1) + _FAST * self.noise
+        fixed = sum(self.sizes) - 1 - self.num_common
+        as_one = nn.functional.pad(as_one, (0, fixed)).unsqueeze(-2)
+        moved = torch.cat((as_one.expand(*apart.shape[:-1], -1), apart), dim=-1)
+        return moved + _FAST * self.noise
 
     def _log_mixture(self, theta: Tensor, c: Tensor) -> Tensor:
         """Return the log mixture (S, B) of data (B, c) for theta (S, B, d) or (S, 1, d)."""

@@ -1,10 +1,10 @@
 r"""Which form the default proxy's likelihood takes: each is fitted, and held-out data choose.
 
-With how many numbers :math:`\theta` moves the Gaussians of a
+How many numbers tell what :math:`\theta` does to the Gaussians of a
 :class:`~sbi_jeffreys.likelihood.LikelihoodEnergy` decides how many simulations it needs. Where
-noise is added to a mean, one that has a network for each number wants ten times as many as one
-whose Gaussians move as one, and where that is wrong the latter never gets there. A likelihood alone
-is trained in a hundredth of the time of a joint step, so all forms are, for a few hundred steps.
+noise is added to a mean, Gaussians that move as one are better by nats with few; where it is not,
+they never get there. A step of a likelihood alone takes a tenth of a joint one, so all forms are
+fitted for a few hundred.
 
 A form whose Gaussians move as one also starts the joint training where its fit has ended. The one
 whose Gaussians each move on their own starts it anew: of few simulations it is sure of too much,

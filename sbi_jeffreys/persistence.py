@@ -53,8 +53,9 @@ _FORMAT = "sbi_jeffreys.posterior"
 # and proxy are pooled with a weight; before, it was zero. Since 3.2 more priors are held: of one
 # parameter in sbi's wrapper, transformed by exponentials and affine maps, and sbi's for none. Since
 # 3.3 the default flow may see some columns of x only; before, it saw all. Since 3.4 the likelihood
-# may have more than three Gaussians; how many is the length of its offsets.
-_FORMAT_VERSION = (3, 4)
+# may have more than three Gaussians; how many is the length of its offsets. Since 3.5 theta may
+# move them as one; before, each on its own.
+_FORMAT_VERSION = (3, 5)
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 

@@ -26,11 +26,12 @@ def shaken(network):
     return network
 
 
+@pytest.mark.parametrize("common", [0, 1, 2, 3])
 @pytest.mark.parametrize("c", [1, 3, 25])
-def test_shared_parameters_give_what_pairs_give(c):
+def test_shared_parameters_give_what_pairs_give(c, common):
     # 25 features: the form with a diagonal factor. float64: the diagonal form cancels.
     theta, context = torch.randn(200, 2).double(), torch.randn(200, c).double()
-    network = shaken(LikelihoodEnergy(theta, context).double())
+    network = shaken(LikelihoodEnergy(theta, context, common=common).double())
     few, data = torch.randn(7, 1, 2).double(), torch.randn(5, c).double()
     shared = network(few, data)
     assert shared.shape == (7, 5)
@@ -80,6 +81,37 @@ def test_is_normalised_at_the_start():
     # Z is a mean of weights of which some hundred count (few for the x in the tails): 0.05 each.
     assert log_z.abs().median() < 0.05
     assert log_z.abs().quantile(0.9) < 0.2
+
+
+@pytest.mark.parametrize("common", [1, 2, 3])
+def test_what_moves_as_one_and_what_does_not_move(common):
+    theta, x, _ = linear_gaussian(200)
+    network = shaken(LikelihoodEnergy(theta, x, common=common))
+    *found, log_weight = network._components(theta)
+    # Beyond tanh, which bounds scales, numbers add up.
+    found[1] = 6 * torch.atanh(found[1] / 6)
+    for k, each in enumerate(found):
+        relative = each - each[:, :1]
+        assert torch.allclose(relative, relative[:1].expand_as(relative), atol=1e-4)
+        moves = not torch.allclose(each, each[:1].expand_as(each), atol=1e-4)
+        assert moves == (k < common)
+    assert not torch.allclose(log_weight, log_weight[:1].expand_as(log_weight), atol=1e-3)
+
+
+@pytest.mark.parametrize("common", [0, 1, 2, 3])
+def test_every_form_starts_at_the_linear_likelihood(common):
+    theta, x, _ = linear_gaussian(300)
+    torch.manual_seed(1)
+    first = LikelihoodEnergy(theta, x)
+    torch.manual_seed(1)
+    network = LikelihoodEnergy(theta, x, common=common)
+    assert torch.equal(network(theta[:9, None], x[:7]), first(theta[:9, None], x[:7]))
+
+
+@pytest.mark.parametrize("common", [-1, 4])
+def test_refuses_a_form_that_there_is_not(common):
+    with pytest.raises(ValueError, match=f"common={common} must be 0, 1, 2 or 3"):
+        LikelihoodEnergy(torch.randn(10, 2), torch.randn(10, 3), common=common)
 
 
 def test_outliers_do_not_explode():
