@@ -60,6 +60,8 @@ class JointTrainer(NPE_C):
     _training: Training | None = None
     # First round and number of simulations of the last training.
     _rows = (0, 0)
+    # Rows that the last training trains on and is judged by, and the rows of which these are.
+    _split: tuple[Any, Any, tuple[int, int]]
     # Number of simulations by which columns of x were last chosen.
     _screened = 0
     _simple_start = False
@@ -159,9 +161,17 @@ class JointTrainer(NPE_C):
     ) -> JeffreysEstimator:
         """Run the joint training in place of sbi's loop; once more if its proxy is doubtful."""
         recorded = len(self._summary["training_loss"])
-        if self._formless:
-            self._choose_form(train_loader, val_loader, loss_args)
-        training = self._prepare(train_config, loss_args)
+        try:
+            if self._formless:
+                self._choose_form(train_loader, val_loader, loss_args)
+            training = self._prepare(train_config, loss_args)
+        except BaseException:
+            # Also on Ctrl-C: what was built must not be in the place of what was trained.
+            if self._training is not None:
+                self._neural_net = self._training.estimator
+                self.train_indices, self.val_indices, self._rows = self._split
+            raise
+        self._split = self.train_indices, self.val_indices, self._rows
         try:
             self._run(training, train_loader, val_loader, train_config)
             if self._doubts_proxy(training, train_loader, val_loader, train_config):
@@ -198,7 +208,7 @@ class JointTrainer(NPE_C):
 
     def _choose_form(self, data: Any, held_out: Any, loss_args: Any) -> None:
         """Give a likelihood that has just been built the form that held-out data prefer."""
-        estimator, self._formless = self._neural_net, False
+        estimator = self._neural_net
         # In a space that is still to be learnt no form is better than another; and a form that is
         # better for all x alike may not be so for those that a kernel chooses.
         plain = loss_args.calibration_kernel is ones and not estimator.learns_embedding

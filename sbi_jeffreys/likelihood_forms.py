@@ -82,6 +82,8 @@ def fittest(
     fits = [_Fit(network, rows, held_out) for network in (first, *map(build, forms))]
     for fit in fits:
         fit.run()
+    # Starts of several forms differ by chance: one that has learnt nothing is none to choose.
+    fits = [fit for fit in fits if fit.network is first or fit.has_learnt]
     return fits[surest(torch.stack([fit.losses for fit in fits]))].network_to_train()
 
 
@@ -90,12 +92,19 @@ class _Fit:
 
     def __init__(self, network: LikelihoodEnergy, rows: Rows, held_out: Rows) -> None:
         self.network, self._rows, self._held_out = network, rows, held_out
-        self._parameters = [p for n, p in network.named_parameters() if not n.startswith("gauge")]
+        # What moves Z alone the likelihood does not know.
+        gauge = set(network.gauge.parameters())
+        self._parameters = [p for p in network.parameters() if p not in gauge]
         self._optimizer = adam(self._parameters, _RATE, _WEIGHT_DECAY)
         self._average = RunningMean(self._parameters, newest=10)
         self._step = Repeated(self._descend, _RECORDED)
         self._first = self._best = copy_of_weights(network)
         self.losses = self._look()
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether held-out rows prefer what was fitted to the start."""
+        return self._best is not self._first
 
     def run(self) -> None:
         """Take steps until held-out rows see no more progress."""

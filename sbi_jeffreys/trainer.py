@@ -275,7 +275,8 @@ class JeffreysNPE(JointTrainer):
                 resumed training is given other rows, or is to begin anew, or torch makes networks
                 of another type than float32.
             KeyboardInterrupt: On Ctrl-C, after the best weights have been put back; go on with
-                ``resume_training=True``.
+                ``resume_training=True``. Before the first epoch nothing has changed, and what was
+                trained before is still there.
         """
         if not self._data_round_index:
             raise RuntimeError("No simulations: call append_simulations(theta, x) before train().")

@@ -9,7 +9,7 @@ from torch import nn
 from trainers import PRIOR, make
 
 import sbi_jeffreys
-from sbi_jeffreys import joint_trainer
+from sbi_jeffreys import joint_trainer, likelihood_forms
 from sbi_jeffreys.proxy import proxy_nn
 
 torch.manual_seed(0)
@@ -95,13 +95,32 @@ def test_held_out_rows_of_the_user(data):
     assert estimator.proxy.network.common > 0
 
 
-def test_an_interruption_leaves_a_trainer_that_trains(data, monkeypatch):
+def interrupted(made, monkeypatch, **kwargs):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    made = make()
     with monkeypatch.context() as patch:
-        patch.setattr(joint_trainer, "take_fittest_form", interrupt)
+        patch.setattr(likelihood_forms, "fittest", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(made, data)
-    assert made.train(max_num_epochs=1).proxy is not None
+            made.train(**kwargs)
+
+
+def test_after_an_interruption_a_form_is_still_chosen(data, monkeypatch):
+    made = make(seed=3).append_simulations(*data)
+    interrupted(made, monkeypatch)
+    assert made.train(max_num_epochs=2).proxy.network.common > 0
+
+
+def test_an_interrupted_retraining_leaves_what_was_trained(data, monkeypatch):
+    made = make(seed=None)
+    estimator = train(made, data)
+    rows, few = made.train_indices, (data[0][None, :5], data[1][:5])
+    weights = estimator.state_dict()
+    kept = {name: value.clone() for name, value in weights.items()}
+    interrupted(made, monkeypatch, retrain_from_scratch=True, force_first_round_loss=True)
+    assert made._neural_net is made._training.estimator is estimator
+    posterior = made.build_posterior().posterior_estimator
+    assert torch.equal(posterior.flow.log_prob(*few), estimator.flow.log_prob(*few))
+    assert all(torch.equal(value, kept[name]) for name, value in estimator.state_dict().items())
+    assert torch.equal(made.train_indices, rows)
+    assert made.train(max_num_epochs=3, resume_training=True) is estimator
