@@ -12,8 +12,6 @@ import sbi_jeffreys
 from sbi_jeffreys import joint_trainer, likelihood_forms
 from sbi_jeffreys.proxy import proxy_nn
 
-torch.manual_seed(0)
-
 
 def crescents(n):
     theta = PRIOR.sample((n,))

@@ -9,10 +9,10 @@ from sbi_jeffreys.likelihood import LikelihoodEnergy
 from sbi_jeffreys.likelihood_forms import fittest
 
 
-def build_for(theta, context, made=None, **kwargs):
+def build_for(theta, context, made=None):
     def build(common):
         torch.manual_seed(common)
-        network = LikelihoodEnergy(theta, context, common=common, **kwargs)
+        network = LikelihoodEnergy(theta, context, common=common)
         if made is not None:
             made.append(network)
         return network
