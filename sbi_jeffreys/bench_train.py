@@ -147,7 +147,7 @@ def _time_methods(
         if not quick:
             summary, row["seconds_to_the_end"] = _train(task, n, name, seed, device)
             row["epochs"] = summary["epochs_trained"][-1]
-            # Steps of JeffreysNPE after the first 1,000 cost less: the first epochs do not tell.
+            # Later steps of JeffreysNPE cost less: the first epochs do not tell.
             row["seconds_per_epoch_to_the_end"] = statistics.mean(summary["epoch_durations_sec"])
             row["best_validation_loss"] = summary["best_validation_loss"][-1]
             print(f"{task}, n = {n}, to the end: {name}", flush=True)

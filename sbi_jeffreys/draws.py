@@ -30,9 +30,9 @@ class Draws:
         simulated: Pairs that the proxy simulates itself, for each row of the batch.
         jitter: Scale of the noise on x in D2, in standard deviations of the embedded x.
         gauge: Weight of the gauge.
-        every: Steps from one evaluation of all terms to the next, after the first thousand and
-            where the proxy simulates pairs; between them the flow learns alone, from data and these
-            pairs.
+        every: Steps from one evaluation of all terms to the next, where the proxy simulates pairs,
+            and has been fitted before or is past its first thousand steps; between them the flow
+            learns alone, from data and these pairs.
     """
 
     flow: int = 4

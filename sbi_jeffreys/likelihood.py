@@ -236,6 +236,11 @@ class LikelihoodEnergy(nn.Module):
         return marginal + self.log_ratio + self.gauge(c).squeeze(-1)
 
     @property
+    def as_one(self) -> bool:
+        """Whether its Gaussians move as one: such a form has been fitted before it is trained."""
+        return self.common > 0
+
+    @property
     def is_discrete(self) -> bool:
         """Whether some of the data come in steps."""
         return bool((self.gaps > 0).any())

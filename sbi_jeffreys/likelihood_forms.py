@@ -128,7 +128,7 @@ class _Fit:
     def network_to_train(self) -> LikelihoodEnergy:
         """Return the network with the weights that a joint training is to begin with."""
         network = self.network
-        network.load_state_dict(self._best if network.common else self._first)
+        network.load_state_dict(self._best if network.as_one else self._first)
         network.zero_grad(set_to_none=True)
         return network
 

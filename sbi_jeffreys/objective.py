@@ -315,7 +315,7 @@ def _proxy_loss(
 
 def _weight_of_likelihood(network: nn.Module) -> float:
     """Return the weight that the likelihood has beside the ranking losses."""
-    as_one = isinstance(network, LikelihoodEnergy) and network.common > 0
+    as_one = isinstance(network, LikelihoodEnergy) and network.as_one
     return _LIKELIHOOD_AS_ONE if as_one else _LIKELIHOOD
 
 

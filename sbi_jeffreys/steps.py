@@ -1,9 +1,9 @@
 r"""One step of the joint training: both models descend, then the multipliers ascend.
 
 Every step descends :math:`\lambda_1 D_1 + \lambda_2 D_2 + \lambda_3 D_3` in both models and then
-lets the weighting move the multipliers. After the first steps, every other one does so in the flow
-alone, as far as that can be had cheaply: what costs is to sample the flow and to train the proxy,
-which learns faster than the flow.
+lets the weighting move the multipliers. Every other step does so in the flow alone, as far as that
+can be had cheaply: what costs is to sample the flow and to train the proxy, which learns faster
+than the flow. A proxy that has not been fitted before needs all of the first steps.
 
 What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
 averaging), at the start over fewer: at a constant learning rate the weights themselves
@@ -40,8 +40,9 @@ __all__ = ["JointSteps", "Settings"]
 # follow it moves fast, and the mean looks back over a tenth of the steps; without one, which soon
 # overfits, a longer memory is better.
 _NEWEST = 10
-# Steps at first that all evaluate all terms. By then a run on few simulations has mostly ended; one
-# on many goes on because the flow learns more slowly than the proxy.
+# Steps at first that all evaluate all terms where the proxy starts anew. By then a run on few
+# simulations has mostly ended; one on many goes on because the flow learns more slowly than the
+# proxy. Where the proxy has been fitted before, it is ahead from the first step on.
 _WHOLE = 1000
 
 
@@ -219,10 +220,12 @@ class JointSteps:
         proxy = self.estimator.proxy
         if proxy is None:
             return False
+        network = proxy.network
         # Without pairs of the proxy's own, the data alone would have every other step.
-        pairs = self.draws.simulated > 0 and isinstance(proxy.network, LikelihoodEnergy)
-        first = self.steps < _WHOLE or self.forward_loss is not None
-        return first or not pairs or self.steps % self.draws.every == 0
+        if self.draws.simulated == 0 or not isinstance(network, LikelihoodEnergy):
+            return True
+        first = self.steps < _WHOLE and not network.as_one
+        return first or self.forward_loss is not None or self.steps % self.draws.every == 0
 
     def _terms(self, theta: Tensor, x: Tensor, masks: Tensor, *, whole: bool) -> BatchTerms:
         hook, weights = self.forward_loss, self.kernel(x)

@@ -120,9 +120,14 @@ def test_a_price_that_is_given_is_the_one_that_is_used():
     assert 0 <= reverse <= 0.5
 
 
-def test_after_the_first_steps_the_proxy_learns_in_every_other_one(monkeypatch):
+@pytest.mark.parametrize(
+    ("common", "expected"),
+    [(0, [True, True, True, False, True, False]), (2, [True, False] * 3)],
+    ids=["after the first steps", "from the first on, where it was fitted before"],
+)
+def test_the_proxy_learns_in_every_other_step(common, expected, monkeypatch):
     monkeypatch.setattr(steps_module, "_WHOLE", 2)
-    training, data, _ = make(proxy="likelihood")
+    training, data, _ = make(proxy="likelihood", common=common)
     batches = list(data.batches(5, "cpu", shuffle=True))
     moved, estimates = [], []
     for batch in batches[:6]:
@@ -130,7 +135,7 @@ def test_after_the_first_steps_the_proxy_learns_in_every_other_one(monkeypatch):
         estimates.append(training.step(*batch)[1].item())
         assert not equal(flow, snapshot(training.estimator.flow))
         moved.append(not equal(proxy, snapshot(training.estimator.proxy)))
-    assert moved == [True, True, True, False, True, False]
+    assert moved == expected
     # Between two estimates of D2 the last one stands.
     assert estimates[3] == estimates[2] != estimates[4] == estimates[5]
 

@@ -38,7 +38,7 @@ def as_data(theta, x):
 
 def make(
     num=50, weights="dual", flow="ours", kernel=ones, forward_loss=None, simulator=simulate,
-    proxy="mlp", draws=DRAWS, from_prior=True, **settings,
+    proxy="mlp", common=0, draws=DRAWS, from_prior=True, **settings,
 ):  # fmt: skip
     """A training with its simulations and as many held-out ones."""
     theta, x = simulator(num)
@@ -47,9 +47,9 @@ def make(
     else:
         build = posterior_nn(flow, hidden_features=16, num_transforms=2)
     base = None if weights == "ml" else Base(PRIOR, theta)
-    estimator = JeffreysEstimator(
-        build(theta, x), theta, x, base=base, build_proxy=proxy_nn(proxy, hidden_features=24)
-    )
+    form = {"common": common} if common else {}
+    build_proxy = proxy_nn(proxy, hidden_features=24, **form)
+    estimator = JeffreysEstimator(build(theta, x), theta, x, base=base, build_proxy=build_proxy)
     settings = Settings(**({"training_batch_size": 10, "learning_rate": 5e-3} | settings))
     weights = weighting(weights)
     training = Training(estimator, weights, draws, settings, kernel, forward_loss, from_prior)
