@@ -8,7 +8,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .density import JeffreysDensity
     from .persistence import load, save
-    from .plotting import plot_posteriors, plot_training
+    from .plotting import plot_training
+    from .posterior_plots import plot_posteriors
     from .trainer import JeffreysNPE
 
 __all__ = [
@@ -27,7 +28,7 @@ _HOMES = {
     "JeffreysDensity": "density",
     "JeffreysNPE": "trainer",
     "load": "persistence",
-    "plot_posteriors": "plotting",
+    "plot_posteriors": "posterior_plots",
     "plot_training": "plotting",
     "save": "persistence",
 }

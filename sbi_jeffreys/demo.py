@@ -23,7 +23,8 @@ from torch.distributions import Distribution
 from tqdm import tqdm
 
 from .metrics import c2st
-from .plotting import plot_posteriors, plot_training
+from .plotting import plot_training
+from .posterior_plots import plot_posteriors
 from .quiet import QuietTracker, quiet
 from .tasks import Task, get_task
 from .trainer import JeffreysNPE

@@ -1,7 +1,8 @@
 r"""One batch of the adaptively symmetrised objective.
 
-Given pairs :math:`(\theta, x)`, each model is evaluated once: at the data and at K samples of the
-flow for some x. From these numbers, and from the proxy at M draws of its base, come
+Given pairs :math:`(\theta, x)`, each model is evaluated once (:mod:`sbi_jeffreys.evaluation`): at
+the data and at K samples of the flow for some x. From these numbers, and from the proxy at M draws
+of its base, come
 
 - :math:`D_1`: the flow's negative log density at the data;
 - :math:`D_2`: flow and proxy against each other, in both directions. From flow to proxy it is the
@@ -35,8 +36,8 @@ from torch import Tensor, nn
 from .divergences import cross_entropy, huber, log_partition, log_variance, ranking_nce, reverse_kl
 from .draws import Draws, Negatives, ReverseQueue, ReverseSet
 from .estimator import JeffreysEstimator
+from .evaluation import Evaluated, evaluate, evaluate_flow
 from .likelihood import LikelihoodEnergy
-from .proxy import EnergyProxy
 
 __all__ = ["LIMITS", "BatchTerms", "Limits", "batch_terms", "flow_terms", "lagrangian"]
 
@@ -133,7 +134,7 @@ def batch_terms(
     context = estimator.embed(x)
     queue = ReverseQueue() if queue is None else queue
     there = queue.next(estimator, theta, context, weights, draws)
-    found = _evaluate(estimator, theta, context, there, draws, base_draws.theta)
+    found = evaluate(estimator, theta, context, there, draws, base_draws.theta)
     log_z = log_partition(found.proxy_samples, found.flow_samples.detach())
     loss = cross_entropy(found.flow_data) if forward_loss is None else forward_loss(theta, x)
     # In later rounds theta and the negatives come from proposals: the flow's samples are weighed
@@ -181,7 +182,7 @@ def flow_terms(
     if forward_loss is not None:
         return BatchTerms((weights * forward_loss(theta, x)).mean(), zero, zero, zero, zero)
     num = round(draws.simulated * len(theta))
-    log_prob, flow_own = _evaluate_flow(estimator, theta, estimator.embed(x), num)
+    log_prob, flow_own = evaluate_flow(estimator, theta, estimator.embed(x), num)
     forward = (weights * cross_entropy(log_prob)).mean()
     reverse = _own_loss(flow_own, weights) if len(flow_own) else zero
     return BatchTerms(forward, reverse, zero, zero, zero)
@@ -193,90 +194,7 @@ def _own_loss(flow_own: Tensor, weights: Tensor) -> Tensor:
     return weights.mean() * cross_entropy(flow_own).mean()
 
 
-class _Evaluated(NamedTuple):
-    """Log densities at the B data, at the P undisturbed data of D2 and at K samples at its N x.
-
-    ``flow_*`` and ``proxy_*`` are (B,), (P,) and (K, N), the proxy's without its normalisation;
-    ``flow_own`` the flow at pairs that the proxy has simulated. ``ratio_data`` (B,) and
-    ``ratio_base`` (M, B + N) are the proxy relative to its base, at the data and at base draws.
-    A proxy that is a likelihood has ``log_likelihood`` (B,), of the data, and ``shift`` (N,),
-    what it adds at the x of D2.
-    """
-
-    flow_data: Tensor
-    flow_plain: Tensor
-    flow_samples: Tensor
-    flow_own: Tensor
-    proxy_plain: Tensor
-    proxy_samples: Tensor
-    ratio_data: Tensor
-    ratio_base: Tensor
-    log_likelihood: Tensor | None
-    shift: Tensor | None
-
-
-def _evaluate(
-    estimator: JeffreysEstimator,
-    theta: Tensor,
-    context: Tensor,
-    there: ReverseSet,
-    draws: Draws,
-    base_draws: Tensor,
-) -> _Evaluated:
-    """Evaluate each model once: what costs is the number of operations, not how many rows."""
-    proxy = estimator.proxy
-    assert proxy is not None
-    network = proxy.network
-    num, rows = len(there.context), len(theta)
-    sizes = (rows, there.plain, draws.flow * num)
-    points = torch.cat((theta, there.theta[: there.plain], there.samples.flatten(0, 1)))
-    # Which x each of them goes with: the batch's come first, then those of D2.
-    at_data = torch.arange(rows + there.plain, device=theta.device)
-    at_samples = torch.arange(rows, rows + num, device=theta.device).repeat(draws.flow)
-    which = torch.cat((at_data, at_samples))
-    conditions = torch.cat((context, there.context))[which]
-    num_own = round(draws.simulated * rows)
-    log_prob, flow_own = _evaluate_flow(estimator, points, conditions, num_own)
-    # The proxy sees data in steps as if they were continuous.
-    seen = network.dequantize(context) if isinstance(network, LikelihoodEnergy) else context
-    all_seen = torch.cat((seen, there.context))
-    ratio, ratio_base, log_likelihood, shift = _ratios(network, points, base_draws, all_seen, which)
-    if log_likelihood is not None:
-        log_likelihood = log_likelihood[:rows]
-        if context.requires_grad:
-            # An embedding that learns from it would make the data easy to explain: constant.
-            assert isinstance(network, LikelihoodEnergy)
-            log_likelihood = network.log_likelihood(theta, seen.detach())
-    flow_data, flow_plain, flow_samples = log_prob.split(sizes)
-    _, proxy_plain, proxy_samples = (ratio + proxy.base.log_prob_soft(points)).split(sizes)
-    return _Evaluated(
-        flow_data,
-        flow_plain,
-        flow_samples.reshape(-1, num),
-        flow_own,
-        proxy_plain,
-        proxy_samples.reshape(-1, num),
-        ratio_data=ratio[:rows],
-        # At the data's x, for the ranking loss, and at the x of D2, for the gauge.
-        ratio_base=ratio_base,
-        log_likelihood=log_likelihood,
-        shift=None if shift is None else shift[rows:],
-    )
-
-
-def _evaluate_flow(
-    estimator: JeffreysEstimator, theta: Tensor, context: Tensor, num: int
-) -> tuple[Tensor, Tensor]:
-    """Return the flow's log density at pairs (P,), and at pairs of the proxy's own (num,)."""
-    own = _own_simulations(estimator.proxy, num, theta, context)
-    log_prob = estimator.log_prob_embedded(
-        torch.cat((theta, own[0])).unsqueeze(0), torch.cat((context, own[1]))
-    )[0]
-    at_pairs, at_own = log_prob.split((len(theta), len(own[0])))
-    return at_pairs, at_own
-
-
-def _reverse_loss(found: _Evaluated, there: ReverseSet, weights: Tensor, limits: Limits) -> Tensor:
+def _reverse_loss(found: Evaluated, there: ReverseSet, weights: Tensor, limits: Limits) -> Tensor:
     """Return D2: log-variances at the flow's samples, and the flow at the proxy's own pairs."""
     flow, proxy = found.flow_samples, found.proxy_samples
     follows = log_variance(flow, proxy.detach(), limit=limits.flow)
@@ -286,7 +204,7 @@ def _reverse_loss(found: _Evaluated, there: ReverseSet, weights: Tensor, limits:
 
 
 def _proxy_loss(
-    found: _Evaluated,
+    found: Evaluated,
     there: ReverseSet,
     weights: Tensor,
     base_draws: Negatives,
@@ -319,7 +237,7 @@ def _weight_of_likelihood(network: nn.Module) -> float:
     return _LIKELIHOOD_AS_ONE if as_one else _LIKELIHOOD
 
 
-def _gauge_loss(found: _Evaluated, there: ReverseSet, log_z: Tensor, *, with_base: bool) -> Tensor:
+def _gauge_loss(found: Evaluated, there: ReverseSet, log_z: Tensor, *, with_base: bool) -> Tensor:
     """Return the pull on log Z, estimated at flow samples and, if told so, at base draws."""
     base = found.ratio_base[:, -len(log_z) :] if with_base else None
     if found.shift is None:
@@ -332,34 +250,9 @@ def _gauge_loss(found: _Evaluated, there: ReverseSet, log_z: Tensor, *, with_bas
     return (there.weights[few] * _gauge(_moved_by(alone, log_z[few]), base)).mean()
 
 
-def _ratios(
-    network: nn.Module, theta: Tensor, base: Tensor, context: Tensor, which: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the log ratio at pairs (N,) and at base draws (M, B); a likelihood's two summands.
-
-    Of x (B, c) each of theta (N, d) goes with one, base draws (M, d) with all. The summands are
-    that at the pairs (N,) and that of x alone (B,).
-    """
-    if not isinstance(network, LikelihoodEnergy):
-        at_pairs = network(theta.unsqueeze(0), context[which])[0]
-        return at_pairs, network(base.unsqueeze(1), context), None, None
-    at_pairs, at_base, shift = network.at_pairs_and_all(theta, base, context, which)
-    return at_pairs + shift[which], at_base + shift, at_pairs, shift
-
-
 def _moved_by(shift: Tensor, value: Tensor) -> Tensor:
     """Return the value, with the gradient of one of its summands, the shift, alone."""
     return value.detach() + (shift - shift.detach())
-
-
-def _own_simulations(
-    proxy: EnergyProxy | None, num: int, theta: Tensor, context: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return draws (num, d), (num, c) of the proxy's joint distribution; none if it has none."""
-    if num == 0 or proxy is None or not isinstance(proxy.network, LikelihoodEnergy):
-        return theta[:0], context[:0]
-    own = proxy.base.sample(num).to(theta)
-    return own, proxy.network.simulate(own)
 
 
 def _gauge(log_z: Tensor, ratio_base: Tensor | None) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from sbi.utils import BoxUniform
 
 from sbi_jeffreys import JeffreysNPE
-from sbi_jeffreys.bench_method import VARIANTS, differences, main
+from sbi_jeffreys.bench_method import differences, main
+from sbi_jeffreys.bench_variants import VARIANTS
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))

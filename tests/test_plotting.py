@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_jeffreys.plotting import plot_posteriors, plot_training
+from sbi_jeffreys.plotting import plot_training
+from sbi_jeffreys.posterior_plots import plot_posteriors
 
 EPOCHS = 6
 KEYS = [

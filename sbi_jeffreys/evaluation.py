@@ -1,0 +1,143 @@
+r"""Flow and proxy where one batch of the objective looks at them, each evaluated once.
+
+What costs is the number of operations, not how many rows they have. So a batch's data, the flow's
+samples for D2 and the pairs that the proxy has simulated go through the flow together, and through
+the proxy with the draws of its base. What follows from the numbers is in
+:mod:`sbi_jeffreys.objective`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .draws import Draws, ReverseSet
+from .estimator import JeffreysEstimator
+from .likelihood import LikelihoodEnergy
+from .proxy import EnergyProxy
+
+__all__ = ["Evaluated", "evaluate", "evaluate_flow"]
+
+
+class Evaluated(NamedTuple):
+    """Log densities at the B data, at the P undisturbed data of D2 and at K samples at its N x.
+
+    ``flow_*`` and ``proxy_*`` are (B,), (P,) and (K, N), the proxy's without its normalisation;
+    ``flow_own`` the flow at pairs that the proxy has simulated. ``ratio_data`` (B,) and
+    ``ratio_base`` (M, B + N) are the proxy relative to its base, at the data and at base draws.
+    A proxy that is a likelihood has ``log_likelihood`` (B,), of the data, and ``shift`` (N,),
+    what it adds at the x of D2.
+    """
+
+    flow_data: Tensor
+    flow_plain: Tensor
+    flow_samples: Tensor
+    flow_own: Tensor
+    proxy_plain: Tensor
+    proxy_samples: Tensor
+    ratio_data: Tensor
+    ratio_base: Tensor
+    log_likelihood: Tensor | None
+    shift: Tensor | None
+
+
+def evaluate(
+    estimator: JeffreysEstimator,
+    theta: Tensor,
+    context: Tensor,
+    there: ReverseSet,
+    draws: Draws,
+    base_draws: Tensor,
+) -> Evaluated:
+    """Evaluate flow and proxy at all points of one batch.
+
+    Args:
+        estimator: Flow and proxy.
+        theta: Parameters, shape (B, d).
+        context: Embedded data, shape (B, c).
+        there: Where D2 looks.
+        draws: Numbers of samples.
+        base_draws: Negatives, shape (M, d).
+    """
+    proxy = estimator.proxy
+    assert proxy is not None
+    network = proxy.network
+    num, rows = len(there.context), len(theta)
+    sizes = (rows, there.plain, draws.flow * num)
+    points = torch.cat((theta, there.theta[: there.plain], there.samples.flatten(0, 1)))
+    # Which x each of them goes with: the batch's come first, then those of D2.
+    at_data = torch.arange(rows + there.plain, device=theta.device)
+    at_samples = torch.arange(rows, rows + num, device=theta.device).repeat(draws.flow)
+    which = torch.cat((at_data, at_samples))
+    conditions = torch.cat((context, there.context))[which]
+    num_own = round(draws.simulated * rows)
+    log_prob, flow_own = evaluate_flow(estimator, points, conditions, num_own)
+    # The proxy sees data in steps as if they were continuous.
+    seen = network.dequantize(context) if isinstance(network, LikelihoodEnergy) else context
+    all_seen = torch.cat((seen, there.context))
+    ratio, ratio_base, log_likelihood, shift = _ratios(network, points, base_draws, all_seen, which)
+    if log_likelihood is not None:
+        log_likelihood = log_likelihood[:rows]
+        if context.requires_grad:
+            # An embedding that learns from it would make the data easy to explain: constant.
+            assert isinstance(network, LikelihoodEnergy)
+            log_likelihood = network.log_likelihood(theta, seen.detach())
+    flow_data, flow_plain, flow_samples = log_prob.split(sizes)
+    _, proxy_plain, proxy_samples = (ratio + proxy.base.log_prob_soft(points)).split(sizes)
+    return Evaluated(
+        flow_data,
+        flow_plain,
+        flow_samples.reshape(-1, num),
+        flow_own,
+        proxy_plain,
+        proxy_samples.reshape(-1, num),
+        ratio_data=ratio[:rows],
+        # At the data's x, for the ranking loss, and at the x of D2, for the gauge.
+        ratio_base=ratio_base,
+        log_likelihood=log_likelihood,
+        shift=None if shift is None else shift[rows:],
+    )
+
+
+def evaluate_flow(
+    estimator: JeffreysEstimator, theta: Tensor, context: Tensor, num: int
+) -> tuple[Tensor, Tensor]:
+    """Return the flow's log density at pairs (P,), and at pairs of the proxy's own (num,).
+
+    Args:
+        estimator: Flow and, where there are to be pairs of its own, proxy.
+        theta: Parameters, shape (P, d).
+        context: Embedded data, shape (P, c).
+        num: Pairs that the proxy simulates, if it is a likelihood.
+    """
+    own = _own_simulations(estimator.proxy, num, theta, context)
+    log_prob = estimator.log_prob_embedded(
+        torch.cat((theta, own[0])).unsqueeze(0), torch.cat((context, own[1]))
+    )[0]
+    at_pairs, at_own = log_prob.split((len(theta), len(own[0])))
+    return at_pairs, at_own
+
+
+def _ratios(
+    network: nn.Module, theta: Tensor, base: Tensor, context: Tensor, which: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the log ratio at pairs (N,) and at base draws (M, B); a likelihood's two summands.
+
+    Of x (B, c) each of theta (N, d) goes with one, base draws (M, d) with all. The summands are
+    that at the pairs (N,) and that of x alone (B,).
+    """
+    if not isinstance(network, LikelihoodEnergy):
+        at_pairs = network(theta.unsqueeze(0), context[which])[0]
+        return at_pairs, network(base.unsqueeze(1), context), None, None
+    at_pairs, at_base, shift = network.at_pairs_and_all(theta, base, context, which)
+    return at_pairs + shift[which], at_base + shift, at_pairs, shift
+
+
+def _own_simulations(
+    proxy: EnergyProxy | None, num: int, theta: Tensor, context: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return draws (num, d), (num, c) of the proxy's joint distribution; none if it has none."""
+    if num == 0 or proxy is None or not isinstance(proxy.network, LikelihoodEnergy):
+        return theta[:0], context[:0]
+    own = proxy.base.sample(num).to(theta)
+    return own, proxy.network.simulate(own)
