@@ -54,7 +54,9 @@ def _score_table(
     for task, group in means.groupby(level="task"):
         found = group.droplevel("task")
         most = found["num_values"].max()
-        best = found["mean"].round(metric.digits).min()
+        # As it is written: pandas rounds 0.6885 another way than Python.
+        written = (round(mean, metric.digits) for mean in found["mean"].dropna())
+        best = min(written, default=float("nan"))
         row = [Cell(str(task))]
         for method in methods:
             if method not in found.index:

@@ -64,6 +64,14 @@ def test_means_and_standard_errors(values):
     assert "†" in table.note
 
 
+def test_the_lowest_is_bold_however_its_last_digit_is_rounded():
+    rows = [["slcp", m, 1000, 0, "1", "c2st", v] for m, v in (("npe", 0.2005), ("ml", 0.8))]
+    (table,) = score_tables(pd.DataFrame(rows, columns=COLUMNS), "c2st", METRICS["c2st"], METHODS)
+    # A tie that pandas rounds down, and Python, which writes the number, up.
+    assert texts(table)["slcp"][0] == "0.201"
+    assert bold(table)["slcp"] == [True, False, False]
+
+
 def test_one_seed_says_so(values):
     (table,) = score_tables(values[values["seed"] == 0], "c2st", METRICS["c2st"], METHODS)
     assert "±" not in table.rows[0][1].text
