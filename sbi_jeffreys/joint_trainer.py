@@ -115,10 +115,12 @@ class JointTrainer(NPE_C):
         theta, x, _ = self.get_simulations(start_idx)
         columns = missed(self._neural_net, theta, x, self.train_indices)
         if columns:
+            # What sbi asks for where simulations of the first round are trained on again.
+            first = "" if self._round else ", force_first_round_loss=True"
             warn(
                 f"Columns {columns} of x say something of theta in the simulations that are there "
                 "now, and the flow was built without them from earlier ones. To have it look at "
-                "them, train(retrain_from_scratch=True)."
+                f"them, train(retrain_from_scratch=True{first})."
             )
 
     def _with_proxy(

@@ -4,7 +4,8 @@ These are the lists of sbi's ``summary``, extended. The keys of sbi keep their m
 for one: ``epochs_trained`` has the epochs of each call of ``train``, also where it resumes, where
 sbi has those of the calls before as well. Held-out numbers of the proxy come from importance
 sampling at a few x; where an epoch has few steps they are taken every few epochs, and the last look
-stands until the next.
+stands until the next. As long as the flow is far from the proxy (``effective_sample_size`` near
+zero) its draws miss most of Z, and the proxy's cross-entropy is too low, by nats.
 """
 
 from collections.abc import Mapping

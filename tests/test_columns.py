@@ -130,7 +130,8 @@ def test_columns_that_only_later_simulations_tell_of_are_warned_of():
     assert 3 not in columns.kept
     x[:, 3] = theta[:, 1] + 0.1 * noise[:, 3]
     trainer.append_simulations(theta[300:], x[300:])
-    with pytest.warns(UserWarning, match=r"Columns \[3\] of x.*retrain_from_scratch=True"):
+    said = r"Columns \[3\] .*retrain_from_scratch=True, force_first_round_loss=True\)"
+    with pytest.warns(UserWarning, match=said):
         trainer.train(**options)
     # Once, and not where nothing has come to light since.
     trainer.train(**options)
