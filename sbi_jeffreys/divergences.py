@@ -203,8 +203,9 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
         log_weights: :math:`\log w`, shape (S, B).
 
     Returns:
-        Between 1 / S and 1, shape (B,).
+        Between 1 / S and 1, shape (B,); 0 where no draw has any weight.
     """
     numerator = 2 * torch.logsumexp(log_weights, dim=0)
     denominator = torch.logsumexp(2 * log_weights, dim=0)
-    return torch.exp(numerator - denominator) / log_weights.shape[0]
+    share = torch.exp(numerator - denominator) / log_weights.shape[0]
+    return share.masked_fill(denominator == -torch.inf, 0.0)

@@ -31,8 +31,8 @@ class Draws:
         jitter: Scale of the noise on x in D2, in standard deviations of the embedded x.
         gauge: Weight of the gauge.
         every: Steps from one evaluation of all terms to the next, where the proxy simulates pairs,
-            and has been fitted before or is past its first thousand steps; between them the flow
-            learns alone, from data and these pairs.
+            and its Gaussians move as one or it is past its first thousand steps; between them the
+            flow learns alone, from data and these pairs.
     """
 
     flow: int = 4

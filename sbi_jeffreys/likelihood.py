@@ -118,8 +118,10 @@ class LikelihoodEnergy(nn.Module):
         d, c = theta.shape[1], context.shape[1]
         if c == 0:
             raise ValueError("A likelihood needs data: with an empty condition, take proxy='mlp'.")
-        if common not in range(4):
-            raise ValueError(f"common={common} must be 0, 1, 2 or 3: how much theta moves as one.")
+        if not isinstance(common, int) or common not in range(4):
+            raise ValueError(
+                f"common={common!r} must be 0, 1, 2 or 3: how much theta moves as one."
+            )
         # A unit far below all, logarithms proper, but quotients by it stay in single precision.
         size = theta.abs()
         unit = torch.maximum(0.1 * size.amin(dim=0), 1e-30 * size.amax(dim=0))
@@ -237,7 +239,7 @@ class LikelihoodEnergy(nn.Module):
 
     @property
     def as_one(self) -> bool:
-        """Whether its Gaussians move as one: such a form has been fitted before it is trained."""
+        """Whether its Gaussians move as one: unless it was named, it was fitted and chosen."""
         return self.common > 0
 
     @property

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,8 +31,34 @@ class QuietTracker:
         """Do nothing."""
 
 
+class _Output:
+    """Standard output while it is swallowed: of several threads the last puts it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before = sys.stdout
+
+    def swallow(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before, sys.stdout = sys.stdout, io.StringIO()
+            self._inside += 1
+
+    def put_back(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                sys.stdout = self._before
+
+
+_OUTPUT = _Output()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Swallow what sbi's trainers print."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    """Swallow what sbi's trainers print, and what other threads print meanwhile."""
+    _OUTPUT.swallow()
+    try:
         yield
+    finally:
+        _OUTPUT.put_back()

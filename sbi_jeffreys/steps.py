@@ -3,7 +3,7 @@ r"""One step of the joint training: both models descend, then the multipliers as
 Every step descends :math:`\lambda_1 D_1 + \lambda_2 D_2 + \lambda_3 D_3` in both models and then
 lets the weighting move the multipliers. Every other step does so in the flow alone, as far as that
 can be had cheaply: what costs is to sample the flow and to train the proxy, which learns faster
-than the flow. A proxy that has not been fitted before needs all of the first steps.
+than the flow. A proxy whose Gaussians each move on their own needs all of the first steps.
 
 What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
 averaging), at the start over fewer: at a constant learning rate the weights themselves
@@ -40,9 +40,10 @@ __all__ = ["JointSteps", "Settings"]
 # follow it moves fast, and the mean looks back over a tenth of the steps; without one, which soon
 # overfits, a longer memory is better.
 _NEWEST = 10
-# Steps at first that all evaluate all terms where the proxy starts anew. By then a run on few
-# simulations has mostly ended; one on many goes on because the flow learns more slowly than the
-# proxy. Where the proxy has been fitted before, it is ahead from the first step on.
+# Steps at first that all evaluate all terms where each of the proxy's Gaussians moves on its own,
+# and starts anew. By then a run on few simulations has mostly ended; one on many goes on because
+# the flow learns more slowly than the proxy. Where they move as one, few simulations determine the
+# proxy, and unless its form was named it has been fitted: it is ahead from the first step on.
 _WHOLE = 1000
 
 

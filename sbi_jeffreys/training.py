@@ -131,7 +131,7 @@ class Training(JointSteps):
         """Return a training from the best weights on, with new optimizers and multipliers."""
         other = replace(self, settings=settings)
         other.patience.best = self.patience.best
-        other._held_out = self._held_out
+        other._held_out, other._reverse = self._held_out, self._reverse
         return other
 
     def validate(self, data: Data | LoaderData) -> dict[str, float]:

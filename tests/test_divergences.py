@@ -250,6 +250,12 @@ def test_effective_sample_size_of_gaussians(target, proposal):
     assert abs(found.mean() - 1 / second_moment) < error
 
 
+def test_effective_sample_size_where_no_draw_has_any_weight():
+    """All outside of the prior's support, as those of a flow that leaks may be."""
+    weights = torch.tensor([[-math.inf, 0.0], [-math.inf, 0.0]])
+    assert effective_sample_size(weights).tolist() == [0.0, 1.0]
+
+
 @pytest.mark.parametrize("shift", [0.0, -1500.0, 1500.0])
 def test_effective_sample_size_at_its_ends(shift):
     equal = torch.zeros(10, 1, dtype=torch.float64)

@@ -108,9 +108,9 @@ def test_every_form_starts_at_the_linear_likelihood(common):
     assert torch.equal(network(theta[:9, None], x[:7]), first(theta[:9, None], x[:7]))
 
 
-@pytest.mark.parametrize("common", [-1, 4])
+@pytest.mark.parametrize("common", [-1, 4, 1.0, "1"])
 def test_refuses_a_form_that_there_is_not(common):
-    with pytest.raises(ValueError, match=f"common={common} must be 0, 1, 2 or 3"):
+    with pytest.raises(ValueError, match=f"common={common!r} must be 0, 1, 2 or 3"):
         LikelihoodEnergy(torch.randn(10, 2), torch.randn(10, 3), common=common)
 
 

@@ -217,6 +217,17 @@ def test_beginning_anew_keeps_what_held_out_data_have_said():
     assert torch.equal(training.anew(training.settings)._divergences(torch.tensor(0.5)), seen)
 
 
+def test_beginning_anew_keeps_the_last_estimate_of_reverse():
+    """Its first step may be one of the flow alone, which estimates none."""
+    training, data, held_out = make(proxy="likelihood", common=2)
+    training.start(held_out)
+    (batch,) = list(data.batches(50, "cpu", shuffle=True))
+    training.step(*batch)
+    again = training.anew(training.settings)
+    assert again.steps == 1
+    assert again.step(*batch)[1] == training._reverse > 0
+
+
 def test_start_makes_the_first_weights_the_best_and_does_so_once():
     training, _, held_out = make()
     before = snapshot(training.estimator)
