@@ -123,7 +123,7 @@ def test_a_price_that_is_given_is_the_one_that_is_used():
 @pytest.mark.parametrize(
     ("common", "expected"),
     [(0, [True, True, True, False, True, False]), (2, [True, False] * 3)],
-    ids=["after the first steps", "from the first on, where it was fitted before"],
+    ids=["after the first steps", "from the first on, where its Gaussians move as one"],
 )
 def test_the_proxy_learns_in_every_other_step(common, expected, monkeypatch):
     monkeypatch.setattr(steps_module, "_WHOLE", 2)
