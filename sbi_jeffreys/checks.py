@@ -1,6 +1,7 @@
 """Checks of arguments: each says what was wrong, with the value, and what to do."""
 
 import math
+import numbers
 import operator
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 __all__ = [
     "check_atomic",
+    "check_counts",
     "check_default_type",
     "check_not_negative",
     "check_positive",
@@ -51,6 +53,22 @@ def check_not_negative(**values: float) -> None:
     for name, value in values.items():
         if not (_is_finite(name, value) and value >= 0):
             raise ValueError(f"{name} must not be negative, got {value!r}.")
+
+
+def check_counts(least: int, **values: int) -> None:
+    """Refuse numbers of things that are no integers, or too few.
+
+    Args:
+        least: The least that will do.
+        values: Numbers by their names.
+
+    Raises:
+        ValueError: With the name and the value of the first that will not do.
+    """
+    for name, value in values.items():
+        integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not integer or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 
 
 def _is_finite(name: str, value: float) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_counts
 from .estimator import JeffreysEstimator
 from .flows import evaluating
 
@@ -44,18 +45,19 @@ class Draws:
     every: int = 2
 
     def __post_init__(self) -> None:
-        if self.flow < 2:
-            raise ValueError(f"flow={self.flow}: the log-variance needs at least 2 samples.")
-        if self.base < 1:
-            raise ValueError(f"base={self.base}: the ranking loss needs at least 1 negative.")
-        if self.every < 1:
-            raise ValueError(f"every={self.every} must be at least 1, which is every step.")
+        # The log-variance needs two.
+        check_counts(2, flow=self.flow)
+        check_counts(1, base=self.base, every=self.every)
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction={self.fraction} must lie in (0, 1].")
         for name in ("simulated", "jitter", "gauge"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be a finite number, not negative.")
+
+    def num_simulated(self, num_rows: int) -> int:
+        """Return how many pairs the proxy simulates for a batch of so many rows."""
+        return round(self.simulated * num_rows)
 
 
 class Negatives(NamedTuple):

@@ -70,7 +70,7 @@ def evaluate(
     at_samples = torch.arange(rows, rows + num, device=theta.device).repeat(draws.flow)
     which = torch.cat((at_data, at_samples))
     conditions = torch.cat((context, there.context))[which]
-    num_own = round(draws.simulated * rows)
+    num_own = draws.num_simulated(rows)
     log_prob, flow_own = evaluate_flow(estimator, points, conditions, num_own)
     # The proxy sees data in steps as if they were continuous.
     seen = network.dequantize(context) if isinstance(network, LikelihoodEnergy) else context

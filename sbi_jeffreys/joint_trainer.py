@@ -27,7 +27,7 @@ from .likelihood_forms import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
 from .priors import proper
 from .proxy import ProxyBuilder, proxy_builder
 from .record import report_epoch, report_run
-from .run import run
+from .run import begin, run
 from .screening import missed
 from .second_proxy import is_better, likelihood_is_doubtful
 from .seeding import forked
@@ -166,13 +166,14 @@ class JointTrainer(NPE_C):
         try:
             if self._formless:
                 self._choose_form(train_loader, val_loader, loss_args)
-            training = self._prepare(train_config, loss_args)
+            training = self._begin(train_loader, val_loader, train_config, loss_args)
         except BaseException:
             # Also on Ctrl-C: what was built must not be in the place of what was trained.
             if self._training is not None:
                 self._neural_net = self._training.estimator
                 self.train_indices, self.val_indices, self._rows = self._split
             raise
+        self._training = training
         self._split = self.train_indices, self.val_indices, self._rows
         try:
             self._run(training, train_loader, val_loader, train_config)
@@ -194,19 +195,19 @@ class JointTrainer(NPE_C):
             center_partition(training.estimator, train_loader, self._device)
         return training.estimator
 
+    def _begin(self, data: Any, held_out: Any, config: TrainConfig, loss_args: Any) -> Training:
+        """Return the training to run, new or resumed, after a first look at held-out data."""
+        training = self._prepare(config, loss_args)
+        asked = training.settings
+        if begin(training, data, held_out, max_num_epochs=config.max_num_epochs):
+            self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
+        return training
+
     def _run(self, training: Training, data: Any, held_out: Any, config: TrainConfig) -> None:
         """Train to the end, in sight of the user."""
-        asked = training.settings
         with tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch") as bar:
-            lowered = run(
-                training,
-                data,
-                held_out,
-                partial(report_epoch, self._summary, self._tracker, bar),
-                max_num_epochs=config.max_num_epochs,
-            )
-        if lowered:
-            self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
+            after_epoch = partial(report_epoch, self._summary, self._tracker, bar)
+            run(training, data, held_out, after_epoch, max_num_epochs=config.max_num_epochs)
 
     def _choose_form(self, data: Any, held_out: Any, loss_args: Any) -> None:
         """Give a likelihood that has just been built the form that held-out data prefer."""
@@ -238,7 +239,7 @@ class JointTrainer(NPE_C):
         kept = first
         try:
             self._build(True, 0, proxy_builder("mlp"), self._spec | {"proxy": "mlp"})
-            second = self._prepare(config, loss_args)
+            second = self._begin(data, held_out, config, loss_args)
             self._run(second, data, held_out, config)
             if is_better(second.estimator, first.estimator, held_out, self._device):
                 kept = second
@@ -266,12 +267,10 @@ class JointTrainer(NPE_C):
             num_held_out = len(self.val_indices if others is None else others[0])
             check_atomic(config.training_batch_size, num_held_out)
         if config.resume_training and self._training is not None:
-            kernel = loss_args.calibration_kernel
-            self._training = self._training.resumed(settings, kernel, hook)
-            return self._training
+            return self._training.resumed(settings, loss_args.calibration_kernel, hook)
         restricted = any(isinstance(p, RestrictedPrior) for p in self._proposal_roundwise)
         draws = replace(self._draws, simulated=0.0) if proper(self._prior) is None else self._draws
-        self._training = Training(
+        return Training(
             estimator,
             self._weighting,
             draws,
@@ -281,7 +280,6 @@ class JointTrainer(NPE_C):
             from_prior=self._round == 0 and not restricted,
             simple_start=self._simple_start and not estimator.learns_embedding,
         )
-        return self._training
 
     def _atomic_loss(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
         """Return sbi's loss for parameters that come from a proposal, shape (B,)."""

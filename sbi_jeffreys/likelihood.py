@@ -38,6 +38,7 @@ References:
 import torch
 from torch import Tensor, nn
 
+from .checks import check_counts
 from .features import Features
 from .likelihood_start import linear_likelihood, num_gaussians, steps_of
 from .linear import column_scales, cut_outliers, over_decades
@@ -80,7 +81,8 @@ class LikelihoodEnergy(nn.Module):
             as well, 3 their correlations as well. Their weights it always moves one by one.
 
     Raises:
-        ValueError: If there are no embedded data, c = 0, or there is no such form.
+        ValueError: If there are no embedded data, c = 0, there is no such form, or a width or a
+            number is none.
 
     Example:
         >>> network = LikelihoodEnergy(torch.randn(100, 2), torch.randn(100, 3))
@@ -118,6 +120,10 @@ class LikelihoodEnergy(nn.Module):
         d, c = theta.shape[1], context.shape[1]
         if c == 0:
             raise ValueError("A likelihood needs data: with an empty condition, take proxy='mlp'.")
+        check_counts(1, hidden_features=hidden_features)
+        check_counts(0, hidden_layers=hidden_layers)
+        if num_components is not None:
+            check_counts(1, num_components=num_components)
         if not isinstance(common, int) or common not in range(4):
             raise ValueError(
                 f"common={common!r} must be 0, 1, 2 or 3: how much theta moves as one."

@@ -181,7 +181,7 @@ def flow_terms(
     zero = weights.new_zeros(())
     if forward_loss is not None:
         return BatchTerms((weights * forward_loss(theta, x)).mean(), zero, zero, zero, zero)
-    num = round(draws.simulated * len(theta))
+    num = draws.num_simulated(len(theta))
     log_prob, flow_own = evaluate_flow(estimator, theta, estimator.embed(x), num)
     forward = (weights * cross_entropy(log_prob)).mean()
     reverse = _own_loss(flow_own, weights) if len(flow_own) else zero

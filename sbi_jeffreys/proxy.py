@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .base import WALL, Base
+from .checks import check_counts
 from .likelihood import LikelihoodEnergy
 from .linear import MOST_FEATURES, LinearPosterior
 from .scales import spread
@@ -39,6 +40,9 @@ class PairMLP(nn.Module):
         hidden_features: Width.
         hidden_layers: Number of layers after the first.
 
+    Raises:
+        ValueError: If the width is not positive, or the number of layers negative.
+
     Example:
         >>> import torch
         >>> network = PairMLP(torch.randn(100, 2), torch.randn(100, 3))
@@ -53,6 +57,8 @@ class PairMLP(nn.Module):
         self, theta: Tensor, context: Tensor, *, hidden_features: int = 64, hidden_layers: int = 2
     ) -> None:
         super().__init__()
+        check_counts(1, hidden_features=hidden_features)
+        check_counts(0, hidden_layers=hidden_layers)
         mean, std = theta.mean(dim=0), spread(theta)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)

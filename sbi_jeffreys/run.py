@@ -14,10 +14,47 @@ from .seeding import forked
 from .training import Training
 from .warn import warn
 
-__all__ = ["run", "run_epochs"]
+__all__ = ["begin", "run", "run_epochs"]
 
 # Epochs from which on a run is long enough to record its steps early.
 _LONG = 50
+
+
+def begin(
+    training: Training, data: Data | LoaderData, held_out: Data | LoaderData, *, max_num_epochs: int
+) -> bool:
+    """Look at held-out data, and at what the rates do; the estimator stays as it was.
+
+    Args:
+        training: New, or to be resumed.
+        data: What to train on.
+        held_out: What to look at.
+        max_num_epochs: As in :func:`run`.
+
+    Returns:
+        Whether the rates were lowered, of which there is a warning
+        (:func:`~sbi_jeffreys.first_steps.check_rates`).
+
+    Raises:
+        ValueError: If the held-out loss is not finite.
+    """
+    # Where there are prices to try, patience begins after hundreds of steps.
+    long = max_num_epochs - training.epoch >= _LONG
+    training.graphs.soon = training.patience.trials and long
+    if isinstance(held_out, LoaderData):
+        training.forget_rows()
+    estimator = training.estimator
+    # As in the epochs to come, the density is the flow's.
+    weight, estimator.weight = estimator.weight, 0.0
+    try:
+        training.start(
+            held_out,
+            "; look for NaN and inf in x (exclude_invalid_x=True removes them), and for theta "
+            "outside the prior.",
+        )
+        return training.steps == 0 and check_rates(training, data, held_out)
+    finally:
+        estimator.weight = weight
 
 
 def run(
@@ -27,33 +64,24 @@ def run(
     after_epoch: Callable[[dict[str, float]], None],
     *,
     max_num_epochs: int,
-) -> bool:
+) -> None:
     """Train to the end; leave the estimator with the weights to keep, pooled, also on Ctrl-C.
 
     Args:
-        training: New, or to be resumed.
+        training: That has begun (:func:`begin`).
         data: What to train on.
         held_out: What to look at.
         after_epoch: Takes the record of each epoch.
         max_num_epochs: Largest number of epochs of the training, those before it was resumed
             included.
 
-    Returns:
-        Whether the rates were lowered, of which there is a warning
-        (:func:`~sbi_jeffreys.first_steps.check_rates`).
-
     Raises:
-        ValueError: If the held-out loss is not finite at the start; and what :func:`run_epochs`
-            raises.
+        RuntimeError, ValueError, AssertionError: What :func:`run_epochs` raises.
     """
     estimator, first = training.estimator, training.epoch
     weight, estimator.weight = estimator.weight, 0.0
     failed, training.diverged = True, False
     try:
-        # Where there are prices to try, patience begins after hundreds of steps.
-        long = max_num_epochs - training.epoch >= _LONG
-        training.graphs.soon = training.patience.trials and long
-        lowered = _begin(training, data, held_out)
         failed = training.diverged = run_epochs(
             training, data, held_out, after_epoch, max_num_epochs=max_num_epochs, outliers_in="x"
         )
@@ -68,19 +96,6 @@ def run(
             training.kept_loss = _settle(training, held_out)
         elif training.epoch == first:
             estimator.weight = weight
-    return lowered
-
-
-def _begin(training: Training, data: Data | LoaderData, held_out: Data | LoaderData) -> bool:
-    """Look at held-out data, and at what the rates do; return whether these were lowered."""
-    if isinstance(held_out, LoaderData):
-        training.forget_rows()
-    training.start(
-        held_out,
-        "; look for NaN and inf in x (exclude_invalid_x=True removes them), and for theta outside "
-        "the prior.",
-    )
-    return training.steps == 0 and check_rates(training, data, held_out)
 
 
 def run_epochs(

@@ -165,7 +165,7 @@ class JointSteps:
         Raises:
             TrainingDiverged: If the objective or its gradient was not finite.
         """
-        whole, batch = self._evaluates_all(), (theta, x, masks)
+        whole, batch = self._evaluates_all(len(theta)), (theta, x, masks)
         recorded = self.graphs.find(self, batch, whole=whole)
         if recorded is None:
             found, gradients = self.gradient(batch, self.dual.multipliers.tolist(), whole=whole)
@@ -216,14 +216,15 @@ class JointSteps:
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def _evaluates_all(self) -> bool:
+    def _evaluates_all(self, num_rows: int) -> bool:
         """Return whether the next step evaluates all terms, or those of the flow alone."""
         proxy = self.estimator.proxy
         if proxy is None:
             return False
         network = proxy.network
         # Without pairs of the proxy's own, the data alone would have every other step.
-        if self.draws.simulated == 0 or not isinstance(network, LikelihoodEnergy):
+        own = self.draws.num_simulated(num_rows)
+        if own == 0 or not isinstance(network, LikelihoodEnergy):
             return True
         first = self.steps < _WHOLE and not network.as_one
         return first or self.forward_loss is not None or self.steps % self.draws.every == 0

@@ -128,14 +128,31 @@ def rebuild_estimator(
     try:
         estimator.load_state_dict(weights)
     except RuntimeError as error:
-        name = structure["density_estimator"]
-        what = "the builder that was passed" if build else f"density_estimator {name!r}"
+        at_fault = _misfits(estimator, weights, structure, build, build_proxy)
         raise ValueError(
-            f"The weights do not fit into what {what} builds. Use the name or the builder that the "
-            f"estimator was trained with. {error}"
+            f"The weights do not fit into what {at_fault} builds. Use the name or the builder that "
+            f"the estimator was trained with. {error}"
         ) from error
     estimator.eval()
     return estimator
+
+
+def _misfits(
+    estimator: ConditionalDensityEstimator,
+    weights: Tensors,
+    structure: Mapping[str, Any],
+    build: Any,
+    build_proxy: Any,
+) -> str:
+    """Return what to call the builder whose weights do not fit: the flow's, or the proxy's."""
+    built = estimator.state_dict()
+    wrong = built.keys() ^ weights.keys()
+    wrong |= {k for k in built.keys() & weights.keys() if built[k].shape != weights[k].shape}
+    if wrong and all(name.startswith("proxy.") for name in wrong):
+        name = structure["proxy"]["name"]
+        return "the build_proxy that was passed" if build_proxy else f"proxy {name!r}"
+    name = structure["density_estimator"]
+    return "the builder that was passed" if build else f"density_estimator {name!r}"
 
 
 def _builder(

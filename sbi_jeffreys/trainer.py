@@ -344,11 +344,17 @@ class JeffreysNPE(JointTrainer):
         """Run under the trainer's own seed, and leave the global generators as they were."""
         seed = None if self._seed is None else self._seed + max(self._data_round_index)
         states = self._generator_states if resume else None
+        training = self._training
+        steps = 0 if training is None else training.steps
         with seeded(seed, self._device, states):
             try:
                 yield
             finally:
-                self._generator_states = generator_states(self._device)
+                # A call that was refused has trained nothing, and a resumed one goes on from where
+                # the last one that did has stopped.
+                last = self._training
+                if last is not None and not (last is training and last.steps == steps):
+                    self._generator_states = generator_states(self._device)
 
     def get_dataloaders(
         self,

@@ -84,10 +84,12 @@ def test_samples_are_drawn_without_dropout():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"flow": 1}, "flow=1"),
-        ({"flow": 0}, "flow=0"),
-        ({"base": 0}, "base=0"),
-        ({"base": -3}, "base=-3"),
+        ({"flow": 1}, "flow must be an integer of at least 2, got 1"),
+        ({"flow": 2.0}, "flow must be an integer of at least 2, got 2.0"),
+        ({"base": 0}, "base must be an integer of at least 1, got 0"),
+        ({"every": 1.5}, "every must be an integer of at least 1, got 1.5"),
+        ({"every": True}, "every must be an integer of at least 1, got True"),
+        ({"simulated": -1.0}, "simulated=-1.0"),
         ({"fraction": 0.0}, "fraction=0.0"),
         ({"fraction": -0.5}, "fraction=-0.5"),
         ({"fraction": 1.5}, "fraction=1.5"),

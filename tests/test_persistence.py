@@ -137,8 +137,10 @@ def test_builders_are_taken_again(tmp_path):
         load(tmp_path / "posterior")
     with pytest.raises(ValueError, match="build_proxy="):
         load(tmp_path / "posterior", build=embedded)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not fit into what the builder that was passed"):
         load(tmp_path / "posterior", build=flow_nn(BOX), build_proxy=wide)
+    with pytest.raises(ValueError, match="do not fit into what the build_proxy that was passed"):
+        load(tmp_path / "posterior", build=embedded, build_proxy=proxy_nn("mlp"))
 
 
 def test_other_builder_of_the_same_shapes_is_noticed(tmp_path):

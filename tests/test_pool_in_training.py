@@ -12,6 +12,7 @@ import sbi_jeffreys.run
 from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.held_out import pool_weight
+from sbi_jeffreys.training import Training
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_training_that_is_stopped_has_a_weight_and_one_that_never_began_keeps_
     with pytest.raises(KeyboardInterrupt):
         trainer.train(resume_training=True)
     assert trainer._neural_net.weight == 0.25
-    monkeypatch.setattr(sbi_jeffreys.run, "_begin", lambda *args: _raise(ValueError("no")))
+    monkeypatch.setattr(Training, "start", lambda *args: _raise(ValueError("no")))
     trainer._neural_net.weight = 0.5
     with pytest.raises(ValueError, match="no"):
         trainer.train(resume_training=True)

@@ -226,6 +226,22 @@ def test_unknown_proxy(name):
         proxy_nn(name)
 
 
+@pytest.mark.parametrize(
+    ("model", "wrong"),
+    [
+        ("mlp", {"hidden_features": 0}),
+        ("mlp", {"hidden_layers": -1}),
+        ("likelihood", {"hidden_features": 1.5}),
+        ("likelihood", {"hidden_layers": -1}),
+        ("likelihood", {"num_components": 0}),
+    ],
+)
+def test_proxies_of_impossible_size(model, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least ., got {value}"):
+        proxy_nn(model, **wrong)(torch.randn(20, 2), torch.randn(20, 5))
+
+
 class Uncopyable(BoxUniform):
     def __deepcopy__(self, memo):
         raise RuntimeError("no copies")

@@ -145,10 +145,11 @@ def test_the_proxy_learns_in_every_other_step(common, expected, monkeypatch):
     [
         {},
         {"proxy": "likelihood", "draws": Draws(simulated=0.0)},
+        {"proxy": "likelihood", "draws": Draws(simulated=0.04)},
         {"proxy": "likelihood", "draws": Draws(every=1)},
         {"proxy": "likelihood", "from_prior": False},
     ],
-    ids=["no likelihood", "no pairs", "told so", "later rounds"],
+    ids=["no likelihood", "no pairs", "no pair in a batch of ten", "told so", "later rounds"],
 )
 def test_all_steps_are_whole_where_the_proxy_simulates_nothing(monkeypatch, why):
     monkeypatch.setattr(steps_module, "_WHOLE", 0)

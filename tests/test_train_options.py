@@ -7,6 +7,7 @@ from trainers import NO_MEAN, NO_SUPPORT, Shaking, make, weights_of, without_dur
 
 from sbi_jeffreys.likelihood import LikelihoodEnergy
 from sbi_jeffreys.proxy import proxy_nn
+from sbi_jeffreys.training import Training
 
 # Seed and resuming
 
@@ -59,6 +60,25 @@ def test_resuming_continues_bit_for_bit(estimator, simulations):
     expected = without_durations(whole)
     for key, values in without_durations(parts).items():
         assert torch.equal(values.nan_to_num(9e9), expected[key].nan_to_num(9e9)), key
+
+
+@pytest.mark.parametrize("refused", ["too few rows", "no start"])
+def test_a_call_that_trained_nothing_moves_no_random_numbers(refused, simulations, monkeypatch):
+    theta, x = simulations
+    whole, parts = (make().append_simulations(theta, x) for _ in range(2))
+    whole.train(max_num_epochs=4, training_batch_size=20)
+    parts.train(max_num_epochs=2, training_batch_size=20)
+    options = {
+        "too few rows": {"validation_fraction": 0.999},
+        "no start": {"retrain_from_scratch": True, "force_first_round_loss": True},
+    }[refused]
+    with monkeypatch.context() as patch:
+        if refused == "no start":
+            patch.setattr(Training, "start", lambda *args: torch.rand(3) / None)
+        with pytest.raises((ValueError, TypeError)):
+            parts.train(training_batch_size=20, **options)
+    parts.train(max_num_epochs=4, training_batch_size=20, resume_training=True)
+    assert torch.equal(weights_of(whole), weights_of(parts))
 
 
 def test_a_training_that_is_resumed_does_not_begin_anew(simulations):

@@ -1,5 +1,6 @@
 """Trouble while training leaves a usable estimator, and a way on."""
 
+import copy
 import linecache
 
 import pytest
@@ -110,6 +111,33 @@ def test_interruption_before_the_first_epoch_leaves_nothing_in_the_way(name, mon
     if name == "_build_proxy":
         assert trainer._neural_net is before
     trainer.train(max_num_epochs=1, retrain_from_scratch=True, force_first_round_loss=True)
+    assert usable(trainer)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["of another training", "of the first"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_trouble_in_the_first_look_changes_nothing(before, error, monkeypatch):
+    def fail(*args):
+        raise error
+
+    trainer = make("coupling_nsf").append_simulations(THETA, X)
+    if before:
+        trainer.train(max_num_epochs=1)
+    estimator, split = trainer._neural_net, getattr(trainer, "val_indices", None)
+    summary = copy.deepcopy(trainer.summary)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "start", fail)
+        with pytest.raises(error):
+            trainer.train(
+                max_num_epochs=1, retrain_from_scratch=before, force_first_round_loss=True
+            )
+    assert trainer.summary == summary
+    if before:
+        assert trainer._neural_net is estimator
+        assert torch.equal(trainer.val_indices, split)
+        trainer.train(max_num_epochs=2, resume_training=True)
+    else:
+        trainer.train(max_num_epochs=2)
     assert usable(trainer)
 
 
