@@ -34,7 +34,7 @@ from .files import atomic_write
 from .flows import DEFAULT_FLOW
 from .priors import check_prior, moved
 from .proxy import ProxyBuilder
-from .seeding import forked
+from .seeding import aside
 from .stored_distributions import (
     Tensors,
     class_name,
@@ -163,7 +163,7 @@ def load(
     if prior is not None:
         _check_given(prior, structure, tensors)
     # Builders draw initial weights, sbi checks priors: who loads keeps his random numbers.
-    with forked():
+    with aside():
         estimator = rebuild_estimator(structure, tensors, build, build_proxy, prior)
         check_probes(estimator, tensors, exact=False)
         estimator.to(device)

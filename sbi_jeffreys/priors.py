@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .quiet import quiet
-from .seeding import forked
+from .seeding import aside
 
 __all__ = ["check_prior", "draw", "draw_on_gpu", "log_prob", "moved", "proper"]
 
@@ -48,7 +48,7 @@ def check_prior(prior: Any) -> Distribution | None:
             "with sbi.utils.process_prior, or pass prior=None."
         )
     # Looking at the prior must not move the user's random numbers, and some of sbi's print.
-    with forked(), quiet():
+    with aside(), quiet():
         return _check_distribution(prior)
 
 

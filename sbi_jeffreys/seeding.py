@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["forked", "generator_states", "restore_generators", "seed_generators", "seeded"]
+__all__ = [
+    "aside",
+    "forked",
+    "generator_states",
+    "restore_generators",
+    "seed_generators",
+    "seeded",
+]
 
 # Its name among devices: priors draw from numpy's global generator, not from one of ours.
 _NUMPY = "numpy"
@@ -68,6 +75,16 @@ def forked(device: str | torch.device = "cpu") -> Iterator[None]:
         yield
     finally:
         restore_generators(states)
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Draw on the CPU, and leave the generators as they were.
+
+    Waits while another thread draws under a seed, whose numbers would be moved.
+    """
+    with _SEEDED, forked():
+        yield
 
 
 @contextlib.contextmanager

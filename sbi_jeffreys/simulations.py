@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 from .arrays import as_tensor, check_resolution
 from .checks import check_default_type
 from .priors import draw, proper
-from .seeding import forked
+from .seeding import aside
 from .walls import support_bounds
 from .warn import warn
 
@@ -71,7 +71,7 @@ def check_simulations(
         )
     prior = proper(prior)
     if prior is not None:
-        with forked():
+        with aside():
             dim = draw(prior, 1).numel()
         if theta.shape[1] != dim:
             raise ValueError(

@@ -36,7 +36,7 @@ from .joint_trainer import JointTrainer
 from .priors import check_prior
 from .proxy import ProxyBuilder, proxy_builder
 from .record import new_record
-from .seeding import forked, generator_states, seeded
+from .seeding import aside, generator_states, seeded
 from .simulations import (
     check_held_out,
     check_same_rows,
@@ -83,9 +83,9 @@ class JeffreysNPE(JointTrainer):
         proxy_learning_rate: Learning rate of the proxy (AdamW).
         proxy_weight_decay: Decoupled weight decay of the proxy.
         seed: Seed of the split, the initialisation and the training. The same seed on the same
-            machine gives the same weights, to the bit, on CPU; threads that train under seeds
-            take turns, since torch has one generator for all. ``None`` leaves that in charge, as in
-            sbi.
+            machine gives the same weights, to the bit, on CPU; threads that train under seeds, or
+            make trainers meanwhile, take turns, since torch has one generator for all. ``None``
+            leaves that in charge, as in sbi.
 
     Raises:
         TypeError: If the prior is no distribution with a density, the proxy no builder, or the seed
@@ -132,7 +132,7 @@ class JeffreysNPE(JointTrainer):
         check_not_negative(proxy_weight_decay=proxy_weight_decay)
         if prior is None and proxy == "likelihood":
             proxy = "mlp"
-        with forked():
+        with aside():
             # sbi draws from the prior to look at it; the user's random numbers stay theirs.
             super().__init__(
                 prior=prior,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sbi_jeffreys.tasks import get_task
+from trainers import THETA, X, make, weights_of
 
 from sbi_jeffreys.seeding import forked, generator_states, seeded
 
@@ -47,6 +48,26 @@ def test_threads_wait_for_each_other():
     assert torch.equal(torch.cat((first, second)), torch.rand(3))
     torch.manual_seed(8)
     assert torch.equal(drawn[0], torch.rand(3))
+
+
+def test_threads_that_make_and_train_trainers_find_what_one_would():
+    trainers, lock = {}, threading.Lock()
+
+    def train(index):
+        trainer = make("coupling_nsf").append_simulations(THETA, X)
+        trainer.train(max_num_epochs=5)
+        with lock:
+            trainers[index] = weights_of(trainer)
+
+    train("alone")
+    threads = [threading.Thread(target=train, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(trainers) == 4
+    for weights in trainers.values():
+        assert torch.equal(weights, trainers["alone"])
 
 
 def test_a_state_goes_on_where_it_stopped():
