@@ -164,13 +164,15 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         """Return the log density, shape (S, B) for theta (S, B, d) or (B, d) and x (B, *event).
 
         Args:
-            input: Parameters.
-            condition: Data; one dimension of size 1 takes the size of the other's.
+            input: Parameters, of any real type.
+            condition: Data, likewise; one dimension of size 1 takes the size of the other's.
             kwargs: For the flow, where it stands alone.
 
         Raises:
             RuntimeError: If a gradient in x is asked of the pool, whose normaliser has none.
         """
+        dtype = self.pool_weight.dtype
+        input, condition = input.to(dtype), condition.to(dtype)
         if not self.weight:
             return self.flow.log_prob(input, condition, **kwargs)
         if condition.requires_grad and torch.is_grad_enabled():
@@ -195,7 +197,8 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         Its gradient in the weights lacks that of the pool's normaliser: train on ``flow.loss``.
         """
         if not self.weight:
-            return self.flow.loss(input, condition, **kwargs)
+            dtype = self.pool_weight.dtype
+            return self.flow.loss(input.to(dtype), condition.to(dtype), **kwargs)
         return -self.log_prob(input.unsqueeze(0), condition)[0]
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any) -> Tensor:
@@ -205,7 +208,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             ValueError: If an x is so far from all training data that there are none.
         """
         if not self.weight:
-            drawn = self.flow.sample(sample_shape, condition, **kwargs)
+            drawn = self.flow.sample(sample_shape, condition.to(self.pool_weight.dtype), **kwargs)
         else:
             drawn = pool.sample(self, torch.Size(sample_shape).numel(), self.embed(condition))
             drawn = drawn.reshape(*sample_shape, *drawn.shape[1:])

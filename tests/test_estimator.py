@@ -386,3 +386,19 @@ def test_x_of_another_type_is_embedded_in_that_of_the_weights():
     found = estimator.embed(x.double())
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, estimator.embed(x))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5], ids=["flow alone", "pool"])
+@pytest.mark.parametrize("name", ["ours", "maf"])
+def test_parameters_and_x_of_another_type_are_taken(name, weight):
+    theta, x = simulate(100)
+    estimator = make(name, theta, x).eval()
+    estimator.weight = weight
+    theta, x = theta[:10], x[:10]
+    expected = estimator.log_prob(theta[None], x)
+    for other in (theta.double(), x), (theta, x.double()), (theta.double(), x.double()):
+        found = estimator.log_prob(other[0][None], other[1])
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(estimator.loss(*other), -expected[0])
+    assert estimator.sample(torch.Size((3,)), x.double()).shape == (3, 10, 2)
