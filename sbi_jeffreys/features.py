@@ -13,6 +13,9 @@ which is a logarithm above the unit :math:`u` and linear below it. Two questions
 - Would that say more of :math:`\theta`? Only if the linear posterior, in closed form and judged by
   leave-one-out, is sharper with these columns bent than with all as they are (:func:`features_of`).
 
+Columns of either sign with gross outliers are bent in any case, around their median
+(:func:`~sbi_jeffreys.scales.from_outliers`): there is nothing to lose.
+
 References:
     | An analysis of transformations (Box and Cox, 1964),
       https://doi.org/10.1111/j.2517-6161.1964.tb00553.x
@@ -26,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from .linear import MOST_FEATURES, as_logarithms, linear_entropy, over_decades
-from .scales import finite_rows, nearer_as_logarithms, shift_and_scale
+from .scales import finite_rows, from_outliers, nearer_as_logarithms, shift_and_scale
 
 __all__ = ["Features", "features_of"]
 
@@ -44,10 +47,12 @@ class Features(nn.Module):
         x: Data of the training simulations, shape (n, c). Rows with NaN or inf do not count.
         bent: Which columns to bend, shape (c,); by default none.
         unit: Unit u of those, shape (c,).
+        center: What is subtracted from those before they are bent, shape (c,); by default nothing.
 
     Attributes:
         bent: Which columns are bent, shape (c,).
         unit: Unit u of those, shape (c,); one for the others.
+        center: What is subtracted from those, shape (c,); zero for the others.
         mean: What is subtracted from columns, after bending, shape (c,).
         std: What they are divided by, shape (c,).
 
@@ -63,14 +68,22 @@ class Features(nn.Module):
 
     bent: Tensor
     unit: Tensor
+    center: Tensor
     mean: Tensor
     std: Tensor
 
-    def __init__(self, x: Tensor, bent: Tensor | None = None, unit: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        bent: Tensor | None = None,
+        unit: Tensor | None = None,
+        center: Tensor | None = None,
+    ) -> None:
         super().__init__()
         one = x.new_ones(x.shape[1])
         self.register_buffer("bent", torch.zeros_like(one).bool() if bent is None else bent)
         self.register_buffer("unit", one if unit is None else unit)
+        self.register_buffer("center", torch.zeros_like(one) if center is None else center)
         # As one of Python's values: to ask a GPU would stop it, in every step.
         self._bends = bool(self.bent.any())
         mean, std = shift_and_scale(self._bend(x))
@@ -84,10 +97,12 @@ class Features(nn.Module):
     def _bend(self, x: Tensor) -> Tensor:
         if not self._bends:
             return x
-        return torch.where(self.bent, torch.asinh(x / self.unit), x)
+        return torch.where(self.bent, torch.asinh((x - self.center) / self.unit), x)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # What was saved before there were centers has none.
+        state_dict.setdefault(prefix + "center", torch.zeros_like(self.center))
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self._bends = bool(self.bent.any())
 
     def spread_steps(self, features: Tensor, steps: Tensor) -> Tensor:
@@ -111,15 +126,18 @@ def features_of(theta: Tensor, x: Tensor) -> Features:
         theta: Parameters, shape (n, d).
         x: Data, shape (n, c).
     """
-    plain = Features(x)
+    rows = finite_rows(x)[:_ROWS]
+    gross, width, center = from_outliers(rows)
+    plain = Features(x, gross, width, center)
     if x.shape[1] > MOST_FEATURES:
         return plain
-    bent = Features(x, *nearer_as_logarithms(finite_rows(x)[:_ROWS]))
-    if not bool(bent.bent.any()):
+    logarithms, unit = nearer_as_logarithms(rows)
+    if not bool(logarithms.any()):
         return plain
+    unit, center = torch.where(logarithms, unit, width), torch.where(logarithms, 0.0, center)
+    bent = Features(x, logarithms | gross, unit, center)
     theta, x = theta[:_ROWS], x[:_ROWS]
     # Logarithms of x go with logarithms of theta: where either asks for these, both have them.
-    logarithms = over_decades(theta, plain(x)) | over_decades(theta, bent(x))
-    theta = as_logarithms(theta, logarithms)
+    theta = as_logarithms(theta, over_decades(theta, plain(x)) | over_decades(theta, bent(x)))
     sharper = linear_entropy(theta, plain(x)) - linear_entropy(theta, bent(x))
     return bent if sharper > _SHARPER else plain

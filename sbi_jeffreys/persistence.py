@@ -54,8 +54,8 @@ _FORMAT = "sbi_jeffreys.posterior"
 # parameter in sbi's wrapper, transformed by exponentials and affine maps, and sbi's for none. Since
 # 3.3 the default flow may see some columns of x only; before, it saw all. Since 3.4 the likelihood
 # may have more than three Gaussians; how many is the length of its offsets. Since 3.5 theta may
-# move them as one; before, each on its own.
-_FORMAT_VERSION = (3, 5)
+# move them as one; before, each on its own. Since 3.6 columns of x may be bent around a center.
+_FORMAT_VERSION = (3, 6)
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "finite_rows",
+    "from_outliers",
     "magnitude",
     "nearer_as_logarithms",
     "shift_and_scale",
@@ -24,8 +25,12 @@ _CONSTANT = 1e-12
 _GAIN = 0.1
 # Quantile of what is not zero that is the unit: below are few.
 _UNIT = 0.02
-# Least number of rows that are not zero.
+# Least number of rows that are not zero, and of rows that tell outliers.
 _FEWEST = 20
+# Standard deviation relative to that of a Gaussian with the same median distance from the median.
+_GROSS = 100.0
+# What the latter is a multiple of.
+_OF_MEDIAN = 1.4826
 
 
 def magnitude(rows: Tensor) -> Tensor:
@@ -94,6 +99,38 @@ def standardizer(x: Tensor) -> Standardize:
         x: Shape (n, *event). Rows with NaN or inf do not count.
     """
     return Standardize(*shift_and_scale(x))
+
+
+def from_outliers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return which columns are a few gross outliers and, beside these, one and the same number.
+
+    Their standard deviation is a hundred times that of a Gaussian with the same median distance
+    from the median. As :math:`\mathrm{arsinh}((x - m) / u)`, m the median and u that standard
+    deviation, the others can be told from each other.
+
+    Args:
+        x: Shape (n, c).
+
+    Returns:
+        Which they are, shape (c,), and u and m of these, one and zero for the others, shape (c,).
+
+    References:
+        | Alternative transformations to handle extreme values of the dependent variable (Burbidge,
+          Magee and Robb, 1988), https://doi.org/10.1080/01621459.1988.10478575
+        | Alternatives to the median absolute deviation (Rousseeuw and Croux, 1993), section 1,
+          https://doi.org/10.1080/01621459.1993.10476408
+    """
+    none = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
+    one, zero = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
+    if len(x) < _FEWEST:
+        return none, one, zero
+    size = magnitude(x)
+    relative = x / size
+    center = relative.median(dim=0).values
+    unit = _OF_MEDIAN * (relative - center).abs().median(dim=0).values
+    # Quotients by it must not leave single precision.
+    gross = (relative.std(dim=0) > _GROSS * unit) & (unit > 1e-30)
+    return gross, torch.where(gross, unit * size, one), torch.where(gross, center * size, zero)
 
 
 def nearer_as_logarithms(x: Tensor) -> tuple[Tensor, Tensor]:

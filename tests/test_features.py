@@ -1,17 +1,22 @@
 """What flow and proxy see of x: which columns are bent, and what becomes of their steps."""
 
+import math
+import warnings
+
 import pytest
 import torch
+from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import Independent, LogNormal, Normal, Poisson
 
+from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.features import Features, features_of
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.likelihood import LikelihoodEnergy
 from sbi_jeffreys.proxy import proxy_nn
-from sbi_jeffreys.scales import nearer_as_logarithms
+from sbi_jeffreys.scales import from_outliers, nearer_as_logarithms
 
 PRIOR = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
 
@@ -193,3 +198,72 @@ def test_columns_of_two_values_are_left_as_they_are():
     x = torch.tensor([[1.0], [100.0]]).repeat(50, 1)
     assert not nearer_as_logarithms(x)[0].any()
     assert nearer_as_logarithms(torch.cat((x, x.new_full((50, 1), 10.0))))[0].all()
+
+
+def contaminated(theta, size=1e6):
+    """Return three copies of theta (n, 2) with noise, a tenth of which is of another size."""
+    x = theta.repeat(1, 3) + 0.2 * torch.randn(len(theta), 6)
+    return x + size * (torch.rand_like(x) < 0.1) * torch.randn_like(x)
+
+
+OUTLIERS = {
+    "normal": (NORMAL, False),
+    "one": (torch.cat((NORMAL, torch.tensor([1e6]))), True),
+    "heavy tails": (NORMAL.sign() * NORMAL.abs().exp(), False),
+    "a tenth": (torch.where(NORMAL > 1.3, 1e4 * NORMAL, NORMAL) + 50.0, True),
+    "nothing but zero beside them": (torch.where(NORMAL > 1.3, 1e4, 0.0), False),
+    "constant": (torch.full((100,), 3.0), False),
+    "few rows": (torch.tensor([1.0, 2.0, 1e9]), False),
+}
+
+
+@pytest.mark.parametrize("unit", [2.0**-80, 1.0, 2.0**60])
+@pytest.mark.parametrize("name", OUTLIERS)
+def test_gross_outliers_are_told_in_any_unit(name, unit):
+    column, expected = OUTLIERS[name]
+    gross, width, center = from_outliers(unit * column[:, None])
+    assert gross.tolist() == [expected]
+    if expected:
+        # Of the others: a standard normal, to five standard errors of a thousand rows.
+        middle = 50.0 if name == "a tenth" else 0.0
+        torch.testing.assert_close(center / unit, torch.full((1,), middle), atol=0.25, rtol=0)
+        torch.testing.assert_close(width / unit, torch.ones(1), atol=0.25, rtol=0)
+    else:
+        assert (width.item(), center.item()) == (1.0, 0.0)
+
+
+def test_beside_gross_outliers_data_can_be_told_from_each_other():
+    theta = PRIOR.sample((500,))
+    x = contaminated(theta)
+    features = features_of(theta, x)
+    assert features.bent.all()
+    clean = x.abs() < 10
+    # A hundred thousand times less in standard deviations of x.
+    assert (features(x)[clean].std() > 0.05).all()
+    steps = torch.rand_like(x) - 0.5
+    found = features.spread_steps(features(x), steps / features.unit)
+    torch.testing.assert_close(found[clean], features(x + steps)[clean], atol=1e-3, rtol=0)
+
+
+def test_gross_outliers_do_not_hide_what_the_others_say():
+    theta = 2 * torch.rand(1000, 2) - 1
+    x = contaminated(theta)
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    trainer = JeffreysNPE(prior, objective="ml", seed=0, show_progress_bars=False)
+    with warnings.catch_warnings():
+        # sbi says that there are outliers.
+        warnings.simplefilter("ignore", UserWarning)
+        estimator = trainer.append_simulations(theta[:800], x[:800]).train(max_num_epochs=60)
+    loss = estimator.loss(theta[800:], x[800:]).mean().item()
+    # The prior has log 4, all that x in standard deviations leaves; 0.0 to -0.4 is reached.
+    assert loss < math.log(4) - 1
+
+
+def test_features_that_were_saved_without_a_center_have_none():
+    x = NORMAL.exp()[:, None]
+    features = bending(x)
+    saved = features.state_dict()
+    del saved["center"]
+    other = Features(torch.randn(20, 1))
+    other.load_state_dict(saved)
+    assert torch.equal(other(x), features(x))
