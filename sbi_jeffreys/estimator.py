@@ -7,9 +7,7 @@ the embedded x, which is computed once per x and shared; see :meth:`JeffreysEsti
 """
 
 import contextlib
-import copy
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +15,15 @@ from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, Conditi
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from torch import Tensor, nn
 from typing_extensions import Self
-from zuko.flows.core import Flow
 
 from . import pool
-from .autoregressive import AutoregressiveSpline
 from .base import Base
+from .embedded_flows import (
+    embedding_owner,
+    without_embedding,
+    zuko_log_prob,
+    zuko_sample_with_log_prob,
+)
 from .features import Features
 from .flows import embedded, evaluating, starts_in_closed_form
 from .likelihood import LikelihoodEnergy
@@ -29,7 +31,7 @@ from .linear import LinearPosterior, is_learnt
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder
 from .scales import shift_and_scale
 from .screening import Columns
-from .seeding import forked, seed_generators
+from .seeding import in_place_of_global
 
 __all__ = ["ROWS_FOR_SCALE", "JeffreysEstimator"]
 
@@ -76,7 +78,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         self.register_buffer("pool_weight", torch.zeros(()))
         self.last_level = pool.LastLevel()
         self.spec: dict[str, Any] = {}
-        self._embeds = _embedding_owner(flow) is not None
+        self._embeds = embedding_owner(flow) is not None
         if not self._embeds:
             mean, std = shift_and_scale(x[:ROWS_FOR_SCALE].flatten(1))
             self.register_buffer("_x_mean", mean)
@@ -125,7 +127,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     @property
     def learns_embedding(self) -> bool:
         """Whether the embedding has parameters to train."""
-        owner = _embedding_owner(self.flow)
+        owner = embedding_owner(self.flow)
         return owner is not None and is_learnt(owner.get_submodule("_embedding_net"))
 
     def train(self, mode: bool = True) -> Self:
@@ -135,7 +137,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         batch would make another x of it, and running statistics would be the user's no more.
         """
         super().train(mode)
-        owner = _embedding_owner(self.flow)
+        owner = embedding_owner(self.flow)
         if owner is not None and not self.learns_embedding:
             owner.get_submodule("_embedding_net").eval()
         return self
@@ -237,7 +239,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             z-scored entries of x otherwise.
         """
         x = x.to(self.pool_weight.dtype)
-        owner = _embedding_owner(self.flow)
+        owner = embedding_owner(self.flow)
         if owner is not None:
             return embedded(owner.get_submodule("_embedding_net"), x)
         return (x.flatten(1) - self._x_mean) / self._x_std
@@ -254,7 +256,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         """
         if isinstance(self.flow, ZukoFlow):
             context = context.expand(*theta.shape[:-1], context.shape[-1])
-            return _zuko_log_prob(self.flow.net, theta, context)
+            return zuko_log_prob(self.flow.net, theta, context)
         if context.dim() == 3:
             # Not every estimator of sbi takes a sample dimension on its condition.
             flat = self.log_prob_embedded(theta.flatten(0, 1).unsqueeze(0), context.flatten(0, 1))
@@ -289,15 +291,15 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         """
         # Other flows may have inverses that are not exact, and another density at what they give.
         if starts_in_closed_form(self.flow) and context.shape[-1]:
-            return _zuko_sample_with_log_prob(self.flow.net, num, context, generator)
-        with contextlib.nullcontext() if generator is None else _in_place_of_global(generator):
+            return zuko_sample_with_log_prob(self.flow.net, num, context, generator)
+        with contextlib.nullcontext() if generator is None else in_place_of_global(generator):
             theta = self.sample_embedded(num, context)
         return theta, self.log_prob_embedded(theta, context)
 
     def _given_embedded(self, context: Tensor) -> tuple[ConditionalDensityEstimator, Tensor]:
         """Return the flow without its embedding, and the context in the form that it takes."""
         if self._embeds:
-            return _without_embedding(self.flow, context.shape[-1:]), context
+            return without_embedding(self.flow, context.shape[-1:]), context
         x = context * self._x_std + self._x_mean
         return self.flow, x.unflatten(-1, tuple(self.condition_shape))
 
@@ -307,75 +309,3 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         if self.proxy is not None:
             self.proxy.base.to(next(self.parameters()).device)
         return self
-
-
-def _zuko_log_prob(flow: Flow, theta: Tensor, context: Tensor) -> Tensor:
-    """Return a zuko flow's log density, without composing a distribution for every call."""
-    total = theta.new_zeros(())
-    # An empty condition is none to zuko.
-    condition = context if context.shape[-1] else None
-    for lazy in flow.transform.transforms:
-        theta, log_slope = lazy(condition).call_and_ladj(theta)
-        # Elementwise maps give a slope for each entry, the others one for each row.
-        total = total + (log_slope.sum(-1) if log_slope.dim() == theta.dim() else log_slope)
-    return flow.base(condition).log_prob(theta) + total
-
-
-def _zuko_sample_with_log_prob(
-    flow: Flow, num: int, context: Tensor, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Return samples of a zuko flow (num, B, d) and its log density there (num, B), in one pass."""
-    # The default flow's base is a standard normal.
-    base, rows = flow.base(context), len(context) if generator is None else 1
-    noise = base.mean.new_empty(num, rows, base.mean.shape[-1]).normal_(generator=generator)
-    theta = noise.expand(-1, len(context), -1)
-    total = base.log_prob(theta)
-    for lazy in reversed(flow.transform.transforms):
-        transform = lazy(context)
-        if isinstance(transform, AutoregressiveSpline):
-            theta, log_slope = transform.inverse_and_ladj(theta)
-        else:
-            image, theta = theta, transform.inv(theta)
-            log_slope = transform.log_abs_det_jacobian(theta, image)
-        total = total + (log_slope.sum(-1) if log_slope.dim() == theta.dim() else log_slope)
-    return theta, total
-
-
-# What draws from another generator than the global one goes on one thread at a time.
-_GLOBAL_GENERATOR = threading.Lock()
-
-
-@contextlib.contextmanager
-def _in_place_of_global(generator: torch.Generator) -> Iterator[None]:
-    """Let what can only draw from the global generator begin where this one does."""
-    with _GLOBAL_GENERATOR, forked(generator.device):
-        seed_generators(generator.initial_seed(), generator.device)
-        yield
-
-
-def _embedding_owner(flow: ConditionalDensityEstimator) -> nn.Module | None:
-    """Return the module in which sbi keeps the embedding: the estimator itself, or its net."""
-    for module in (flow, getattr(flow, "net", None)):
-        if module is not None and "_embedding_net" in module._modules:
-            return module
-    return None
-
-
-def _without_embedding(
-    flow: ConditionalDensityEstimator, condition_shape: torch.Size
-) -> ConditionalDensityEstimator:
-    """Return a view of the flow, sharing its parameters, that takes embedded data."""
-    view = _shallow_copy(flow)
-    view._condition_shape = condition_shape
-    if _embedding_owner(flow) is not flow:
-        view._modules["net"] = _shallow_copy(flow.net)
-    owner = _embedding_owner(view)
-    assert owner is not None
-    owner._modules["_embedding_net"] = nn.Identity()
-    return view
-
-
-def _shallow_copy(module: nn.Module) -> Any:
-    duplicate = copy.copy(module)
-    duplicate._modules = dict(module._modules)
-    return duplicate

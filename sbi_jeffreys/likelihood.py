@@ -42,7 +42,7 @@ from .checks import check_counts
 from .features import Features
 from .likelihood_start import linear_likelihood, num_gaussians, steps_of
 from .linear import column_scales, cut_outliers, over_decades
-from .logsumexp import logsumexp
+from .mixtures import Entries, Mixture, draw, log_prob_of_all, log_prob_of_pairs
 from .squares import sum_of_squares
 
 __all__ = ["LikelihoodEnergy"]
@@ -235,8 +235,10 @@ class LikelihoodEnergy(nn.Module):
         c = self.standardized(context)
         w = c @ self.whitening.T
         said = self._components(torch.cat((theta, shared)))
-        of_pairs, of_shared = zip(*(p.tensor_split([len(theta)]) for p in said), strict=True)
-        return self._at_pairs(w[rows], *of_pairs), self._at_all(w, *of_shared), self._shift(c)
+        parts = zip(*(each.tensor_split([len(theta)]) for each in said), strict=True)
+        of_pairs, of_shared = (Mixture(*part) for part in parts)
+        at_pairs = log_prob_of_pairs(w[rows], of_pairs, self._entries)
+        return at_pairs, log_prob_of_all(w, of_shared, self._entries), self._shift(c)
 
     def _shift(self, c: Tensor) -> Tensor:
         """Return what depends on the standardised data (B, c) alone, shape (B,)."""
@@ -296,28 +298,18 @@ class LikelihoodEnergy(nn.Module):
         Returns:
             Embedded data, shape (B, c); outliers are cut off, as everywhere.
         """
-        m, log_scale, lower, log_weight = self._components(theta)
-        # Gumbel's trick: a draw of the component.
-        k = (log_weight - torch.empty_like(log_weight).exponential_().log()).argmax(dim=-1)
-        rows = torch.arange(len(theta), device=theta.device)
-        m, sharpness, lower = m[rows, k], log_scale[rows, k].exp(), lower[rows, k]
-        noise = torch.randn_like(m)
-        if self.lower.shape[1]:
-            A = self._factor(sharpness, lower)
-            noise = torch.linalg.solve_triangular(A, noise.unsqueeze(-1), upper=False).squeeze(-1)
-        else:
-            noise = noise / sharpness
-        data = torch.linalg.solve_triangular(self.whitening, (m + noise).T, upper=False).T
+        drawn = draw(self._components(theta), self._entries)
+        data = torch.linalg.solve_triangular(self.whitening, drawn.T, upper=False).T
         return self.center + self.scale * cut_outliers(data)
 
-    def _components(self, theta: Tensor) -> tuple[Tensor, ...]:
-        """Return means, log inverse scales and correlations (*, K, .), and log weights (*, K)."""
+    def _components(self, theta: Tensor) -> Mixture:
+        """Return the mixtures for theta, shape (*, d)."""
         t = self.standard_theta(theta)
         out = self._moved(self.of_theta(t)) + self.offsets
         m, log_scale, lower, log_weight = out.split(self.sizes, dim=-1)
         m = m + (t @ self.slope.T + self.intercept).unsqueeze(-2)
         log_scale = _LOG_SCALE * torch.tanh(log_scale / _LOG_SCALE)
-        return m, log_scale, lower, log_weight.squeeze(-1).log_softmax(dim=-1)
+        return Mixture(m, log_scale, lower, log_weight.squeeze(-1).log_softmax(dim=-1))
 
     def _moved(self, out: Tensor) -> Tensor:
         """Return by how much each number of each Gaussian has moved, of the network's outputs."""
@@ -334,44 +326,13 @@ class LikelihoodEnergy(nn.Module):
         """Return the log mixture (S, B) of data (B, c) for theta (S, B, d) or (S, 1, d)."""
         w = c @ self.whitening.T
         if theta.shape[-2] == 1 and c.shape[-2] != 1:
-            return self._at_all(w, *self._components(theta.squeeze(-2)))
-        return self._at_pairs(w, *self._components(theta))
+            return log_prob_of_all(w, self._components(theta.squeeze(-2)), self._entries)
+        return log_prob_of_pairs(w, self._components(theta), self._entries)
 
-    def _at_pairs(
-        self, w: Tensor, m: Tensor, log_scale: Tensor, lower: Tensor, log_weight: Tensor
-    ) -> Tensor:
-        """Return the log mixture (*, B) of whitened data (B, c), by components (*, B, K, c)."""
-        difference = w.unsqueeze(-2) - m
-        product = log_scale.exp() * difference
-        if self.lower.shape[1]:
-            # A lower triangular matrix times a vector, for many small ones, as large products.
-            product = product + (lower * (difference @ self.from_columns.T)) @ self.to_rows
-        distance = sum_of_squares(product, -1)
-        return (log_scale.sum(-1) + log_weight - 0.5 * distance).logsumexp(-1)
-
-    def _at_all(
-        self, w: Tensor, m: Tensor, log_scale: Tensor, lower: Tensor, log_weight: Tensor
-    ) -> Tensor:
-        """Return the log mixtures (S, B), by components (S, K, c): matrix products alone."""
-        scale = log_scale.exp()
-        if self.lower.shape[1]:
-            A = self._factor(scale, lower)
-            # Columns one after the other: the gradient of the product then takes a third of the
-            # time.
-            by_columns = A.flatten(0, -2).T.contiguous().T
-            product = (by_columns @ w.T).unflatten(0, A.shape[:-1])
-            distance = sum_of_squares(product - A @ m.unsqueeze(-1), -2)
-        else:
-            p = scale.square()
-            cross = (p * m.square()).sum(-1, keepdim=True) - 2 * (p * m) @ w.T
-            distance = cross + p @ w.T.square()
-        log_norm = log_scale.sum(-1) + log_weight
-        return logsumexp(log_norm.unsqueeze(-1) - 0.5 * distance, -2)
-
-    def _factor(self, scale: Tensor, lower: Tensor) -> Tensor:
-        A = torch.diag_embed(scale)
-        A[..., self.lower[0], self.lower[1]] = lower
-        return A
+    @property
+    def _entries(self) -> Entries:
+        """Where the correlations stand."""
+        return Entries(self.lower, self.to_rows, self.from_columns)
 
 
 def _mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:

@@ -16,6 +16,7 @@ __all__ = [
     "aside",
     "forked",
     "generator_states",
+    "in_place_of_global",
     "restore_generators",
     "seed_generators",
     "seeded",
@@ -25,6 +26,8 @@ __all__ = [
 _NUMPY = "numpy"
 # Held by the thread that draws under a seed.
 _SEEDED = threading.RLock()
+# What draws from another generator than the global one goes on one thread at a time.
+_GLOBAL_GENERATOR = threading.Lock()
 
 
 def generator_states(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -106,4 +109,12 @@ def seeded(
     with _SEEDED, forked(device):
         seed_generators(seed, device)
         restore_generators(states or {})
+        yield
+
+
+@contextlib.contextmanager
+def in_place_of_global(generator: torch.Generator) -> Iterator[None]:
+    """Let what can only draw from the global generator begin where this one does."""
+    with _GLOBAL_GENERATOR, forked(generator.device):
+        seed_generators(generator.initial_seed(), generator.device)
         yield
