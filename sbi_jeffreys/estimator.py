@@ -173,8 +173,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         Raises:
             RuntimeError: If a gradient in x is asked of the pool, whose normaliser has none.
         """
-        dtype = self.pool_weight.dtype
-        input, condition = input.to(dtype), condition.to(dtype)
+        input, condition = self._in_own_type(input), self._in_own_type(condition)
         if not self.weight:
             return self.flow.log_prob(input, condition, **kwargs)
         if condition.requires_grad and torch.is_grad_enabled():
@@ -199,8 +198,8 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         Its gradient in the weights lacks that of the pool's normaliser: train on ``flow.loss``.
         """
         if not self.weight:
-            dtype = self.pool_weight.dtype
-            return self.flow.loss(input.to(dtype), condition.to(dtype), **kwargs)
+            own = self._in_own_type
+            return self.flow.loss(own(input), own(condition), **kwargs)
         return -self.log_prob(input.unsqueeze(0), condition)[0]
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any) -> Tensor:
@@ -210,7 +209,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             ValueError: If an x is so far from all training data that there are none.
         """
         if not self.weight:
-            drawn = self.flow.sample(sample_shape, condition.to(self.pool_weight.dtype), **kwargs)
+            drawn = self.flow.sample(sample_shape, self._in_own_type(condition), **kwargs)
         else:
             drawn = pool.sample(self, torch.Size(sample_shape).numel(), self.embed(condition))
             drawn = drawn.reshape(*sample_shape, *drawn.shape[1:])
@@ -218,6 +217,9 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             # Who rejects what lies outside the prior would draw for ever.
             self._check_within_reach(condition)
         return drawn
+
+    def _in_own_type(self, numbers: Tensor) -> Tensor:
+        return numbers.to(self.pool_weight.dtype)
 
     def _check_within_reach(self, condition: Tensor) -> None:
         """Raise a ValueError for x (B, *event) that are infinite in units of the training data."""
@@ -238,7 +240,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             Shape (B, c): the flow's own embedding (z-scoring included) where it has one, the
             z-scored entries of x otherwise.
         """
-        x = x.to(self.pool_weight.dtype)
+        x = self._in_own_type(x)
         owner = embedding_owner(self.flow)
         if owner is not None:
             return embedded(owner.get_submodule("_embedding_net"), x)

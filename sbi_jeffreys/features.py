@@ -11,10 +11,10 @@ which is a logarithm above the unit :math:`u` and linear below it. Two questions
 - Which columns would be nearer to a Gaussian? As with Box and Cox: those that have a higher
   likelihood as one, the Jacobian included.
 - Would that say more of :math:`\theta`? Only if the linear posterior, in closed form and judged by
-  leave-one-out, is sharper with these columns bent than with all as they are (:func:`features_of`).
+  leave-one-out, is sharper with these columns bent than without (:func:`features_of`).
 
-Columns of either sign with gross outliers are bent in any case, around their median
-(:func:`~sbi_jeffreys.scales.from_outliers`): there is nothing to lose.
+Columns of either sign with gross outliers are bent around their median without being asked
+(:func:`~sbi_jeffreys.scales.from_outliers`): in standard deviations all but these are one number.
 
 References:
     | An analysis of transformations (Box and Cox, 1964),
@@ -101,7 +101,8 @@ class Features(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # What was saved before there were centers has none.
-        state_dict.setdefault(prefix + "center", torch.zeros_like(self.center))
+        if prefix + "unit" in state_dict:
+            state_dict.setdefault(prefix + "center", torch.zeros_like(self.center))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._bends = bool(self.bent.any())
 
@@ -126,12 +127,12 @@ def features_of(theta: Tensor, x: Tensor) -> Features:
         theta: Parameters, shape (n, d).
         x: Data, shape (n, c).
     """
-    rows = finite_rows(x)[:_ROWS]
+    rows = finite_rows(x)
     gross, width, center = from_outliers(rows)
     plain = Features(x, gross, width, center)
     if x.shape[1] > MOST_FEATURES:
         return plain
-    logarithms, unit = nearer_as_logarithms(rows)
+    logarithms, unit = nearer_as_logarithms(rows[:_ROWS])
     if not bool(logarithms.any()):
         return plain
     unit, center = torch.where(logarithms, unit, width), torch.where(logarithms, 0.0, center)

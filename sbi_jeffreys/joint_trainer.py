@@ -1,6 +1,8 @@
 """What sbi's trainer calls: an estimator is built, trained, once more if need be, and pickled."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from operator import le
@@ -39,6 +41,17 @@ from .warn import warn
 __all__ = ["JointTrainer"]
 
 
+# What a call sets before anything is trained. The split is of a training, which may be resumed.
+_OF_A_CALL = (
+    "_neural_net",
+    "_validation_data",
+    "train_indices",
+    "val_indices",
+    "_rows",
+    "_screened",
+)
+
+
 class JointTrainer(NPE_C):
     """The part of :class:`~sbi_jeffreys.trainer.JeffreysNPE` that nobody calls but sbi.
 
@@ -60,8 +73,6 @@ class JointTrainer(NPE_C):
     _training: Training | None = None
     # First round and number of simulations of the last training.
     _rows = (0, 0)
-    # Rows that the last training trains on and is judged by, and the rows of which these are.
-    _split: tuple[Any, Any, tuple[int, int]]
     # Number of simulations by which columns of x were last chosen.
     _screened = 0
     _simple_start = False
@@ -69,6 +80,27 @@ class JointTrainer(NPE_C):
     _formless = False
     # Rates, of flow and proxy, that have once been found too high.
     _too_high = (float("inf"), float("inf"))
+
+    def _progress(self) -> tuple[int, int]:
+        """Return what is another after a training has begun or gone on."""
+        training = self._training
+        return id(training), 0 if training is None else training.steps
+
+    @contextlib.contextmanager
+    def _unchanged_unless_begun(self) -> Iterator[None]:
+        """Put back what an error, or Ctrl-C, has left that came before the first step."""
+        progress = self._progress()
+        before = {name: getattr(self, name) for name in _OF_A_CALL if hasattr(self, name)}
+        try:
+            yield
+        except BaseException:
+            if self._progress() == progress:
+                for name in _OF_A_CALL:
+                    self.__dict__.pop(name, None)
+                self.__dict__.update(before)
+                if self._neural_net is not None:
+                    self._neural_net.eval()
+            raise
 
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
         """Build flow and proxy in the place of sbi's flow."""
@@ -93,18 +125,12 @@ class JointTrainer(NPE_C):
             # Behind walls, held-out parameters beyond the others would have no density at all.
             walls = None if self._outside_prior(start_idx) else self._prior
             self._build_neural_net = flow_builder(DEFAULT_FLOW, walls)
-        before = self._neural_net
-        try:
-            super()._initialize_neural_network(retrain_from_scratch, start_idx)
-            self._simple_start = fresh and starts_in_closed_form(self._neural_net)
-            self._formless = fresh and spec["proxy"] == "likelihood"
-            if fresh:
-                self._neural_net = self._with_proxy(start_idx, build_proxy, spec)
-            self._warn_of_columns(start_idx, fresh=fresh)
-        except BaseException:
-            # Also on Ctrl-C: half of an estimator would be in the way of the next call.
-            self._neural_net = before
-            raise
+        super()._initialize_neural_network(retrain_from_scratch, start_idx)
+        self._simple_start = fresh and starts_in_closed_form(self._neural_net)
+        self._formless = fresh and spec["proxy"] == "likelihood"
+        if fresh:
+            self._neural_net = self._with_proxy(start_idx, build_proxy, spec)
+        self._warn_of_columns(start_idx, fresh=fresh)
 
     def _warn_of_columns(self, start_idx: int, *, fresh: bool) -> None:
         """Say so where new simulations tell of columns of x that the flow was built without."""
@@ -163,18 +189,10 @@ class JointTrainer(NPE_C):
     ) -> JeffreysEstimator:
         """Run the joint training in place of sbi's loop; once more if its proxy is doubtful."""
         recorded = len(self._summary["training_loss"])
-        try:
-            if self._formless:
-                self._choose_form(train_loader, val_loader, loss_args)
-            training = self._begin(train_loader, val_loader, train_config, loss_args)
-        except BaseException:
-            # Also on Ctrl-C: what was built must not be in the place of what was trained.
-            if self._training is not None:
-                self._neural_net = self._training.estimator
-                self.train_indices, self.val_indices, self._rows = self._split
-            raise
+        if self._formless:
+            self._choose_form(train_loader, val_loader, loss_args)
+        training = self._begin(train_loader, val_loader, train_config, loss_args)
         self._training = training
-        self._split = self.train_indices, self.val_indices, self._rows
         try:
             self._run(training, train_loader, val_loader, train_config)
             if self._doubts_proxy(training, train_loader, val_loader, train_config):

@@ -42,7 +42,7 @@ from .checks import check_counts
 from .features import Features
 from .likelihood_start import linear_likelihood, num_gaussians, steps_of
 from .linear import column_scales, cut_outliers, over_decades
-from .mixtures import Entries, Mixture, draw, log_prob_of_all, log_prob_of_pairs
+from .mixtures import LowerEntries, Mixture, draw_each, log_prob_of_all, log_prob_of_pairs
 from .squares import sum_of_squares
 
 __all__ = ["LikelihoodEnergy"]
@@ -81,8 +81,8 @@ class LikelihoodEnergy(nn.Module):
             as well, 3 their correlations as well. Their weights it always moves one by one.
 
     Raises:
-        ValueError: If there are no embedded data, c = 0, there is no such form, or a width or a
-            number is none.
+        ValueError: If there are no embedded data, c = 0, there is no such form, or a number of
+            features, layers or components will not do.
 
     Example:
         >>> network = LikelihoodEnergy(torch.randn(100, 2), torch.randn(100, 3))
@@ -298,7 +298,7 @@ class LikelihoodEnergy(nn.Module):
         Returns:
             Embedded data, shape (B, c); outliers are cut off, as everywhere.
         """
-        drawn = draw(self._components(theta), self._entries)
+        drawn = draw_each(self._components(theta), self._entries)
         data = torch.linalg.solve_triangular(self.whitening, drawn.T, upper=False).T
         return self.center + self.scale * cut_outliers(data)
 
@@ -330,9 +330,9 @@ class LikelihoodEnergy(nn.Module):
         return log_prob_of_pairs(w, self._components(theta), self._entries)
 
     @property
-    def _entries(self) -> Entries:
+    def _entries(self) -> LowerEntries:
         """Where the correlations stand."""
-        return Entries(self.lower, self.to_rows, self.from_columns)
+        return LowerEntries(self.lower, self.to_rows, self.from_columns)
 
 
 def _mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:

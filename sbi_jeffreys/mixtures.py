@@ -13,7 +13,7 @@ from torch import Tensor
 from .logsumexp import logsumexp
 from .squares import sum_of_squares
 
-__all__ = ["Entries", "Mixture", "draw", "log_prob_of_all", "log_prob_of_pairs"]
+__all__ = ["LowerEntries", "Mixture", "draw_each", "log_prob_of_all", "log_prob_of_pairs"]
 
 
 class Mixture(NamedTuple):
@@ -29,7 +29,7 @@ class Mixture(NamedTuple):
     log_weight: Tensor
 
 
-class Entries(NamedTuple):
+class LowerEntries(NamedTuple):
     """Where the E entries below the diagonal stand.
 
     ``places`` (2, E) are their rows and columns; ``rows`` and ``columns`` (E, c) the same, one-hot.
@@ -40,7 +40,7 @@ class Entries(NamedTuple):
     columns: Tensor
 
 
-def log_prob_of_pairs(w: Tensor, mixture: Mixture, entries: Entries) -> Tensor:
+def log_prob_of_pairs(w: Tensor, mixture: Mixture, entries: LowerEntries) -> Tensor:
     """Return the log mixture of data that each go with one of the mixtures, up to a constant.
 
     Args:
@@ -60,7 +60,7 @@ def log_prob_of_pairs(w: Tensor, mixture: Mixture, entries: Entries) -> Tensor:
     return (mixture.log_scale.sum(-1) + mixture.log_weight - 0.5 * distance).logsumexp(-1)
 
 
-def log_prob_of_all(w: Tensor, mixture: Mixture, entries: Entries) -> Tensor:
+def log_prob_of_all(w: Tensor, mixture: Mixture, entries: LowerEntries) -> Tensor:
     """Return the log mixtures of data that all go with all: matrix products alone.
 
     Args:
@@ -86,7 +86,7 @@ def log_prob_of_all(w: Tensor, mixture: Mixture, entries: Entries) -> Tensor:
     return logsumexp(log_norm.unsqueeze(-1) - 0.5 * distance, -2)
 
 
-def draw(mixture: Mixture, entries: Entries) -> Tensor:
+def draw_each(mixture: Mixture, entries: LowerEntries) -> Tensor:
     """Return one draw of each mixture, whitened, shape (B, c), for B parameters."""
     m, log_scale, lower, log_weight = mixture
     # Gumbel's trick: a draw of the component.
@@ -100,7 +100,7 @@ def draw(mixture: Mixture, entries: Entries) -> Tensor:
     return m + torch.linalg.solve_triangular(A, noise.unsqueeze(-1), upper=False).squeeze(-1)
 
 
-def _factor(scale: Tensor, lower: Tensor, entries: Entries) -> Tensor:
+def _factor(scale: Tensor, lower: Tensor, entries: LowerEntries) -> Tensor:
     A = torch.diag_embed(scale)
     A[..., entries.places[0], entries.places[1]] = lower
     return A

@@ -79,9 +79,13 @@ def run(
         RuntimeError, ValueError, AssertionError: What :func:`run_epochs` raises.
     """
     estimator, first = training.estimator, training.epoch
-    weight, estimator.weight = estimator.weight, 0.0
+    weight = estimator.weight
     failed, training.diverged = True, False
     try:
+        if training.last_weights is not None:
+            # It goes on where it stopped, not from the best.
+            estimator.load_state_dict(training.last_weights)
+        estimator.weight = 0.0
         failed = training.diverged = run_epochs(
             training, data, held_out, after_epoch, max_num_epochs=max_num_epochs, outliers_in="x"
         )

@@ -29,8 +29,8 @@ _UNIT = 0.02
 _FEWEST = 20
 # Standard deviation relative to that of a Gaussian with the same median distance from the median.
 _GROSS = 100.0
-# What the latter is a multiple of.
-_OF_MEDIAN = 1.4826
+# The latter, relative to that distance, and rows that tell it.
+_OF_MEDIAN, _SOME = 1.4826, 2000
 
 
 def magnitude(rows: Tensor) -> Tensor:
@@ -102,11 +102,11 @@ def standardizer(x: Tensor) -> Standardize:
 
 
 def from_outliers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Return which columns are a few gross outliers and, beside these, one and the same number.
+    r"""Return which columns have a standard deviation that is made by gross outliers.
 
-    Their standard deviation is a hundred times that of a Gaussian with the same median distance
-    from the median. As :math:`\mathrm{arsinh}((x - m) / u)`, m the median and u that standard
-    deviation, the others can be told from each other.
+    It is more than a hundred times u, what it would be of a Gaussian with the same median distance
+    from the median m. As :math:`\mathrm{arsinh}((x - m) / u)`, data that are no outliers can be
+    told from each other.
 
     Args:
         x: Shape (n, c).
@@ -120,17 +120,17 @@ def from_outliers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         | Alternatives to the median absolute deviation (Rousseeuw and Croux, 1993), section 1,
           https://doi.org/10.1080/01621459.1993.10476408
     """
-    none = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
-    one, zero = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
     if len(x) < _FEWEST:
-        return none, one, zero
-    size = magnitude(x)
-    relative = x / size
-    center = relative.median(dim=0).values
-    unit = _OF_MEDIAN * (relative - center).abs().median(dim=0).values
+        none = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
+        return none, x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
+    # All rows have a say in the standard deviation; for the medians some from all over will do.
+    some = x[:: -(-len(x) // _SOME)]
+    center = some.median(dim=0).values
+    unit = _OF_MEDIAN * (some - center).abs().median(dim=0).values
+    std = spread(x)
     # Quotients by it must not leave single precision.
-    gross = (relative.std(dim=0) > _GROSS * unit) & (unit > 1e-30)
-    return gross, torch.where(gross, unit * size, one), torch.where(gross, center * size, zero)
+    gross = (std > _GROSS * unit) & (unit > 1e-30 * std)
+    return gross, torch.where(gross, unit, 1.0), torch.where(gross, center, 0.0)
 
 
 def nearer_as_logarithms(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,7 +128,7 @@ def rebuild_estimator(
     try:
         estimator.load_state_dict(weights)
     except RuntimeError as error:
-        at_fault = _misfits(estimator, weights, structure, build, build_proxy)
+        at_fault = _at_fault(estimator, weights, structure, build, build_proxy)
         raise ValueError(
             f"The weights do not fit into what {at_fault} builds. Use the name or the builder that "
             f"the estimator was trained with. {error}"
@@ -137,7 +137,7 @@ def rebuild_estimator(
     return estimator
 
 
-def _misfits(
+def _at_fault(
     estimator: ConditionalDensityEstimator,
     weights: Tensors,
     structure: Mapping[str, Any],
@@ -145,14 +145,21 @@ def _misfits(
     build_proxy: Any,
 ) -> str:
     """Return what to call the builder whose weights do not fit: the flow's, or the proxy's."""
-    built = estimator.state_dict()
-    wrong = built.keys() ^ weights.keys()
-    wrong |= {k for k in built.keys() & weights.keys() if built[k].shape != weights[k].shape}
-    if wrong and all(name.startswith("proxy.") for name in wrong):
-        name = structure["proxy"]["name"]
-        return "the build_proxy that was passed" if build_proxy else f"proxy {name!r}"
-    name = structure["density_estimator"]
-    return "the builder that was passed" if build else f"density_estimator {name!r}"
+    of_flow, prefix = estimator, ""
+    if structure["proxy"] is not None:
+        of_flow, prefix = estimator.flow, "flow."
+    try:
+        of_flow.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        )
+    except RuntimeError:
+        name = structure["density_estimator"]
+        return "the builder that was passed" if build else f"density_estimator {name!r}"
+    return (
+        "the build_proxy that was passed"
+        if build_proxy
+        else f"proxy {structure['proxy']['name']!r}"
+    )
 
 
 def _builder(

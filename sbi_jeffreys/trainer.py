@@ -83,9 +83,10 @@ class JeffreysNPE(JointTrainer):
         proxy_learning_rate: Learning rate of the proxy (AdamW).
         proxy_weight_decay: Decoupled weight decay of the proxy.
         seed: Seed of the split, the initialisation and the training. The same seed on the same
-            machine gives the same weights, to the bit, on CPU; threads that train under seeds, or
-            make trainers meanwhile, take turns, since torch has one generator for all. ``None``
-            leaves that in charge, as in sbi.
+            machine gives the same weights, to the bit, on CPU. torch has one generator for all
+            threads: those that train under seeds take turns, and those that make trainers,
+            append simulations or load posteriors wait meanwhile. ``None`` leaves that generator
+            in charge, as in sbi.
 
     Raises:
         TypeError: If the prior is no distribution with a density, the proxy no builder, or the seed
@@ -305,16 +306,13 @@ class JeffreysNPE(JointTrainer):
             held_out = check_held_out(
                 validation_data, self._prior, self._event_shape, with_invalid=kept
             )
-        if not resume_training:
-            self._validation_data = held_out
-        elif held_out is not None:
-            check_same_rows(held_out, self._validation_data)
-        if self._training is None:
-            # Ctrl-C came before the first training began.
-            self._neural_net = None
-        self._num_atoms = num_atoms
-        self._use_combined_loss = use_combined_loss
-        with self._seeded(resume_training):
+        with self._seeded(resume_training), self._unchanged_unless_begun():
+            if not resume_training:
+                self._validation_data = held_out
+            elif held_out is not None:
+                check_same_rows(held_out, self._validation_data)
+            self._num_atoms = num_atoms
+            self._use_combined_loss = use_combined_loss
             # The parent's train() only adds what MDN proposals need: its non-atomic loss. The
             # atomic one is used for all estimators here, since flow and proxy share it.
             return PosteriorEstimatorTrainer.train(
@@ -344,16 +342,14 @@ class JeffreysNPE(JointTrainer):
         """Run under the trainer's own seed, and leave the global generators as they were."""
         seed = None if self._seed is None else self._seed + max(self._data_round_index)
         states = self._generator_states if resume else None
-        training = self._training
-        steps = 0 if training is None else training.steps
+        before = self._progress()
         with seeded(seed, self._device, states):
             try:
                 yield
             finally:
                 # A call that was refused has trained nothing, and a resumed one goes on from where
                 # the last one that did has stopped.
-                last = self._training
-                if last is not None and not (last is training and last.steps == steps):
+                if self._progress() != before:
                     self._generator_states = generator_states(self._device)
 
     def get_dataloaders(

@@ -109,21 +109,14 @@ class Training(JointSteps):
         kernel: Callable[[Tensor], Tensor],
         forward_loss: LossHook | None,
     ) -> "Training":
-        """Return the training to go on with: where this one stopped, or :meth:`anew`.
+        """Return the training to go on with: this one, or :meth:`anew` where it has diverged.
 
         Args:
             settings: Hyper-parameters from here on; of the learning rates those of new optimizers.
             kernel: Calibration kernel from here on.
             forward_loss: Forward loss from here on.
         """
-        training = self
-        if self.last_weights is None:
-            training = self.anew(settings)
-        else:
-            # The pool's weight is part of the state, and none of the training's.
-            weight = self.estimator.weight
-            self.estimator.load_state_dict(self.last_weights)
-            self.estimator.weight = weight
+        training = self.anew(settings) if self.last_weights is None else self
         training.go_on(settings, kernel, forward_loss)
         return training
 

@@ -402,3 +402,7 @@ def test_parameters_and_x_of_another_type_are_taken(name, weight):
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(estimator.loss(*other), -expected[0])
     assert estimator.sample(torch.Size((3,)), x.double()).shape == (3, 10, 2)
+    whole = x.round()
+    torch.testing.assert_close(
+        estimator.log_prob(theta[None], whole.long()), estimator.log_prob(theta[None], whole)
+    )

@@ -245,6 +245,16 @@ def test_beside_gross_outliers_data_can_be_told_from_each_other():
     torch.testing.assert_close(found[clean], features(x + steps)[clean], atol=1e-3, rtol=0)
 
 
+def test_one_outlier_among_many_rows_is_seen_wherever_it_is():
+    theta = PRIOR.sample((10_000,))
+    for row in (0, 5001, 9999):
+        x = theta + 0.1 * torch.randn(10_000, 2)
+        x[row, 1] = 1e9
+        features = features_of(theta, x)
+        assert features.bent.tolist() == [False, True]
+        assert (features(x)[1:9999:2].std(dim=0) > 0.9).all()
+
+
 def test_gross_outliers_do_not_hide_what_the_others_say():
     theta = 2 * torch.rand(1000, 2) - 1
     x = contaminated(theta)
@@ -264,6 +274,8 @@ def test_features_that_were_saved_without_a_center_have_none():
     features = bending(x)
     saved = features.state_dict()
     del saved["center"]
-    other = Features(torch.randn(20, 1))
+    contaminated_too = torch.cat((NORMAL, torch.tensor([1e6])))[:, None] + 5.0
+    other = Features(contaminated_too, *from_outliers(contaminated_too))
+    assert other.center.item() > 4
     other.load_state_dict(saved)
     assert torch.equal(other(x), features(x))

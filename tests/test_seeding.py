@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sbi_jeffreys.tasks import get_task
-from trainers import THETA, X, make, weights_of
+from trainers import THETA, X, make
 
 from sbi_jeffreys.seeding import forked, generator_states, seeded
 
@@ -23,19 +23,28 @@ def test_a_seed_gives_its_own_numbers_and_leaves_the_generator():
     assert torch.equal(torch.rand(3), first)
 
 
-def test_threads_wait_for_each_other():
+def under_a_seed():
+    with seeded(8):
+        return torch.rand(3)
+
+
+def make_a_trainer():
+    make("coupling_nsf").append_simulations(THETA, X)
+
+
+@pytest.mark.parametrize("draw", [under_a_seed, make_a_trainer])
+def test_threads_wait_for_each_other(draw):
     """All draw from one generator."""
     entered, drawn = threading.Event(), []
 
-    def draw():
+    def run():
         entered.set()
-        with seeded(8):
-            drawn.append(torch.rand(3))
+        drawn.append(draw())
 
     before = torch.get_rng_state()
     with seeded(7):
         first = torch.rand(2)
-        other = threading.Thread(target=draw)
+        other = threading.Thread(target=run)
         other.start()
         assert entered.wait(10)
         # Long enough for a thread that does not wait.
@@ -46,28 +55,9 @@ def test_threads_wait_for_each_other():
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(7)
     assert torch.equal(torch.cat((first, second)), torch.rand(3))
-    torch.manual_seed(8)
-    assert torch.equal(drawn[0], torch.rand(3))
-
-
-def test_threads_that_make_and_train_trainers_find_what_one_would():
-    trainers, lock = {}, threading.Lock()
-
-    def train(index):
-        trainer = make("coupling_nsf").append_simulations(THETA, X)
-        trainer.train(max_num_epochs=5)
-        with lock:
-            trainers[index] = weights_of(trainer)
-
-    train("alone")
-    threads = [threading.Thread(target=train, args=(i,)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(trainers) == 4
-    for weights in trainers.values():
-        assert torch.equal(weights, trainers["alone"])
+    if draw is under_a_seed:
+        torch.manual_seed(8)
+        assert torch.equal(drawn[0], torch.rand(3))
 
 
 def test_a_state_goes_on_where_it_stopped():

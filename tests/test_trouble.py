@@ -5,7 +5,7 @@ import linecache
 
 import pytest
 import torch
-from trainers import THETA, X, make, usable
+from trainers import THETA, X, make, usable, weights_of
 
 from sbi_jeffreys.quiet import QuietTracker
 from sbi_jeffreys.training import Training
@@ -114,30 +114,60 @@ def test_interruption_before_the_first_epoch_leaves_nothing_in_the_way(name, mon
     assert usable(trainer)
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["of another training", "of the first"])
+WHERE = {
+    "the build": ("_with_proxy", None),
+    "the choice of a form": ("_choose_form", None),
+    "the first look": (None, (Training, "start")),
+}
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_trouble_in_the_first_look_changes_nothing(before, error, monkeypatch):
+@pytest.mark.parametrize("where", WHERE)
+def test_trouble_before_the_first_step_changes_nothing(where, error, monkeypatch):
+    """Also the split, another fraction and other rows notwithstanding: the last one resumes."""
+
     def fail(*args):
         raise error
 
-    trainer = make("coupling_nsf").append_simulations(THETA, X)
-    if before:
-        trainer.train(max_num_epochs=1)
-    estimator, split = trainer._neural_net, getattr(trainer, "val_indices", None)
-    summary = copy.deepcopy(trainer.summary)
+    def make_and_train():
+        trainer = make("coupling_nsf").append_simulations(THETA, X)
+        trainer.train(max_num_epochs=2, validation_data=(THETA[:7], X[:7]))
+        return trainer
+
+    trainer, undisturbed = make_and_train(), make_and_train()
+    estimator, summary = trainer._neural_net, copy.deepcopy(trainer.summary)
+    own, other = WHERE[where]
+    retrain = {"retrain_from_scratch": True, "force_first_round_loss": True}
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "start", fail)
+        patch.setattr(*(other or (trainer, own)), fail)
         with pytest.raises(error):
-            trainer.train(
-                max_num_epochs=1, retrain_from_scratch=before, force_first_round_loss=True
-            )
+            trainer.train(max_num_epochs=1, validation_fraction=0.3, **retrain)
+    assert trainer._neural_net is estimator
+    assert not estimator.training
     assert trainer.summary == summary
-    if before:
-        assert trainer._neural_net is estimator
-        assert torch.equal(trainer.val_indices, split)
-        trainer.train(max_num_epochs=2, resume_training=True)
-    else:
-        trainer.train(max_num_epochs=2)
+    # What sbi refuses changes nothing, either.
+    with pytest.raises(ValueError, match="already been trained"):
+        trainer.train(max_num_epochs=1)
+    for each in (trainer, undisturbed):
+        each.train(max_num_epochs=4, resume_training=True)
+    assert torch.equal(weights_of(trainer), weights_of(undisturbed))
+    assert trainer.summary["validation_loss"] == undisturbed.summary["validation_loss"]
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_trouble_before_the_first_step_of_all_leaves_nothing(where, monkeypatch):
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    trainer = make("coupling_nsf").append_simulations(THETA, X)
+    own, other = WHERE[where]
+    with monkeypatch.context() as patch:
+        patch.setattr(*(other or (trainer, own)), fail)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(max_num_epochs=1)
+    assert trainer._neural_net is None
+    trainer.train(max_num_epochs=1, validation_fraction=0.3)
+    assert len(trainer.val_indices) == 18
     assert usable(trainer)
 
 
