@@ -92,6 +92,8 @@ class ResilientDual:
 
     def __post_init__(self) -> None:
         check_positive(rate=self.rate)
+        if not isinstance(self.costs, Sequence):
+            raise TypeError(f"costs must be a sequence, a price for each, got {self.costs!r}.")
         if self.initial is not None and len(self.initial) != len(self.costs):
             raise ValueError(
                 f"initial has {len(self.initial)} multipliers for {len(self.costs)} costs; "
@@ -189,7 +191,7 @@ def weighting(objective: "str | Weighting") -> Weighting:
             weighting, which is returned as it is.
 
     Raises:
-        ValueError: If no objective has that name.
+        ValueError: If no objective has that name, or a weighting is not of three divergences.
         TypeError: If it is neither a name nor a weighting.
     """
     if isinstance(objective, str):
@@ -203,6 +205,12 @@ def weighting(objective: "str | Weighting") -> Weighting:
     if not (hasattr(objective, "init") and hasattr(objective, "step")):
         raise TypeError(
             f"objective must be a name or a weighting with init() and step(), got {objective!r}."
+        )
+    num = len(objective.init().multipliers)
+    if num != 3:
+        raise ValueError(
+            f"objective has {num} multipliers, and there are three divergences: data to flow, flow "
+            "to proxy, data to proxy. Give a price or a weight for each."
         )
     return objective
 

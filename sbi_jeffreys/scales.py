@@ -126,7 +126,11 @@ def from_outliers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # All rows have a say in the standard deviation; for the medians some from all over will do.
     some = x[:: -(-len(x) // _SOME)]
     center = some.median(dim=0).values
-    unit = _OF_MEDIAN * (some - center).abs().median(dim=0).values
+    distance = (some - center).abs()
+    middle = distance.median(dim=0).values
+    # Where more than half of a column is one number, the others tell.
+    others = distance.where(distance > 0, torch.nan).nanmedian(dim=0).values.nan_to_num(0.0)
+    unit = _OF_MEDIAN * torch.where(middle > 0, middle, others)
     std = spread(x)
     # Quotients by it must not leave single precision.
     gross = (std > _GROSS * unit) & (unit > 1e-30 * std)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from trainers import THETA, X, make, usable
 
 from sbi_jeffreys import load, save
+from sbi_jeffreys.costs import LinearCost
+from sbi_jeffreys.duals import ResilientDual
 
 NAN, INF = float("nan"), float("inf")
 
@@ -199,6 +201,11 @@ INIT = {
     "proxy is a module": ({"proxy": torch.nn.Linear(1, 1)}, TypeError, ("function", "Linear")),
     "objective": ({"objective": "nope"}, ValueError, ("'nope'", "'dual'", "ResilientDual")),
     "objective is a number": ({"objective": 1.0}, TypeError, ("1.0", "init() and step()")),
+    "objective of two": (
+        {"objective": ResilientDual((LinearCost(), LinearCost()))},
+        ValueError,
+        ("2 multipliers", "three divergences"),
+    ),
     "rate": ({"proxy_learning_rate": 0.0}, ValueError, ("proxy_learning_rate", "positive", "0.0")),
     "negative rate": ({"proxy_learning_rate": -1}, ValueError, ("proxy_learning_rate", "-1")),
     "no rate": ({"proxy_learning_rate": None}, TypeError, ("proxy_learning_rate", "None")),

@@ -213,6 +213,10 @@ OUTLIERS = {
     "a tenth": (torch.where(NORMAL > 1.3, 1e4 * NORMAL, NORMAL) + 50.0, True),
     "nothing but zero beside them": (torch.where(NORMAL > 1.3, 1e4, 0.0), False),
     "constant": (torch.full((100,), 3.0), False),
+    "more than half zero": (
+        torch.cat((torch.zeros(1500), NORMAL.sign() / 1.4826, torch.tensor([1e6]))),
+        True,
+    ),
     "few rows": (torch.tensor([1.0, 2.0, 1e9]), False),
 }
 
@@ -261,9 +265,10 @@ def test_gross_outliers_do_not_hide_what_the_others_say():
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
     trainer = JeffreysNPE(prior, objective="ml", seed=0, show_progress_bars=False)
     with warnings.catch_warnings():
-        # sbi says that there are outliers.
-        warnings.simplefilter("ignore", UserWarning)
-        estimator = trainer.append_simulations(theta[:800], x[:800]).train(max_num_epochs=60)
+        # sbi would warn of them, and of what they do to standard deviations.
+        warnings.filterwarnings("error", "Data has extreme outliers")
+        trainer.append_simulations(theta[:800], x[:800])
+    estimator = trainer.train(max_num_epochs=60)
     loss = estimator.loss(theta[800:], x[800:]).mean().item()
     # The prior has log 4, all that x in standard deviations leaves; 0.0 to -0.4 is reached.
     assert loss < math.log(4) - 1
