@@ -70,7 +70,8 @@ class Patience:
 
     Attributes:
         stiffness: Factor on the stiffness of the price of D2, 1 at first.
-        best: Lowest loss so far.
+        best: Lowest loss so far; where there are trials, of those that count, and of the start.
+        start: Loss of the start.
         mark: Loss from which progress is counted; where there are trials, not that of the start.
         stall: Epochs without progress, counted by their steps.
         failed: Loss to which the last trial went back that came to nothing, ``None`` without one,
@@ -84,11 +85,24 @@ class Patience:
     pace: float = 1.0
     stiffness: float = 1.0
     best: float = float("inf")
+    start: float = float("inf")
     mark: float = float("inf")
     stall: float = 0.0
     failed: float | None = None
     steps: int = 0
     before: float | None = None
+
+    def begins(self, steps: int) -> bool:
+        """Whether the look after so many steps in all is the first that counts, but for the start.
+
+        Of those before, one in which a hundred rows happened to like what had hardly been trained
+        would have to be beaten by all that follow.
+        """
+        return self.trials and self.pace * self.steps < _FIRST_STEPS <= self.pace * steps
+
+    def forget(self) -> None:
+        """Forget all looks but the start's."""
+        self.best, self.mark = self.start, float("inf")
 
     def look(self, loss: float, steps: int) -> bool:
         """Take note of a held-out loss after so many steps in all.
@@ -98,6 +112,8 @@ class Patience:
         """
         taken, self.steps = steps - self.steps, steps
         self.best = min(self.best, loss)
+        if not steps:
+            self.start = loss
         if self.trials and not steps:
             # A start may be better than what comes of it in hundreds of steps that all go forward.
             return False

@@ -247,8 +247,9 @@ class JeffreysNPE(JointTrainer):
                 price of D2 is tried after a quarter (:class:`sbi_jeffreys.patience.Patience`);
                 epochs of fewer than four batches count less and, where prices are tried, epochs of
                 more than twenty as one for every twenty, those within the first 200 steps do not
-                count, and all count less at a learning rate below the default, in proportion, down
-                to a tenth. Otherwise as in sbi.
+                count (nor do weights that were best in these, unless a run ends there), and all
+                count less at a learning rate below the default, in proportion, down to a tenth.
+                Otherwise as in sbi.
                 The best weights are kept; with the default flow, whose start is the linear
                 posterior in closed form, only if they beat that by a standard error on held-out
                 data (:meth:`sbi_jeffreys.training.Training.settle`).

@@ -62,6 +62,7 @@ class Training(JointSteps):
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_loss: float = float("inf")
     first_weights: dict[str, Tensor] = field(default_factory=dict)
+    first_loss: float = float("inf")
     entropy: float = float("inf")
     diverged: bool = False
     kept_loss: float = float("inf")
@@ -123,7 +124,7 @@ class Training(JointSteps):
     def anew(self, settings: Settings) -> "Training":
         """Return a training from the best weights on, with new optimizers and multipliers."""
         other = replace(self, settings=settings)
-        other.patience.best = self.patience.best
+        other.patience.best, other.patience.steps = self.patience.best, self.patience.steps
         other._held_out, other._reverse = self._held_out, self._reverse
         return other
 
@@ -164,6 +165,9 @@ class Training(JointSteps):
     def judge(self, loss: float, outliers_bounded: float) -> bool:
         """Remember the weights if they are the best so far; lose patience if not.
 
+        Where there are prices to try, what was seen before patience begins is forgotten then, but
+        for the start (:meth:`~sbi_jeffreys.patience.Patience.begins`).
+
         Args:
             loss: Their held-out loss.
             outliers_bounded: The same with outliers bounded, which decides.
@@ -171,6 +175,9 @@ class Training(JointSteps):
         Returns:
             Whether a trial has failed, and the best weights should come back.
         """
+        if self.patience.begins(self.steps):
+            self.patience.forget()
+            self.best_weights, self.best_loss = self.first_weights, self.first_loss
         if outliers_bounded < self.patience.best:
             self.best_weights, self.best_loss = copy_of_weights(self.estimator), loss
         return self.patience.look(outliers_bounded, self.steps)
@@ -230,7 +237,7 @@ class Training(JointSteps):
             Classification and Regression Trees (Breiman et al., 1984), section 3.4.3
         """
         # The atomic loss of later rounds draws its atoms: its rows say too little.
-        if self.forward_loss is not None or not self.first_weights:
+        if self.forward_loss is not None or not self.simple_start:
             self.restore_best()
             return self.best_loss
         self.estimator.load_state_dict(self.first_weights)
@@ -276,8 +283,7 @@ class Training(JointSteps):
                 self.judge(loss, measured["validation_loss_bounded"])
             if not self.best_weights:
                 raise ValueError(f"The held-out loss is not finite before the first epoch{advice}")
-            if self.simple_start:
-                self.first_weights = self.best_weights
+            self.first_weights, self.first_loss = self.best_weights, self.best_loss
 
     def advance(self, data: Data | LoaderData, held_out: Data | LoaderData) -> dict[str, float]:
         """Run one epoch and look at the held-out data; return the epoch's record.

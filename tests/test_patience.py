@@ -102,6 +102,27 @@ def test_a_run_that_gains_little_after_a_failed_trial_ends():
     assert patience.exhausted
 
 
+def test_what_was_seen_before_patience_begins_is_forgotten_but_for_the_start():
+    patience = Patience(4)
+    patience.look(1.0, 0)
+    patience.look(0.5, 100)
+    assert patience.best == 0.5
+    assert patience.begins(FIRST)
+    patience.forget()
+    patience.look(0.9, FIRST)
+    assert (patience.best, patience.mark) == (0.9, 0.9)
+    assert not patience.begins(FIRST + EPOCH)
+    # The start may be better than all that follows.
+    patience = Patience(4)
+    patience.look(1.0, 0)
+    patience.forget()
+    patience.look(1.5, FIRST)
+    assert (patience.best, patience.mark) == (1.0, 1.5)
+    # At a lower rate patience begins later; maximum likelihood has it from the start.
+    assert not Patience(4, pace=0.1).begins(FIRST)
+    assert not Patience(4, trials=False).begins(FIRST)
+
+
 def test_epochs_of_many_steps_count_for_more_where_there_are_trials():
     # 45 steps: two epochs are not a quarter of a patience of 20 times twenty steps, three are. The
     # trial may begin one epoch's worth beyond the quarter, and has four.

@@ -49,6 +49,29 @@ def test_judge_keeps_the_best_and_restore_best():
     assert equal(best, snapshot(estimator))
 
 
+@pytest.mark.parametrize("weights", ["dual", "ml"])
+def test_weights_that_an_early_look_liked_by_chance_are_forgotten_where_prices_are_tried(weights):
+    training, data, held_out = make(weights=weights)
+    training.start(held_out)
+    start, first_loss = snapshot(training.estimator), training.best_loss
+    training.run_epoch(data)
+    lucky = snapshot(training.estimator)
+    training.judge(-100.0, -100.0)
+    assert equal(training.best_weights, lucky)
+    # A run that ends here keeps them; one that goes on past its first steps does not.
+    training.run_epoch(data)
+    training.steps = 1000
+    training.judge(1e3, 1e3)
+    if weights == "ml":
+        assert equal(training.best_weights, lucky)
+        return
+    assert equal(training.best_weights, start)
+    assert training.best_loss == first_loss
+    training.run_epoch(data)
+    training.judge(-1.0, -1.0)
+    assert equal(training.best_weights, snapshot(training.estimator))
+
+
 @pytest.mark.parametrize(("factor", "pace"), [(3.0, 1.0), (1.0, 1.0), (0.2, 0.2), (1e-9, 0.1)])
 def test_lower_rates_have_more_patience(factor, pace):
     training, _, _ = make(learning_rate=4e-3 * factor)

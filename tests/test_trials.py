@@ -13,8 +13,9 @@ def test_a_failed_trial_puts_the_best_weights_back_and_learns_more_slowly():
     training.start(held_out)
     training.advance(data, held_out)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in training.optimizers]
-    best = training.best_weights = snapshot(training.estimator)
-    training.patience.best = training.patience.mark = -100.0
+    # Whatever comes: better than what is forgotten when patience begins, and than all after.
+    best = training.best_weights = training.first_weights = snapshot(training.estimator)
+    training.patience.best = training.patience.start = training.patience.mark = -100.0
     while training.patience.failed is None:
         stiffness = training.patience.stiffness
         record = training.advance(data, held_out)
