@@ -124,7 +124,8 @@ class Training(JointSteps):
     def anew(self, settings: Settings) -> "Training":
         """Return a training from the best weights on, with new optimizers and multipliers."""
         other = replace(self, settings=settings)
-        other.patience.best, other.patience.steps = self.patience.best, self.patience.steps
+        for name in ("best", "start", "steps"):
+            setattr(other.patience, name, getattr(self.patience, name))
         other._held_out, other._reverse = self._held_out, self._reverse
         return other
 
