@@ -23,7 +23,7 @@ __all__ = [
 
 
 class TrainingDiverged(RuntimeError):
-    """The objective or the weights are no longer finite."""
+    """The objective, the norm of a gradient or the held-out loss is no longer finite."""
 
 
 def flow_optimizer(

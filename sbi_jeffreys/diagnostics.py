@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .arrays import as_float
-from .checks import check_positive
+from .checks import check_counts
 from .divergences import (
     balance_heuristic,
     effective_sample_size,
@@ -64,7 +64,7 @@ def diagnose_proxy(
         )
     if estimator.proxy is None:
         raise ValueError("The estimator has no proxy: it was trained with objective='ml'.")
-    check_positive(num_draws=num_draws)
+    check_counts(1, num_draws=num_draws)
     theta, x = (
         as_float(name, values).to(estimator.pool_weight)
         for name, values in (("theta", theta), ("x", x))

@@ -27,7 +27,8 @@ class Draws:
         flow: Samples K of the flow for each x in D2, at least 2.
         base: Draws M of the base, shared by the batch, at least 1.
         fraction: Fraction of a batch's x that enter D2 in one step, rounded to 1/n. Samples for a
-            whole batch last for n steps.
+            whole batch last for n steps. D3 ranks the data of these x among the flow's samples as
+            well, with this fraction as the weight: they speak for no more of the batch.
         simulated: Pairs that the proxy simulates itself, for each row of the batch.
         jitter: Scale of the noise on x in D2, in standard deviations of the embedded x.
         gauge: Weight of the gauge.

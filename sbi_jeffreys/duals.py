@@ -46,12 +46,12 @@ __all__ = [
     "weighting",
 ]
 
-# Steps after which a multiplier stands still.
-_SETTLING = 200
+# Change of a multiplier, relative to its size, at which it stands still, and steps at most.
+_STILL, _SETTLING = 1e-9, 10_000
 
 
 class DualState(NamedTuple):
-    """Multipliers and slacks, one of each per constraint, shape (3,), float64."""
+    """Multipliers and slacks, one of each per constraint, shape (3,), float64, on the CPU."""
 
     multipliers: Tensor
     slacks: Tensor
@@ -64,7 +64,13 @@ class Weighting(Protocol):
         """Return the state to start from."""
 
     def step(self, state: DualState, divergences: Tensor) -> DualState:
-        """Return the state after seeing the divergences, shape (3,)."""
+        """Return the state after seeing the divergences, in nats, shape (3,).
+
+        They are data to flow, flow to proxy, data to proxy. During a trial of a lower price the
+        second comes multiplied by the price's stiffness, one or less
+        (:mod:`sbi_jeffreys.patience`): with a price of curvature alpha that is one of a lower
+        curvature.
+        """
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,9 @@ def _slacks(costs: Sequence[Cost], multipliers: Tensor, divergences: Tensor) -> 
 def settled(weights: Weighting, state: DualState, divergences: Tensor) -> DualState:
     """Return where multipliers end if the divergences, shape (3,), stay as they are."""
     for _ in range(_SETTLING):
-        state = weights.step(state, divergences)
+        before, state = state, weights.step(state, divergences)
+        if torch.allclose(state.multipliers, before.multipliers, rtol=_STILL, atol=_STILL):
+            break
     return state
 
 
@@ -175,6 +183,8 @@ def _objectives() -> dict[str, Weighting]:
     data = LinearCost()
     quadratic = QuadraticCost()
     return {
+        # The multipliers of the data stand still. That of D2 begins near its bound, where a flow
+        # that has not met its proxy is within a few steps anyway.
         "dual": ResilientDual((data, HuberCost(), data), initial=(1.0, 3.0, 1.0)),
         "dual_quadratic": ResilientDual((quadratic, quadratic, quadratic)),
         "fixed": FixedWeights((1.0, 1.0, 1.0)),

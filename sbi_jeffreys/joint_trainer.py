@@ -189,6 +189,9 @@ class JointTrainer(NPE_C):
     ) -> JeffreysEstimator:
         """Run the joint training in place of sbi's loop; once more if its proxy is doubtful."""
         recorded = len(self._summary["training_loss"])
+        if self._begins_first_round:
+            # It is looked at anew.
+            self._too_high = JointTrainer._too_high
         if self._formless:
             self._choose_form(train_loader, val_loader, loss_args)
         training = self._begin(train_loader, val_loader, train_config, loss_args)
@@ -212,6 +215,11 @@ class JointTrainer(NPE_C):
         with forked(self._device):
             center_partition(training.estimator, train_loader, self._device)
         return training.estimator
+
+    @property
+    def _begins_first_round(self) -> bool:
+        """Whether a first few steps can tell what learning rates do."""
+        return self._simple_start and self._round == 0
 
     def _begin(self, data: Any, held_out: Any, config: TrainConfig, loss_args: Any) -> Training:
         """Return the training to run, new or resumed, after a first look at held-out data."""
@@ -277,6 +285,13 @@ class JointTrainer(NPE_C):
             **self._settings,
         )
         if all(map(le, self._too_high, (settings.learning_rate, settings.proxy_learning_rate))):
+            # One that is resumed keeps its rates, and one that begins has been warned of.
+            if not (config.resume_training or self._begins_first_round):
+                warn(
+                    f"learning_rate={settings.learning_rate:g} was too high in an earlier call: "
+                    "training goes on with the defaults. Pass a lower one to choose it yourself.",
+                    RuntimeWarning,
+                )
             settings = default_rates(settings)
         atomic = self._round > 0 and not loss_args.force_first_round_loss
         hook = self._atomic_loss if atomic else None

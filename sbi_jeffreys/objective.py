@@ -71,10 +71,10 @@ LIMITS = Limits()
 
 
 class BatchTerms(NamedTuple):
-    """What one batch says: per-x losses to descend, and estimates to report.
+    """What one batch says: losses to descend, and an estimate to report; scalars, nats.
 
     ``forward``, ``reverse``, ``proxy`` and ``gauge`` are means over the batch with gradients;
-    ``reverse_estimate`` is KL(flow || proxy) in nats, without: what the multiplier of D2 follows.
+    ``reverse_estimate`` is KL(flow || proxy) without: what the multiplier of D2 follows.
     """
 
     forward: Tensor
@@ -136,6 +136,7 @@ def batch_terms(
     there = queue.next(estimator, theta, context, weights, draws)
     found = evaluate(estimator, theta, context, there, draws, base_draws.theta)
     log_z = log_partition(found.proxy_samples, found.flow_samples.detach())
+    seen = reverse_kl(found.flow_samples, found.proxy_samples, log_z).detach()
     loss = cross_entropy(found.flow_data) if forward_loss is None else forward_loss(theta, x)
     # In later rounds theta and the negatives come from proposals: the flow's samples are weighed
     # for the prior, and base draws say nothing of Z.
@@ -152,7 +153,7 @@ def batch_terms(
             of_likelihood=_weight_of_likelihood(estimator.proxy.network),
         ),
         gauge=_gauge_loss(found, there, log_z, with_base=first_round),
-        reverse_estimate=reverse_kl(found.flow_samples, found.proxy_samples, log_z).detach().mean(),
+        reverse_estimate=(there.weights * seen).mean(),
     )
 
 

@@ -155,6 +155,15 @@ class Recorder(TorchDispatchMode):
         for tensor, value in reversed(self._before):
             tensor.copy_(value)
 
+    @property
+    def changed(self) -> list[Tensor]:
+        """What was there before and was written to, each once."""
+        first: dict[Any, Tensor] = {}
+        for tensor, _ in self._before:
+            where = _identity(tensor), tensor.storage_offset(), tensor.size(), tensor.stride()
+            first.setdefault(where, tensor)
+        return list(first.values())
+
     def memory_of(self, tensor: Tensor) -> Memory | None:
         """Return the memory of a tensor, if an operation has made it."""
         return self._memories.get(_identity(tensor))

@@ -68,9 +68,13 @@ class Recording:
         recorder: What has noted them.
         result: What they were done for: its tensors stay where they are, each replay writes there.
         pool: Where all other memory comes from.
+
+    Attributes:
+        changes: What was there before, and is written to.
     """
 
     def __init__(self, recorder: Recorder, result: Any, pool: Pool) -> None:
+        self.changes = recorder.changed
         self._calls: list[Done] = []
         self._tensors: dict[Any, Tensor] = {}
         for tensor in tensors_in(result):
@@ -173,9 +177,16 @@ class Repeated:
         except Exception:
             # If it is wrong in itself, it fails again.
             return self._function()
-        expected = self._copies()
-        recording.replay()
-        if all(map(torch.equal, expected, self._copies())):
+        # The function itself has the last word on what is left, whatever the recording does.
+        before = [tensor.clone() for tensor in recording.changes]
+        with forked():
+            recording.replay()
+        found = [*self._copies(), *(tensor.clone() for tensor in recording.changes)]
+        with torch.no_grad():
+            for tensor, value in zip(recording.changes, before, strict=True):
+                tensor.copy_(value)
+        expected = self._function()
+        if all(map(torch.equal, found, (*expected, *recording.changes))):
             self._recording = recording
         return expected
 

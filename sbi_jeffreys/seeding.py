@@ -24,10 +24,8 @@ __all__ = [
 
 # Its name among devices: priors draw from numpy's global generator, not from one of ours.
 _NUMPY = "numpy"
-# Held by the thread that draws under a seed.
+# Held by the thread that draws under a seed, or in place of the global generators.
 _SEEDED = threading.RLock()
-# What draws from another generator than the global one goes on one thread at a time.
-_GLOBAL_GENERATOR = threading.Lock()
 
 
 def generator_states(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -114,7 +112,10 @@ def seeded(
 
 @contextlib.contextmanager
 def in_place_of_global(generator: torch.Generator) -> Iterator[None]:
-    """Let what can only draw from the global generator begin where this one does."""
-    with _GLOBAL_GENERATOR, forked(generator.device):
+    """Let what can only draw from the global generator begin where this one does.
+
+    Waits while another thread draws under a seed, whose numbers would be moved.
+    """
+    with _SEEDED, forked(generator.device):
         seed_generators(generator.initial_seed(), generator.device)
         yield

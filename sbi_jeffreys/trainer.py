@@ -85,8 +85,8 @@ class JeffreysNPE(JointTrainer):
         seed: Seed of the split, the initialisation and the training. The same seed on the same
             machine gives the same weights, to the bit, on CPU. torch has one generator for all
             threads: those that train under seeds take turns, and those that make trainers,
-            append simulations or load posteriors wait meanwhile. ``None`` leaves that generator
-            in charge, as in sbi.
+            append simulations, load posteriors or evaluate those of other flows than the default
+            wait meanwhile. ``None`` leaves that generator in charge, as in sbi.
 
     Raises:
         TypeError: If the prior is no distribution with a density, the proxy no builder, or the seed

@@ -198,7 +198,7 @@ def test_bad_input():
     expected = diagnose_proxy(estimator, theta, theta, num_draws=4)
     assert expected.nll.shape == (10,)
     assert diagnose_proxy(estimator, theta.double().numpy(), theta.double()).nll.shape == (10,)
-    with pytest.raises(ValueError, match="num_draws must be a positive number, got 0"):
+    with pytest.raises(ValueError, match="num_draws must be an integer of at least 1, got 0"):
         diagnose_proxy(estimator, theta, theta, num_draws=0)
     with pytest.raises(ValueError, match=r"one x for each theta, got \(10, 2\) and \(9, 2\)"):
         diagnose_proxy(estimator, theta, theta[1:])

@@ -295,9 +295,10 @@ def test_errors(call, error, message):
         call()
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.01])
 @pytest.mark.parametrize("cost", COSTS)
-def test_multipliers_settle_at_the_slope_of_the_price(cost):
-    dual = ResilientDual((cost, cost, cost), rate=0.05)
+def test_multipliers_settle_at_the_slope_of_the_price(cost, rate):
+    dual = ResilientDual((cost, cost, cost), rate=rate)
     divergences = torch.tensor([0.01, 0.4, 30.0], dtype=torch.float64)
     state = settled(dual, dual.init(), divergences)
     torch.testing.assert_close(state.multipliers, cost.slope(divergences), rtol=1e-3, atol=1e-3)

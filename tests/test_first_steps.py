@@ -75,20 +75,27 @@ def test_a_flow_of_other_sizes_has_a_start_to_lose_too():
         trained(4e-1, density_estimator=flow_nn(PRIOR, hidden_features=20))
 
 
-def test_rates_stay_lowered_in_later_rounds_and_after_resuming():
+def test_whoever_asks_again_for_rates_that_were_too_high_is_told_again():
     trainer = JeffreysNPE(PRIOR, seed=1, show_progress_bars=False)
     trainer.append_simulations(*simulate(200))
-    with pytest.warns(RuntimeWarning, match="is too high"):
-        trainer.train(learning_rate=0.4, max_num_epochs=1)
+    first = {"learning_rate": 0.4, "max_num_epochs": 1, "force_first_round_loss": True}
+    for again in (False, True):
+        with pytest.warns(RuntimeWarning, match="is too high"):
+            trainer.train(**first, retrain_from_scratch=again)
     with warnings.catch_warnings():
+        # It keeps its rates, as in sbi.
         warnings.simplefilter("error", RuntimeWarning)
         trainer.train(learning_rate=0.4, max_num_epochs=2, resume_training=True)
-        proposal = trainer.build_posterior().set_default_x(torch.zeros(3))
-        theta = proposal.sample((100,), show_progress_bars=False)
-        trainer.append_simulations(theta, theta + 0.3 * torch.randn(100, 3), proposal=proposal)
-        trainer.train(learning_rate=0.4, max_num_epochs=1)
-        trainer.train(learning_rate=0.4, max_num_epochs=1, retrain_from_scratch=True)
-    assert trainer.summary["learning_rate_flow"] == [4e-3] * 4
+    with pytest.warns(RuntimeWarning, match="0.4 was too high in an earlier call"):
+        trainer.train(**first)
+    proposal = trainer.build_posterior().set_default_x(torch.zeros(3))
+    theta = proposal.sample((100,), show_progress_bars=False)
+    trainer.append_simulations(theta, theta + 0.3 * torch.randn(100, 3), proposal=proposal)
+    # Later rounds have losses that do not tell.
+    for again in (False, True):
+        with pytest.warns(RuntimeWarning, match="0.4 was too high in an earlier call"):
+            trainer.train(learning_rate=0.4, max_num_epochs=1, retrain_from_scratch=again)
+    assert trainer.summary["learning_rate_flow"] == [4e-3] * 6
 
 
 def parts(rate: float, **kwargs):

@@ -277,8 +277,8 @@ def test_what_is_repeated_is_recorded_after_the_first_calls():
             expected = never()
         found = repeated()
         assert all(map(torch.equal, found, expected))
-    # The third call is recorded.
-    assert len(calls) == 6 + 3
+    # The third call is recorded, and done once more, to be compared with.
+    assert len(calls) == 6 + 4
     last = found
     x.fill_(9.0)
     repeated()
@@ -294,15 +294,25 @@ def test_what_depends_on_values_is_repeated_as_it_is():
     assert repeated()[0].tolist() == [-1.0] * 3
 
 
-def test_a_recording_that_finds_something_else_is_not_used(monkeypatch):
-    class Wrong:
-        def replay(self) -> None:
-            result.add_(1)
+@pytest.mark.parametrize("wrong", ["result", "state"])
+def test_a_recording_that_does_something_else_is_not_used(monkeypatch, wrong):
+    state, calls = torch.zeros(2), []
 
-    result = torch.ones(2)
-    monkeypatch.setattr(recording, "record", lambda function, pool: (Wrong(), (result,)))
-    repeated = Repeated(lambda: (torch.ones(2),), 0)
-    assert [repeated()[0].tolist() for _ in range(3)] == [[1.0, 1.0]] * 3
+    def function() -> tuple[Tensor, ...]:
+        calls.append(state.clone())
+        return (state.add_(1).sum(),)
+
+    def replay(self: recording.Recording) -> None:
+        state.add_(7.0 if wrong == "state" else 1.0)
+        # The sum of the state, or not.
+        repeated._results[0].fill_(2.0 if wrong == "state" else 3.0)
+
+    monkeypatch.setattr(recording.Recording, "replay", replay)
+    repeated = Repeated(function, 0)
+    assert [repeated()[0].item() for _ in range(3)] == [2.0, 4.0, 6.0]
+    assert state.tolist() == [3.0, 3.0]
+    # Once to be recorded, and three times for what it returns.
+    assert len(calls) == 1 + 3
 
 
 def test_an_error_of_a_repeated_function_is_its_own():

@@ -9,7 +9,7 @@ import torch
 from sbi_jeffreys.tasks import get_task
 from trainers import THETA, X, make
 
-from sbi_jeffreys.seeding import forked, generator_states, seeded
+from sbi_jeffreys.seeding import forked, generator_states, in_place_of_global, seeded
 
 
 def test_a_seed_gives_its_own_numbers_and_leaves_the_generator():
@@ -32,7 +32,12 @@ def make_a_trainer():
     make("coupling_nsf").append_simulations(THETA, X)
 
 
-@pytest.mark.parametrize("draw", [under_a_seed, make_a_trainer])
+def draw_with_a_generator():
+    with in_place_of_global(torch.Generator().manual_seed(8)):
+        return torch.rand(3)
+
+
+@pytest.mark.parametrize("draw", [under_a_seed, make_a_trainer, draw_with_a_generator])
 def test_threads_wait_for_each_other(draw):
     """All draw from one generator."""
     entered, drawn = threading.Event(), []
