@@ -55,7 +55,8 @@ _FORMAT = "sbi_jeffreys.posterior"
 # 3.3 the default flow may see some columns of x only; before, it saw all. Since 3.4 the likelihood
 # may have more than three Gaussians; how many is the length of its offsets. Since 3.5 theta may
 # move them as one; before, each on its own. Since 3.6 columns of x may be bent around a center.
-_FORMAT_VERSION = (3, 6)
+# Since 3.7 the default flow may see components of x in place of columns.
+_FORMAT_VERSION = (3, 7)
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 
@@ -103,8 +104,8 @@ def save(
         }
         if posterior.default_x is not None:
             tensors["default_x"] = posterior.default_x
-    # Copies, since tensors in a file share no memory.
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    # Copies, since tensors in a file share no memory, and have no strides, as a view may.
+    tensors = {k: torch.empty(v.shape, dtype=v.dtype).copy_(v.detach()) for k, v in tensors.items()}
     if structure["density_estimator"] is not None and is_nameable(structure):
         rebuilt = rebuild_estimator(structure, tensors, None, None, None)
         # Another device rounds in its own way.

@@ -16,18 +16,30 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .base import WALL, Base
 from .checks import check_counts
+from .flows import evaluating
 from .likelihood import LikelihoodEnergy
 from .linear import MOST_FEATURES, LinearPosterior
 from .scales import spread
 
-__all__ = ["EnergyProxy", "FromLinear", "PairMLP", "proxy_builder", "proxy_nn"]
+__all__ = [
+    "EnergyProxy",
+    "FromLinear",
+    "PairMLP",
+    "check_network",
+    "proxy_builder",
+    "proxy_nn",
+]
 
 ProxyBuilder = Callable[[Tensor, Tensor], nn.Module]
-"""Builds the network in :math:`f_\\psi` from parameters (n, d) and embedded data (n, c)."""
+"""Builds the network in :math:`f_\\psi` from parameters (n, d) and embedded data (n, c).
+
+The network takes theta of shape (S, B, d), or (S, 1, d) for parameters that all conditions share,
+and embedded data (B, c); it returns shape (S, B)."""
 
 
 class PairMLP(nn.Module):
@@ -137,6 +149,36 @@ def proxy_builder(proxy: Any) -> ProxyBuilder:
             f"{type(proxy).__name__}."
         )
     return proxy
+
+
+def check_network(network: nn.Module, theta: Tensor, context: Tensor) -> None:
+    """Refuse an energy network of a user's that cannot be trained.
+
+    Args:
+        network: What the builder has returned.
+        theta: Some parameters, shape (n, d).
+        context: Embedded data that go with them, shape (n, c).
+
+    Raises:
+        ValueError: If it has no parameters; for theta of shape (S, B, d) or (S, 1, d) and embedded
+            data (B, c) does not return shape (S, B); or says NaN everywhere.
+    """
+    name = f"The proxy, {type(network).__name__},"
+    if next(network.parameters(), None) is None:
+        raise ValueError(f"{name} has no parameters: there is nothing to train.")
+    rows = torch.arange(6) % len(theta)
+    theta, context = theta[rows].unflatten(0, (3, 2)), context[rows[:2]]
+    with torch.no_grad(), evaluating(network):
+        for given in (theta, theta[:, :1]):
+            found = network(given, context)
+            if found.shape != (3, 2):
+                raise ValueError(
+                    f"{name} must return energies of shape (S, B) for theta of shape (S, B, d) or "
+                    f"(S, 1, d) and embedded x of shape (B, c), but returned shape "
+                    f"{tuple(found.shape)} for {tuple(given.shape)} and {tuple(context.shape)}."
+                )
+            if found.isnan().all():
+                raise ValueError(f"{name} says NaN before it was trained: look at its forward().")
 
 
 class FromLinear(nn.Module):

@@ -85,7 +85,7 @@ def run(
         if training.last_weights is not None:
             # It goes on where it stopped, not from the best.
             estimator.load_state_dict(training.last_weights)
-        estimator.weight = 0.0
+        estimator.weight, training.running = 0.0, True
         failed = training.diverged = run_epochs(
             training, data, held_out, after_epoch, max_num_epochs=max_num_epochs, outliers_in="x"
         )
@@ -93,6 +93,7 @@ def run(
         failed = False
         raise
     finally:
+        training.running = False
         training.last_weights = None if training.diverged else copy_of_weights(estimator)
         training.restore_best()
         training.kept_loss = training.best_loss

@@ -11,6 +11,7 @@ cross-entropy that either model has reached, less a margin, and :math:`D_1` and 
 held-out ones: they stay above the margin, so that the data terms never die.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class Training(JointSteps):
         diverged: Whether the last run did.
         kept_loss: Held-out loss of the weights that it left, nats.
         last_weights: Those at which it stopped, to be resumed from; ``None`` if it diverged.
+        running: Whether a run is under way: then the estimator's weights are the last.
 
     The others are those of :class:`~sbi_jeffreys.steps.JointSteps`.
     """
@@ -67,6 +69,7 @@ class Training(JointSteps):
     diverged: bool = False
     kept_loss: float = float("inf")
     last_weights: dict[str, Tensor] | None = None
+    running: bool = False
     patience: Patience = field(init=False)
 
     def __post_init__(self) -> None:
@@ -120,6 +123,13 @@ class Training(JointSteps):
         training = self.anew(settings) if self.last_weights is None else self
         training.go_on(settings, kernel, forward_loss)
         return training
+
+    def stopped(self) -> "Training":
+        """Return a copy, not of its modules, that can be resumed from where this one is now."""
+        other = copy.copy(self)
+        if self.running:
+            other.running, other.last_weights = False, copy_of_weights(self.estimator)
+        return other
 
     def anew(self, settings: Settings) -> "Training":
         """Return a training from the best weights on, with new optimizers and multipliers."""

@@ -184,8 +184,8 @@ def test_held_out_losses_are_recorded_on_a_cpu(used, monkeypatch):
 
     monkeypatch.setattr("sbi_jeffreys.training.flow_losses", noted)
     train(epochs=6)
-    # Before the first epoch, after it to be recorded, and twice to settle.
-    assert len(asked) == 4
+    # Before the first epoch, after it to be recorded and to be compared, and twice to settle.
+    assert len(asked) == 5
     asked.clear()
     train(epochs=6, steps={"calibration_kernel": lambda x: x.new_ones(len(x))})
     assert len(asked) == 1 + 6 + 2

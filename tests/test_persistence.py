@@ -11,10 +11,7 @@ from safetensors.torch import save_file
 from sbi.inference import NPE
 from sbi.inference.posteriors import DirectPosterior, MCMCPosterior
 from torch import nn
-from torch.distributions import (
-    Independent,
-    Laplace,
-)
+from torch.distributions import Beta, Independent, Laplace
 
 from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.flows import flow_nn
@@ -44,6 +41,19 @@ def test_round_trip_for_sbi_estimators(name, joint, tmp_path):
         save(original, tmp_path / "posterior", density_estimator=name)
     size = original.posterior_estimator.condition_shape[0]
     assert_same(load(tmp_path / "posterior"), original, torch.ones(1, size))
+
+
+def test_views_of_single_numbers_are_saved(tmp_path):
+    """A Beta has its parameters in a table, of which one number has the strides."""
+    prior = Beta(torch.tensor([2.0]), torch.tensor([3.0]))
+    theta = prior.sample((60,))
+    trainer = JeffreysNPE(prior, seed=0, show_progress_bars=False, tracker=QuietTracker())
+    trainer.append_simulations(theta, theta + 0.1 * torch.randn(60, 1)).train(max_num_epochs=1)
+    original = trainer.build_posterior().set_default_x(torch.rand(5, 3)[:1, 0])
+    save(original, tmp_path / "posterior")
+    loaded = load(tmp_path / "posterior")
+    assert torch.equal(loaded.default_x, original.default_x)
+    assert torch.equal(loaded.log_prob(theta[:5]), original.log_prob(theta[:5]))
 
 
 def test_round_trip_without_proxy_and_with_keyword_arguments(tmp_path):

@@ -18,8 +18,10 @@ from torch.distributions import (
     Uniform,
 )
 
+from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.base import Base
-from sbi_jeffreys.proxy import EnergyProxy, PairMLP, proxy_nn
+from sbi_jeffreys.proxy import EnergyProxy, PairMLP, check_network, proxy_nn
+from sbi_jeffreys.quiet import QuietTracker
 
 PRIORS = [
     pytest.param(BoxUniform(-torch.ones(2), 3 * torch.ones(2)), id="box"),
@@ -245,6 +247,61 @@ def test_proxies_of_impossible_size(model, wrong):
 class Uncopyable(BoxUniform):
     def __deepcopy__(self, memo):
         raise RuntimeError("no copies")
+
+
+class Energy(nn.Module):
+    """An energy network of a user's, with something wrong about what it returns."""
+
+    def __init__(self, wrong):
+        super().__init__()
+        self.wrong, self.scale = wrong, nn.Parameter(torch.ones(()))
+
+    def forward(self, theta, context):
+        distance = (theta - context[:, :2]).square().sum(dim=-1)
+        return self.wrong(-self.scale * distance)
+
+
+class Fixed(nn.Module):
+    def forward(self, theta, context):
+        return -(theta - context).square().sum(dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda f: f.unsqueeze(-1), r"shape \(3, 2, 1\)"),
+        (lambda f: f.T, r"shape \(2, 3\)"),
+        (lambda f: f.mean(dim=0), r"shape \(2,\)"),
+        (torch.sum, r"shape \(\)"),
+    ],
+)
+def test_what_a_users_proxy_returns_is_looked_at(wrong, says):
+    theta, context = torch.randn(20, 2), torch.randn(20, 3)
+    check_network(Energy(lambda f: f), theta, context)
+    with pytest.raises(ValueError, match=rf"Energy, must return energies .* returned {says} for"):
+        check_network(Energy(wrong), theta, context)
+
+
+@pytest.mark.parametrize(
+    ("network", "error", "says"),
+    [
+        (Energy(torch.sqrt), ValueError, "Energy, says NaN before it was trained"),
+        (Energy(torch.sum), ValueError, "Energy, must return energies of shape"),
+        (Fixed(), ValueError, "Fixed, has no parameters"),
+        (torch.ones(3), TypeError, "must build a module, but returned Tensor"),
+    ],
+)
+def test_a_users_proxy_that_cannot_be_trained_is_refused(network, error, says):
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    theta = prior.sample((60,))
+    trainer = JeffreysNPE(
+        prior,
+        proxy=lambda theta, context: network,
+        show_progress_bars=False,
+        tracker=QuietTracker(),
+    )
+    with pytest.raises(error, match=says):
+        trainer.append_simulations(theta, theta + 0.1 * torch.randn(60, 2)).train()
 
 
 def test_a_copy_shares_the_prior():

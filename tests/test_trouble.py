@@ -2,6 +2,7 @@
 
 import copy
 import linecache
+import pickle
 
 import pytest
 import torch
@@ -193,3 +194,36 @@ def test_interruption_at_the_very_end_keeps_the_best_weights(monkeypatch):
         assert torch.equal(value, training.best_weights[name])
     assert trainer.summary["epochs_trained"] == [3]
     assert training.best_weights is not training.first_weights
+
+
+class Copying(QuietTracker):
+    """Tracker that keeps a copy of its trainer after some epochs."""
+
+    def __init__(self, how, steps):
+        self.how, self.steps, self.trainer, self.copies = how, steps, None, {}
+
+    def log_metrics(self, metrics, step=None):
+        if self.trainer is not None and step in self.steps:
+            trainer, self.trainer = self.trainer, None
+            self.copies[step] = self.how(trainer)
+            self.trainer = trainer
+
+
+# sbi's, of what a pickle does not hold.
+@pytest.mark.filterwarnings("ignore:When the inference object is pickled")
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))], ids=["copy", "pickle"]
+)
+def test_copies_that_a_tracker_keeps_go_on_from_where_they_were_made(how):
+    """In a first run, and in one that was resumed."""
+    tracker = Copying(how, (2, 7))
+    trainer = tracker.trainer = make("coupling_nsf", tracker=tracker)
+    trainer.append_simulations(THETA, X).train(max_num_epochs=5)
+    trainer.train(max_num_epochs=10, resume_training=True)
+    expected = weights_of(trainer)
+    first, second = tracker.copies[2], tracker.copies[7]
+    assert (first._training.epoch, second._training.epoch) == (3, 8)
+    first.train(max_num_epochs=5, resume_training=True)
+    for each in (first, second):
+        each.train(max_num_epochs=10, resume_training=True)
+        assert torch.equal(weights_of(each), expected)
