@@ -36,7 +36,16 @@ def _all_columns(prior: Distribution) -> tuple:
     """Return the default without a look at which columns of x say something of theta."""
 
     def build(theta: torch.Tensor, x: torch.Tensor) -> Any:
-        return flow_nn(prior, columns=range(x.shape[1]))(theta, x)
+        return flow_nn(prior, columns=range(x.shape[1]), components=0)(theta, x)
+
+    return JeffreysNPE, {"density_estimator": build}, {}
+
+
+def _no_components(prior: Distribution) -> tuple:
+    """Return the default without a look at whether principal components of x tell more."""
+
+    def build(theta: torch.Tensor, x: torch.Tensor) -> Any:
+        return flow_nn(prior, components=0)(theta, x)
 
     return JeffreysNPE, {"density_estimator": build}, {}
 
@@ -127,6 +136,7 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "jeffreys, no gauge": _jeffreys(draws=Draws(gauge=0.0)),
     "jeffreys, no Gaussian given x": _no_gaussian,
     "jeffreys, all columns of x": _all_columns,
+    "jeffreys, no components": _no_components,
     "jeffreys, no logarithms of x": lambda prior: (
         JeffreysNPE,
         # It sees all columns, too.

@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from . import pool
 from .base import Base
+from .components import Components
 from .embedded_flows import (
     embedding_owner,
     without_embedding,
@@ -100,20 +101,29 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         theta = theta[: len(context)]
         learnt = self.learns_embedding
         network = build_proxy(theta, context)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"proxy must build a module, but returned {type(network).__name__}.")
         if isinstance(network, LikelihoodEnergy):
             if learnt:
                 network.forget_start(theta)
-            seen = x[:ROWS_FOR_SCALE]
-            for module in self.flow.modules():
-                if isinstance(module, Columns):
-                    seen = module(seen)
-                if isinstance(module, Features):
-                    network.follow(module, seen)
+            self._follow_steps(network, x[:ROWS_FOR_SCALE])
             return network
         linear = LinearPosterior(
             theta, None if learnt else context, context.shape[1], base.distribution
         )
         return FromLinear(network, linear, base)
+
+    def _follow_steps(self, network: LikelihoodEnergy, x: Tensor) -> None:
+        """Let a likelihood know the steps of data (n, *event) that are bent, if it sees columns."""
+        modules = list(self.flow.modules())
+        # Components are sums of columns, and come in no steps.
+        if any(isinstance(module, Components) for module in modules):
+            return
+        for module in modules:
+            if isinstance(module, Columns):
+                x = module(x)
+            if isinstance(module, Features):
+                network.follow(module, x)
 
     @property
     def weight(self) -> float:

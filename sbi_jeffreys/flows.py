@@ -29,6 +29,8 @@ from zuko.nn import MaskedLinear
 from zuko.transforms import MonotonicRQSTransform
 
 from .autoregressive import AutoregressiveSpline, is_layered
+from .checks import check_counts
+from .components import components_of
 from .conditional_gaussian import ConditionalGaussian
 from .features import features_of
 from .linear import LinearRegression, column_scales, is_learnt, to_standard_space
@@ -70,6 +72,7 @@ def flow_nn(
     num_bins: int = NUM_BINS,
     embedding_net: nn.Module | None = None,
     columns: Sequence[int] | None = None,
+    components: int | None = None,
 ) -> ConditionalEstimatorBuilder[ConditionalDensityEstimator]:
     """Return a builder of the default flow, as sbi's ``posterior_nn`` does for its estimators.
 
@@ -85,27 +88,34 @@ def flow_nn(
         columns: Numbers of the columns of x to look at, where x is a vector and there is no
             embedding net. By default those that say something of theta
             (:func:`sbi_jeffreys.screening.informative`).
+        components: Number of principal components to look at in place of these columns, 0 for the
+            columns themselves. By default those that tell more of theta, if there are such
+            (:func:`sbi_jeffreys.components.components_of`); images and series without an
+            embedding net are flattened first.
 
     Returns:
         Function of (theta, x), shapes (n, d) and (n, *event), that builds the flow.
 
     Raises:
-        ValueError: If there are columns to look at and an embedding net; from the function, if x is
-            no vector or has no such columns.
+        ValueError: If there are columns or components to look at and an embedding net, or a
+            negative number of components; from the function, if x is no vector or has no such
+            columns, or not so many components.
     """
-    if columns is not None and embedding_net is not None:
+    if embedding_net is not None and (columns is not None or components):
         raise ValueError(
-            "columns are of x as the flow sees it, and embedding_net sees all of x: leave one of "
-            "the two out, or choose columns in the network."
+            "columns and components are of x as the flow sees it, and embedding_net sees all of x: "
+            "leave one of the two out, or choose columns in the network."
         )
+    if components is not None:
+        check_counts(0, components=components)
 
     def build(theta: Tensor, x: Tensor) -> ZukoFlow:
         # An empty condition (density estimation) has nothing to standardize.
         first: list[nn.Module] = [nn.Identity()]
         if x[0].numel():
-            # Images and series have neighbours, and a user's network has its own idea of x.
-            plain = embedding_net is not None or (x.dim() > 2 and columns is None)
-            first = [standardizer(x)] if plain else _seen(theta, x, columns)
+            # A user's network has its own idea of x.
+            own = embedding_net is not None
+            first = [standardizer(x)] if own else _seen(theta, x, columns, components)
         embedding = nn.Sequential(*first, embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
         with torch.no_grad(), evaluating(embedding):
@@ -130,13 +140,21 @@ def flow_nn(
     return build
 
 
-def _seen(theta: Tensor, x: Tensor, columns: Sequence[int] | None) -> list[nn.Module]:
-    """Return what makes features of the columns of x (n, c) to look at."""
-    kept = informative(theta, x) if columns is None else _checked(columns, x)
-    if torch.equal(kept, torch.arange(x.shape[1])):
-        return [features_of(theta, x)]
-    some = Columns(kept.to(x.device))
-    return [some, features_of(theta, some(x))]
+def _seen(
+    theta: Tensor, x: Tensor, columns: Sequence[int] | None, components: int | None
+) -> list[nn.Module]:
+    """Return what makes features of x (n, *event): of all columns or some, or components."""
+    first: list[nn.Module] = []
+    if x.dim() > 2 and columns is None:
+        # Images and series have neighbours: no column of theirs is looked at by itself.
+        first = [standardizer(x), nn.Flatten()]
+    else:
+        kept = informative(theta, x) if columns is None else _checked(columns, x)
+        if not torch.equal(kept, torch.arange(x.shape[1])):
+            first.append(Columns(kept.to(x.device)))
+        first.append(features_of(theta, nn.Sequential(*first)(x)))
+    found = components_of(theta, nn.Sequential(*first)(x), components)
+    return first if found is None else [*first, found]
 
 
 def _checked(columns: Sequence[int], x: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ for each x, so that it is looked at for few x, and not after every step: an epoc
 otherwise spend its time on looking. A proxy that is a likelihood is judged by that, without draws.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,29 +17,23 @@ from .estimator import JeffreysEstimator
 from .likelihood import LikelihoodEnergy
 from .patience import ProxyPlateau
 from .pool import losses as pool_losses
+from .row_losses import bounded, likelihood_losses, lowest
 
 __all__ = [
     "LossHook",
     "ProxyLooks",
-    "bounded",
     "center_partition",
     "flow_losses",
-    "likelihood_losses",
-    "lowest",
     "pool_weight",
-    "surest",
 ]
 
 # Rows evaluated at once: enough to be fast, few enough for any memory.
 _CHUNK = 8192
-# Interquartile ranges above the median beyond which a row's loss counts no further: five standard
-# deviations of a Gaussian.
-_SPREADS = 4.0
 # Held-out x on which the proxy is looked at, the draws for each, and the least number of steps
 # between two looks; twice as many where nothing is decided by them.
 _ROWS, _DRAWS, _STEPS = 64, 32, 32
-# The same for its likelihood. Data in steps are spread over them at random, so many times.
-_LIKELIHOOD_ROWS, _LIKELIHOOD_STEPS, _LIKELIHOOD_COPIES = 2000, 8, 8
+# The same for its likelihood.
+_LIKELIHOOD_ROWS, _LIKELIHOOD_STEPS = 2000, 8
 # x over which the mean of log Z is taken in the end: on some tasks it varies by nats from x to x.
 _CENTER_ROWS = 512
 
@@ -84,17 +77,6 @@ def flow_losses(
         torch.where(weight == 0, weight, weight * each) for each in (loss, bounded(loss))
     )
     return plain, limited
-
-
-def bounded(losses: Tensor) -> Tensor:
-    """Return losses (n,), none of which is above the median by more than four interquartile ranges.
-
-    The loss at one x far from all others may move by tens of nats from epoch to epoch, and the mean
-    of a hundred rows would tell of nothing else.
-    """
-    ordered, last = losses.sort().values, len(losses) - 1
-    low, median, high = (ordered[round(share * last)] for share in (0.25, 0.5, 0.75))
-    return torch.minimum(losses, median + _SPREADS * (high - low))
 
 
 @dataclass
@@ -148,23 +130,6 @@ class ProxyLooks:
             self.plateau.look(found.nll, proxy, steps)
 
 
-def likelihood_losses(network: LikelihoodEnergy, theta: Tensor, context: Tensor) -> Tensor:
-    """Return what tells a better likelihood from a worse one, without draws, nats.
-
-    Args:
-        network: The likelihood.
-        theta: Parameters, shape (n, d).
-        context: Embedded data, shape (n, c).
-
-    Returns:
-        Its losses, shape (n,), or several times as many where data in steps are spread at random.
-    """
-    if network.is_discrete:
-        theta = theta.repeat(_LIKELIHOOD_COPIES, 1)
-        context = network.dequantize(context.repeat(_LIKELIHOOD_COPIES, 1))
-    return -network.log_likelihood(theta, context)
-
-
 @torch.no_grad()
 def center_partition(estimator: JeffreysEstimator, data: Data | LoaderData, device: str) -> None:
     """Let the mean of log Z over x be zero: a running mean of proxies is none of its own.
@@ -214,37 +179,3 @@ def pool_weight(
     theta, x = data.head(_POOL_ROWS, device)
     losses = pool_losses(estimator, theta, estimator.embed(x), _WEIGHTS)
     return _WEIGHTS[lowest(losses, kernel(x))]
-
-
-def lowest(losses: Tensor, weights: Tensor | float = 1.0) -> int:
-    """Return which model has the lowest mean loss, with outliers bounded.
-
-    Args:
-        losses: Losses of models on the same rows, shape (W, n). One row tells nothing.
-        weights: Weights of the rows, shape (n,).
-    """
-    if losses.shape[1] < 2:
-        return 0
-    return int(_bounded_rows(losses, weights).mean(dim=1).nan_to_num(nan=math.inf).argmin())
-
-
-def surest(losses: Tensor, weights: Tensor | float = 1.0) -> int:
-    """Return which model gains most on the first, less the gain's standard error.
-
-    Args:
-        losses: Losses of models on the same rows, shape (W, n). One row tells nothing.
-        weights: Weights of the rows, shape (n,).
-    """
-    num = losses.shape[1]
-    if num < 2:
-        return 0
-    losses = _bounded_rows(losses, weights)
-    gains = losses[0] - losses
-    # What is no number is no gain.
-    sure = (gains.mean(dim=1) - gains.std(dim=1) / num**0.5).nan_to_num(nan=-math.inf)
-    return int(sure.argmax())
-
-
-def _bounded_rows(losses: Tensor, weights: Tensor | float) -> Tensor:
-    # Bounded first: where few rows have weight, the others must not say what is far.
-    return weights * torch.stack([bounded(row) for row in losses])

@@ -1,7 +1,6 @@
 """What sbi's trainer calls: an estimator is built, trained, once more if need be, and pickled."""
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,17 +21,17 @@ from .draws import Draws
 from .duals import Weighting, is_maximum_likelihood
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from .first_steps import default_rates
-from .flows import DEFAULT_FLOW, accelerate, flow_builder, starts_in_closed_form
+from .flows import DEFAULT_FLOW, accelerate, evaluating, flow_builder, starts_in_closed_form
 from .held_out import center_partition
 from .likelihood import LikelihoodEnergy
 from .likelihood_forms import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
 from .priors import proper
-from .proxy import ProxyBuilder, proxy_builder
+from .proxy import ProxyBuilder, check_network, proxy_builder
 from .record import report_epoch, report_run
 from .run import begin, run
 from .screening import missed
 from .second_proxy import is_better, likelihood_is_doubtful
-from .seeding import forked
+from .seeding import forked, generator_states
 from .simulations import fraction_outside_prior
 from .steps import Settings
 from .training import Training
@@ -50,6 +49,8 @@ _OF_A_CALL = (
     "_rows",
     "_screened",
 )
+# Simulations at which a user's proxy is tried.
+_ROWS_TO_TRY = 6
 
 
 class JointTrainer(NPE_C):
@@ -170,6 +171,11 @@ class JointTrainer(NPE_C):
             build_proxy=build_proxy,
         )
         estimator.spec = dict(spec)
+        if estimator.proxy is not None and spec["proxy"] is None:
+            network, few = estimator.proxy.network, slice(_ROWS_TO_TRY)
+            with torch.no_grad(), evaluating(estimator.flow):
+                context = estimator.embed(x[few])
+            check_network(getattr(network, "network", network), theta[few], context)
         return estimator
 
     def _outside_prior(self, start_idx: int) -> bool:
@@ -322,8 +328,11 @@ class JointTrainer(NPE_C):
         """Return what is pickled; sbi warns of what is lost, builders among it."""
         state = super().__getstate__() | {"_build_proxy": None}
         if self._training is not None:
+            if self._training.running:
+                # A tracker that keeps copies: they go on from there, as this one does.
+                state["_generator_states"] = generator_states(self._device)
+            state["_training"] = self._training.stopped()
             # Functions need not be picklable; resuming sets these two anew.
-            state["_training"] = copy.copy(self._training)
             state["_training"].kernel, state["_training"].forward_loss = ones, None
         return state
 

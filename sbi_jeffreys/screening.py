@@ -33,6 +33,7 @@ from scipy.stats import gamma, rankdata
 from torch import Tensor, nn
 
 from .linear import MOST_FEATURES, LinearRegression, cut_outliers, linear_entropy
+from .principal import principal_axes
 from .scales import shift_and_scale
 
 __all__ = ["Columns", "informative", "missed"]
@@ -42,6 +43,8 @@ _FEWEST_ROWS = 80
 # Rows for tests of columns, and for those of pairs and of the group: a sample of them, which may be
 # ordered by theta.
 _ROWS, _SOME_ROWS = 10_000, 1000
+# Numbers in these rows at most.
+_ENTRIES = 10_000_000
 _SEED = 0
 # Parts, of equally many rows, in which a parameter may lie, and parameters up to which products of
 # two are asked for, as well as squares.
@@ -78,20 +81,22 @@ class Columns(nn.Module):
 def informative(theta: Tensor, x: Tensor) -> Tensor:
     """Return the numbers of the columns of x to look at, shape (k,), in ascending order.
 
-    All of them where there are more than 500, or fewer than 80 rows.
+    All of them where there are fewer than 80 rows. Of more than 500 columns no products with
+    others are tested, and all are kept if more than 500 would be.
 
     Args:
         theta: Parameters, shape (n, d).
         x: Data, shape (n, c). Rows with NaN or inf do not count.
     """
     every = torch.arange(x.shape[1])
-    if not 1 < len(every) <= MOST_FEATURES:
+    if len(every) < 2:
         return every
     theta, x = theta.detach().float(), x.detach().float()
     finite = (theta.isfinite().all(dim=1) & x.isfinite().all(dim=1)).nonzero().squeeze(-1)
     if len(finite) < _FEWEST_ROWS:
         return every
-    sample = torch.randperm(len(finite), generator=torch.Generator().manual_seed(_SEED))[:_ROWS]
+    most = min(_ROWS, max(_FEWEST_ROWS, _ENTRIES // len(every)))
+    sample = torch.randperm(len(finite), generator=torch.Generator().manual_seed(_SEED))[:most]
     rows = finite[sample.to(finite.device)]
     theta, x = theta[rows].cpu(), x[rows].cpu()
     mean, std = shift_and_scale(x)
@@ -100,7 +105,12 @@ def informative(theta: Tensor, x: Tensor) -> Tensor:
     kept = _kept(theta, torch.cat((_ranks(x), _distances(x)), dim=1), cut)
     if not bool(kept.any()) or bool(kept.all()):
         return every
-    sharper = linear_entropy(theta, cut[:, kept]) - linear_entropy(theta, cut)
+    if len(every) > MOST_FEATURES:
+        # Too many for a regression: what they vary along.
+        cut, kept_of = cut @ principal_axes(cut)[1].float(), cut[:, kept]
+    else:
+        kept_of = cut[:, kept]
+    sharper = linear_entropy(theta, kept_of) - linear_entropy(theta, cut)
     return every if sharper > _SHARPER else every[kept]
 
 
@@ -134,16 +144,17 @@ def _kept(theta: Tensor, columns: Tensor, cut: Tensor) -> Tensor:
     scores = torch.cat((columns, _standard(cut)), dim=1)
     num = cut.shape[1]
     kept = _depend(scores, torch.cat((moments, parts), dim=1), num)
-    if not bool(kept.any()) or bool(kept.all()):
-        return kept
+    if not bool(kept.any()) or bool(kept.all()) or int(kept.sum()) > MOST_FEATURES:
+        return torch.ones_like(kept)
     left = _left(theta, first, columns, cut, kept)
     kept = kept | _depend(scores, left, num)
     if bool(kept.all()):
         return kept
     rows = (columns, moments, parts, first, left)
     columns, moments, parts, first, left = (_standard(each[:_SOME_ROWS]) for each in rows)
-    # Pairs are many: of the moments, parameters and their squares must do.
-    kept = kept | _depend_in_pairs(columns, torch.cat((first, left), dim=1), kept)
+    if num <= MOST_FEATURES:
+        # Pairs are many: of the moments, parameters and their squares must do.
+        kept = kept | _depend_in_pairs(columns, torch.cat((first, left), dim=1), kept)
     if bool(kept.all()):
         return kept
     asked = torch.cat((moments, parts, left), dim=1)

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from .batches import Data, LoaderData
 from .estimator import JeffreysEstimator
-from .held_out import surest
 from .likelihood import LikelihoodEnergy
 from .muon import adam
 from .patience import copy_of_weights
 from .pool import log_ratio
 from .recording import Repeated
+from .row_losses import surest
 from .seeding import forked
 
 __all__ = ["is_better", "likelihood_is_doubtful"]

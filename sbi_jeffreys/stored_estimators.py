@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .base import Base
+from .components import Components
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, accelerate, flow_nn
 from .likelihood import LikelihoodEnergy
@@ -74,6 +75,7 @@ def describe_estimator(
         "columns": next(
             (m.kept.tolist() for m in estimator.modules() if isinstance(m, Columns)), None
         ),
+        "components": next((len(m.offset) for m in _components(estimator)), 0),
         "input_shape": list(estimator.input_shape),
         "condition_shape": list(estimator.condition_shape),
         "proxy": None,
@@ -116,8 +118,10 @@ def rebuild_estimator(
     """
     builder = build or _builder(structure)
     with seeded(0):
-        theta = torch.rand(_DUMMY_ROWS, *structure["input_shape"])
-        x = torch.randn(_DUMMY_ROWS, *structure["condition_shape"])
+        # As many rows as components are made of at least.
+        rows = _DUMMY_ROWS + structure.get("components", 0)
+        theta = torch.rand(rows, *structure["input_shape"])
+        x = torch.randn(rows, *structure["condition_shape"])
         estimator = builder(theta, x)
         if structure["joint"]:
             estimator = _join(estimator, theta, x, structure, tensors, build_proxy, prior)
@@ -179,7 +183,7 @@ def _builder(
     columns = structure.get("columns")
     if columns is None and len(structure["condition_shape"]) == 1:
         columns = range(structure["condition_shape"][0])
-    return flow_nn(walls, columns=columns, **kwargs)
+    return flow_nn(walls, columns=columns, components=structure.get("components", 0), **kwargs)
 
 
 def _join(
@@ -207,6 +211,10 @@ def _join(
     # The anchor is all that a base keeps of the training data.
     base = Base(distribution, tensors["base_anchor"])
     return JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
+
+
+def _components(estimator: ConditionalDensityEstimator) -> list[Components]:
+    return [module for module in estimator.modules() if isinstance(module, Components)]
 
 
 def _form(proxy: EnergyProxy) -> dict[str, int]:

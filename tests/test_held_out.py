@@ -13,8 +13,9 @@ from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.diagnostics import diagnose_proxy
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.held_out import ProxyLooks, bounded, center_partition, flow_losses, pool_weight
+from sbi_jeffreys.held_out import ProxyLooks, center_partition, flow_losses, pool_weight
 from sbi_jeffreys.proxy import proxy_nn
+from sbi_jeffreys.row_losses import bounded, likelihood_losses
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 
@@ -141,7 +142,7 @@ def test_likelihoods_of_data_in_steps_are_those_of_spread_copies(monkeypatch):
     network = estimator.proxy.network
     network.gaps.fill_(1.0)
     monkeypatch.setattr(network, "dequantize", lambda context: context + 0.5)
-    found = held_out.likelihood_losses(network, data.theta, estimator.embed(data.x))
+    found = likelihood_losses(network, data.theta, estimator.embed(data.x))
     expected = -network.log_likelihood(data.theta, estimator.embed(data.x) + 0.5)
     torch.testing.assert_close(found, expected.repeat(8))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sbi_jeffreys.tasks import get_task
 
-from sbi_jeffreys import likelihood_forms
+from sbi_jeffreys import likelihood_fit
 from sbi_jeffreys.likelihood import LikelihoodEnergy
 from sbi_jeffreys.likelihood_forms import fittest
 
@@ -92,7 +92,7 @@ def test_a_form_that_does_not_begins_anew():
 
 @pytest.mark.parametrize(("c", "forms"), [(1, [0, 1, 2]), (3, [0, 1, 2, 3]), (21, [0, 1, 2])])
 def test_forms_with_correlations_only_where_there_are_any(c, forms, monkeypatch):
-    monkeypatch.setattr(likelihood_forms, "_STEPS", 20)
+    monkeypatch.setattr(likelihood_fit, "_STEPS", 20)
     theta, x, made = torch.randn(60, 2), torch.randn(60, c), []
     fittest(build_for(theta, x, made), (theta[:50], x[:50]), (theta[50:], x[50:]))
     assert [network.common for network in made] == forms
@@ -100,7 +100,7 @@ def test_forms_with_correlations_only_where_there_are_any(c, forms, monkeypatch)
 
 def test_a_fit_without_progress_ends(monkeypatch):
     theta, x = torch.randn(120, 2), torch.randn(120, 3)
-    fit = likelihood_forms._Fit(
+    fit = likelihood_fit.LikelihoodFit(
         LikelihoodEnergy(theta, x), (theta[:100], x[:100]), (theta[100:], x[100:])
     )
     steps = []

@@ -4,7 +4,8 @@ import torch
 from pools import FLOW, PRIOR, Constant, gaussians, pooled, simulations
 
 from sbi_jeffreys.batches import Data, ones
-from sbi_jeffreys.held_out import lowest, pool_weight, surest
+from sbi_jeffreys.held_out import pool_weight
+from sbi_jeffreys.row_losses import lowest, surest
 
 
 def test_held_out_data_choose_the_weight():

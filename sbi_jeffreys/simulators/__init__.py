@@ -1,4 +1,4 @@
-"""Simulators beside the ten tasks: difficulties, one each, and what sciences simulate.
+"""Simulators beside the ten tasks: difficulties, what sciences simulate, series and images.
 
 They have no reference posterior; methods are compared on them by held-out NLL
 (``python -m sbi_jeffreys.bench_method --tasks simulators``). Functions take theta (n, d) and
@@ -9,7 +9,8 @@ module's table.
 from .base import Simulator
 from .difficulties import DIFFICULTIES
 from .science import SCIENCE
+from .series import SERIES
 
-__all__ = ["DIFFICULTIES", "SCIENCE", "SIMULATORS", "Simulator"]
+__all__ = ["DIFFICULTIES", "SCIENCE", "SERIES", "SIMULATORS", "Simulator"]
 
-SIMULATORS = DIFFICULTIES | SCIENCE
+SIMULATORS = DIFFICULTIES | SCIENCE | SERIES
