@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from sbi.inference import NPE
 from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.embedding_nets import CNNEmbedding, FCEmbedding
 from sbi.neural_nets.net_builders.flow import build_zuko_nsf
 from torch import nn
 from torch.distributions import Distribution
@@ -84,6 +85,15 @@ def _no_gaussian(prior: Distribution) -> tuple:
     return JeffreysNPE, {"density_estimator": build}, {}
 
 
+def _with_embedding(network: Callable[[int], nn.Module]) -> Callable[[Distribution], tuple]:
+    """Return sbi's NPE with an embedding network of so many columns of x, to be learnt."""
+
+    def build(theta: torch.Tensor, x: torch.Tensor) -> Any:
+        return posterior_nn("maf", embedding_net=network(x.shape[1]))(theta, x)
+
+    return lambda prior: (NPE, {"density_estimator": build}, {})
+
+
 def _dual(stiffness: float, bound: float) -> ResilientDual:
     default = weighting("dual")
     assert isinstance(default, ResilientDual)
@@ -99,6 +109,8 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
         {"density_estimator": posterior_nn("maf", dropout_probability=0.2)},
         {},
     ),
+    "sbi NPE (maf), FCEmbedding": _with_embedding(FCEmbedding),
+    "sbi NPE (maf), CNNEmbedding": _with_embedding(lambda columns: CNNEmbedding((columns,))),
     "sbi NPE (maf), rate 2e-3": lambda prior: (NPE, {}, {"learning_rate": 2e-3}),
     "ml, our flow": _jeffreys(objective="ml"),
     "ml, five members": _jeffreys(objective="ml", members=5),

@@ -229,8 +229,15 @@ class JeffreysDensity:
                 simple_start=self._default_flow,
             )
             passes = math.ceil(STEPS_PER_EPOCH * batch / len(samples))
-            data, aside = _as_data(samples, passes), _as_data(held_out)
-            self._run(training, data, aside, test, max_num_epochs, callback)
+            self._run(
+                training,
+                _as_data(samples, passes),
+                _as_data(held_out),
+                test,
+                max_num_epochs,
+                callback,
+                keep_last=stop_after_epochs is None,
+            )
         return self
 
     def _build(self, samples: Tensor) -> JeffreysEstimator:
@@ -252,9 +259,10 @@ class JeffreysDensity:
         test: Tensor | None,
         max_num_epochs: int,
         callback: Callable[["JeffreysDensity"], None] | None,
+        *,
+        keep_last: bool,
     ) -> None:
-        """Train, and leave the weights to be kept in the estimator."""
-        keep_last = training.settings.stop_after_epochs == _NEVER
+        """Train, and leave the weights to be kept in the estimator: the last, or the best."""
         training.start(
             held_out,
             ": the density that was built gives held-out samples no finite density. Look for "

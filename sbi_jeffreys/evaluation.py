@@ -45,7 +45,7 @@ def evaluate(
     estimator: JeffreysEstimator,
     theta: Tensor,
     context: Tensor,
-    there: ReverseSet,
+    reverse_set: ReverseSet,
     draws: Draws,
     base_draws: Tensor,
 ) -> Evaluated:
@@ -55,26 +55,28 @@ def evaluate(
         estimator: Flow and proxy.
         theta: Parameters, shape (B, d).
         context: Embedded data, shape (B, c).
-        there: Where D2 looks.
+        reverse_set: Where D2 looks.
         draws: Numbers of samples.
         base_draws: Negatives, shape (M, d).
     """
     proxy = estimator.proxy
     assert proxy is not None
     network = proxy.network
-    num, rows = len(there.context), len(theta)
-    sizes = (rows, there.plain, draws.flow * num)
-    points = torch.cat((theta, there.theta[: there.plain], there.samples.flatten(0, 1)))
+    num, rows = len(reverse_set.context), len(theta)
+    sizes = (rows, reverse_set.plain, draws.flow * num)
+    points = torch.cat(
+        (theta, reverse_set.theta[: reverse_set.plain], reverse_set.samples.flatten(0, 1))
+    )
     # Which x each of them goes with: the batch's come first, then those of D2.
-    at_data = torch.arange(rows + there.plain, device=theta.device)
+    at_data = torch.arange(rows + reverse_set.plain, device=theta.device)
     at_samples = torch.arange(rows, rows + num, device=theta.device).repeat(draws.flow)
     which = torch.cat((at_data, at_samples))
-    conditions = torch.cat((context, there.context))[which]
+    conditions = torch.cat((context, reverse_set.context))[which]
     num_own = draws.num_simulated(rows)
     log_prob, flow_own = evaluate_flow(estimator, points, conditions, num_own)
     # The proxy sees data in steps as if they were continuous.
     seen = network.dequantize(context) if isinstance(network, LikelihoodEnergy) else context
-    all_seen = torch.cat((seen, there.context))
+    all_seen = torch.cat((seen, reverse_set.context))
     ratio, ratio_base, log_likelihood, shift = _ratios(network, points, base_draws, all_seen, which)
     if log_likelihood is not None:
         log_likelihood = log_likelihood[:rows]

@@ -16,7 +16,7 @@ from torch import Tensor
 from .batches import Data, LoaderData, ones
 from .descent import TrainingDiverged
 from .held_out import flow_losses
-from .patience import SAY
+from .patience import MOST_OF_A_ROW
 from .seeding import forked
 from .steps import Settings
 from .training import Training
@@ -55,13 +55,13 @@ def check_rates(training: Training, data: Data | LoaderData, held_out: Data | Lo
         return False
     training.settings = lowered
     rates = (lowered.learning_rate, lowered.proxy_learning_rate)
+    share = "all" if lost >= MOST_OF_A_ROW else f"{lost:.1f} nats"
     for optimizer, rate in zip(training.optimizers, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
     warn(
         f"learning_rate={asked.learning_rate:g} with proxy_learning_rate="
-        f"{asked.proxy_learning_rate:g} is too high: a few steps lose "
-        f"{'all' if lost >= SAY else f'{lost:.1f} nats'} of what the start explains. Training "
-        f"goes on with {rates[0]:g} and {rates[1]:g}; pass lower rates to choose them yourself.",
+        f"{asked.proxy_learning_rate:g} is too high: a few steps lose {share} of what the start "
+        f"explains. Training goes on with {rates[0]:g} and {rates[1]:g}; pass lower rates to choose them yourself.",
         RuntimeWarning,
     )
     return True
@@ -95,10 +95,12 @@ def _most_lost(training: Training, data: Data | LoaderData, held_out: Data | Loa
                 with trial.average.in_place():
                     change = _losses(trial, held_out) - first
                 # What is no number is as bad as it can be.
-                change = change.nan_to_num(SAY, SAY, SAY).clamp(-SAY, SAY)
+                change = change.nan_to_num(MOST_OF_A_ROW, MOST_OF_A_ROW, MOST_OF_A_ROW).clamp(
+                    -MOST_OF_A_ROW, MOST_OF_A_ROW
+                )
                 most = max(most, change.mean().item())
         except TrainingDiverged:
-            return SAY
+            return MOST_OF_A_ROW
         return most
 
 

@@ -133,8 +133,8 @@ def batch_terms(
         return flow_terms(estimator, theta, x, weights, draws, forward_loss=forward_loss)
     context = estimator.embed(x)
     queue = ReverseQueue() if queue is None else queue
-    there = queue.next(estimator, theta, context, weights, draws)
-    found = evaluate(estimator, theta, context, there, draws, base_draws.theta)
+    reverse_set = queue.next(estimator, theta, context, weights, draws)
+    found = evaluate(estimator, theta, context, reverse_set, draws, base_draws.theta)
     log_z = log_partition(found.proxy_samples, found.flow_samples.detach())
     seen = reverse_kl(found.flow_samples, found.proxy_samples, log_z).detach()
     loss = cross_entropy(found.flow_data) if forward_loss is None else forward_loss(theta, x)
@@ -143,17 +143,17 @@ def batch_terms(
     first_round = forward_loss is None
     return BatchTerms(
         forward=(weights * loss).mean(),
-        reverse=_reverse_loss(found, there, weights, limits),
+        reverse=_reverse_loss(found, reverse_set, weights, limits),
         proxy=_proxy_loss(
             found,
-            there,
+            reverse_set,
             weights,
             base_draws,
             against_flow=draws.fraction if first_round else 0.0,
             of_likelihood=_weight_of_likelihood(estimator.proxy.network),
         ),
-        gauge=_gauge_loss(found, there, log_z, with_base=first_round),
-        reverse_estimate=(there.weights * seen).mean(),
+        gauge=_gauge_loss(found, reverse_set, log_z, with_base=first_round),
+        reverse_estimate=(reverse_set.weights * seen).mean(),
     )
 
 
@@ -195,18 +195,20 @@ def _own_loss(flow_own: Tensor, weights: Tensor) -> Tensor:
     return weights.mean() * cross_entropy(flow_own).mean()
 
 
-def _reverse_loss(found: Evaluated, there: ReverseSet, weights: Tensor, limits: Limits) -> Tensor:
+def _reverse_loss(
+    found: Evaluated, reverse_set: ReverseSet, weights: Tensor, limits: Limits
+) -> Tensor:
     """Return D2: log-variances at the flow's samples, and the flow at the proxy's own pairs."""
     flow, proxy = found.flow_samples, found.proxy_samples
     follows = log_variance(flow, proxy.detach(), limit=limits.flow)
     listens = log_variance(flow.detach(), proxy, limit=limits.proxy)
-    loss = (there.weights * (follows + listens)).mean()
+    loss = (reverse_set.weights * (follows + listens)).mean()
     return loss + _own_loss(found.flow_own, weights) if len(found.flow_own) else loss
 
 
 def _proxy_loss(
     found: Evaluated,
-    there: ReverseSet,
+    reverse_set: ReverseSet,
     weights: Tensor,
     base_draws: Negatives,
     *,
@@ -217,7 +219,7 @@ def _proxy_loss(
 
     ``against_flow`` and ``of_likelihood`` are the weights of the latter two.
     """
-    plain = there.plain
+    plain = reverse_set.plain
     others = base_draws.without_own(found.ratio_base[:, : len(weights)])
     loss = (weights * ranking_nce(torch.cat((found.ratio_data[None], others)))).mean()
     if plain and against_flow:
@@ -226,7 +228,7 @@ def _proxy_loss(
         among_flow = torch.cat((found.proxy_plain[None], found.proxy_samples[:, :plain]))
         proposal = torch.cat((found.flow_plain[None], found.flow_samples[:, :plain]))
         ranking = ranking_nce(among_flow - proposal.detach())
-        loss = loss + against_flow * (there.weights[:plain] * ranking).mean()
+        loss = loss + against_flow * (reverse_set.weights[:plain] * ranking).mean()
     if found.log_likelihood is not None:
         loss = loss - of_likelihood * (weights * found.log_likelihood).mean()
     return loss
@@ -238,17 +240,19 @@ def _weight_of_likelihood(network: nn.Module) -> float:
     return _LIKELIHOOD_AS_ONE if as_one else _LIKELIHOOD
 
 
-def _gauge_loss(found: Evaluated, there: ReverseSet, log_z: Tensor, *, with_base: bool) -> Tensor:
+def _gauge_loss(
+    found: Evaluated, reverse_set: ReverseSet, log_z: Tensor, *, with_base: bool
+) -> Tensor:
     """Return the pull on log Z, estimated at flow samples and, if told so, at base draws."""
     base = found.ratio_base[:, -len(log_z) :] if with_base else None
     if found.shift is None:
-        return (_PULL * there.weights * _gauge(log_z, base)).mean()
+        return (_PULL * reverse_set.weights * _gauge(log_z, base)).mean()
     # What moves Z alone leaves the likelihood undisturbed. Jittered x may lie where log Z is
     # anything, and there is no need to know it.
-    few = slice(0, there.plain or len(log_z))
+    few = slice(0, reverse_set.plain or len(log_z))
     alone = found.shift[few]
     base = None if base is None else _moved_by(alone, base[:, few])
-    return (there.weights[few] * _gauge(_moved_by(alone, log_z[few]), base)).mean()
+    return (reverse_set.weights[few] * _gauge(_moved_by(alone, log_z[few]), base)).mean()
 
 
 def _moved_by(shift: Tensor, value: Tensor) -> Tensor:

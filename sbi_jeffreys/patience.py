@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SAY", "Patience", "ProxyPlateau", "copy_of_weights", "pace_of"]
+__all__ = ["MOST_OF_A_ROW", "Patience", "ProxyPlateau", "copy_of_weights", "pace_of"]
 
 # Progress in nats within the patience that postpones a trial, and that still counts after one has
 # failed. Less is kept, but a run that only creeps has arrived.
@@ -42,7 +42,7 @@ _FIRST_STEPS = 200
 _SLOWEST = 0.1
 # Steps, and looks, without progress of the proxy until its best weights are put back.
 _PLATEAU, _LOOKS = 96, 4
-SAY = 3.0
+MOST_OF_A_ROW = 3.0
 """Nats by which one held-out row can speak for or against a model. Far from all other x it may lose
 thousands while it gains everywhere else: a mean would listen to that x alone."""
 
@@ -200,7 +200,11 @@ class ProxyPlateau:
         # A loss that is no number is as bad as one can be.
         losses = losses.nan_to_num(nan=torch.finfo(losses.dtype).max)
         best = self.best
-        if best is None or len(losses) != len(best) or (losses - best).clamp(-SAY, SAY).mean() < 0:
+        if (
+            best is None
+            or len(losses) != len(best)
+            or (losses - best).clamp(-MOST_OF_A_ROW, MOST_OF_A_ROW).mean() < 0
+        ):
             self.best, self.weights = losses, copy_of_weights(proxy)
             self.begin_anew(steps)
         else:

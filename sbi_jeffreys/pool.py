@@ -46,7 +46,7 @@ __all__ = [
 
 # Share of the flow's draws that is kept at least, and nats by which one draw can be better than
 # another to the proxy.
-_KEPT, _SAY = 0.25, 3.0
+_KEPT, _SPAN = 0.25, 3.0
 # Draws at each x that normalise, and when held-out data choose a weight.
 _NORMALISING, _CHOOSING = 256, 128
 # Seed of the former: none that users are likely to take, whose own draws these would be.
@@ -65,7 +65,7 @@ class Level(NamedTuple):
 
     def bounded(self, tilt: Tensor) -> Tensor:
         """Return tilts (*, B) within the bounds."""
-        return torch.maximum(torch.minimum(tilt, self.bound), self.bound - _SAY)
+        return torch.maximum(torch.minimum(tilt, self.bound), self.bound - _SPAN)
 
     def of(self, rows: Tensor) -> "Level":
         """Return the level at some of the x, by their numbers."""

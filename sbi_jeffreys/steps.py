@@ -190,13 +190,13 @@ class JointSteps:
         return torch.stack((forward, self._reverse))
 
     def gradient(
-        self, batch: Batch, weights: Sequence[float] | Tensor, *, whole: bool
+        self, batch: Batch, multipliers: Sequence[float] | Tensor, *, whole: bool
     ) -> tuple[Tensor, Gradients]:
         """Return what a step has found, and the gradients, which are also left at the parameters.
 
         Args:
             batch: theta, x and masks.
-            weights: Weights of the three divergences.
+            multipliers: Weights of the three divergences.
             whole: Whether to evaluate all terms.
 
         Returns:
@@ -204,9 +204,9 @@ class JointSteps:
         """
         terms = self._terms(*batch, whole=whole)
         if self.estimator.proxy is None:
-            loss = weights[0] * terms.forward
+            loss = multipliers[0] * terms.forward
         else:
-            loss = lagrangian(terms, weights, self.draws.gauge)
+            loss = lagrangian(terms, multipliers, self.draws.gauge)
         gradients = gradients_of(loss, self.optimizers)
         found = (terms.forward.detach(), terms.reverse_estimate, loss.detach(), *gradients.norms)
         return torch.stack(found), gradients
