@@ -61,7 +61,8 @@ def check_rates(training: Training, data: Data | LoaderData, held_out: Data | Lo
     warn(
         f"learning_rate={asked.learning_rate:g} with proxy_learning_rate="
         f"{asked.proxy_learning_rate:g} is too high: a few steps lose {share} of what the start "
-        f"explains. Training goes on with {rates[0]:g} and {rates[1]:g}; pass lower rates to choose them yourself.",
+        f"explains. Training goes on with {rates[0]:g} and {rates[1]:g}; pass lower rates to "
+        "choose them yourself.",
         RuntimeWarning,
     )
     return True
