@@ -85,7 +85,9 @@ def components_of(theta: Tensor, x: Tensor, num: int | None = None) -> Component
     """
     if num == 0 or (num is None and x.shape[1] < _FEWEST):
         return None
-    finite = (theta.isfinite().all(dim=1) & x.isfinite().all(dim=1)).nonzero().squeeze(-1)[:_ROWS]
+    finite = (theta.isfinite().all(dim=1) & x.isfinite().all(dim=1)).nonzero().squeeze(-1)
+    # From all over: they may be ordered by theta.
+    finite = finite[:: max(1, -(-len(finite) // _ROWS))]
     if num is None and len(finite) < _FEWEST_ROWS:
         return None
     rows = theta[finite].detach().float().cpu(), x[finite].detach().float().cpu()

@@ -31,7 +31,8 @@ def principal_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Args:
         x: Data in standard deviations without NaN or inf, shape (n, c), n at least 2.
     """
-    x = x[: _ROWS if x.shape[1] <= MOST_FEATURES else _ROWS_OF_MANY].double()
+    most = _ROWS if x.shape[1] <= MOST_FEATURES else _ROWS_OF_MANY
+    x = x[:: -(-len(x) // most)].double()
     mean = x.mean(dim=0)
     centred = (x - mean) / (len(x) - 1) ** 0.5
     wide = len(x) < x.shape[1]
