@@ -28,18 +28,22 @@ from torch import Tensor, nn
 from .information import information
 from .linear import MOST_FEATURES, linear_entropy
 from .principal import bounded_columns, principal_axes
+from .row_losses import bounded
 from .screening import informative
 
 __all__ = ["Components", "components_of"]
 
-# Columns from which on it is worth while; numbers of components to try, of half as many at most.
-_FEWEST, _NUMBERS = 20, (10, 20, 40)
+# Numbers of components to try, of half as many as columns at most.
+_NUMBERS = (10, 20, 40)
 # Nats by which the linear posterior may be less sharp, and by which held-out rows must be surer.
 _LESS_SHARP, _SURER = 0.1, 0.2
+# Standard errors that the latter must be, too; more where rows are few, of which a likelihood of
+# many columns learns too much, and seems to know less than in a training.
+_FEW_ROWS, _ERRORS, _ERRORS_OF_FEW = 250, 1.0, 2.5
 # Rows that decide, of which every fifth judges.
-_ROWS, _JUDGES = 5000, 5
-# So few rows tell nothing.
-_FEWEST_ROWS = 20
+_ROWS, _JUDGES, _SEED = 5000, 5, 0
+# Fewer rows tell nothing.
+_FEWEST_ROWS = 50
 
 
 class Components(nn.Module):
@@ -83,50 +87,62 @@ def components_of(theta: Tensor, x: Tensor, num: int | None = None) -> Component
     Raises:
         ValueError: If there are not as many.
     """
-    if num == 0 or (num is None and x.shape[1] < _FEWEST):
+    if num == 0 or (num is None and x.shape[1] < 2 * min(_NUMBERS)):
         return None
     finite = (theta.isfinite().all(dim=1) & x.isfinite().all(dim=1)).nonzero().squeeze(-1)
-    # From all over: they may be ordered by theta.
-    finite = finite[:: max(1, -(-len(finite) // _ROWS))]
     if num is None and len(finite) < _FEWEST_ROWS:
         return None
-    rows = theta[finite].detach().float().cpu(), x[finite].detach().float().cpu()
-    every = _principal(bounded_columns(rows[1]))
-    most = len(every.offset)
+    # They may be ordered by theta.
+    sample = torch.randperm(len(finite), generator=torch.Generator().manual_seed(_SEED))[:_ROWS]
+    rows = finite[sample.to(finite.device)]
+    few_theta, few_x = (each[rows].detach().float().cpu() for each in (theta, x))
+    every = _principal(few_x) if len(rows) > 1 else None
+    most = 0 if every is None else len(every.offset)
     if num is not None and num > most:
         raise ValueError(
-            f"components={num}, but {len(finite)} simulations of {x.shape[1]} columns have {most} "
+            f"components={num}, but {len(rows)} simulations of {x.shape[1]} columns have {most} "
             "principal components: ask for fewer."
         )
-    chosen = every.only(torch.arange(num)) if num else _that_tell_more(*rows, every)
-    return None if chosen is None else chosen.to(x.device)
+    if every is None:
+        return None
+    chosen = every.only(torch.arange(num)) if num else _that_tell_more(few_theta, few_x, every)
+    return None if chosen is None else chosen.to(x)
 
 
-def _principal(x: Tensor) -> Components:
+def _principal(x: Tensor) -> Components | None:
     """Return the principal components of data (n, c), in units of the first's deviation."""
-    mean, axes, std = principal_axes(x)
+    mean, axes, std = principal_axes(bounded_columns(x))
+    if len(std) == 0:
+        return None
     axes = axes / std[0]
     return Components(axes.float(), (mean @ axes).float())
 
 
 def _that_tell_more(theta: Tensor, x: Tensor, every: Components) -> Components | None:
     """Return few components, all of them in place of too many columns, or ``None``."""
-    all_of_them = every if x.shape[1] > MOST_FEATURES else None
-    columns = x if all_of_them is None else every(x)
+    too_many = x.shape[1] > MOST_FEATURES
+    columns = every(x) if too_many else x
     few = _few(theta, x, columns, every)
     if few is None:
-        return all_of_them
+        return every if too_many else None
     judges = torch.arange(len(theta)) % _JUDGES == 0
-    told = [
-        information((theta[~judges], c[~judges]), (theta[judges], c[judges]))
+    of_columns, of_few = (
+        -bounded(-information((theta[~judges], c[~judges]), (theta[judges], c[judges])))
         for c in (columns, few(x))
-    ]
-    return few if told[1] > told[0] + _SURER else all_of_them
+    )
+    gain = of_few - of_columns
+    error = gain.std().item() / len(gain) ** 0.5
+    if too_many:
+        # Of components the few are the simpler ones.
+        return few if gain.mean() > -max(_SURER, error) else every
+    errors = _ERRORS if len(theta) >= _FEW_ROWS else _ERRORS_OF_FEW
+    return few if gain.mean() > max(_SURER, errors * error) else None
 
 
 def _few(theta: Tensor, x: Tensor, columns: Tensor, every: Components) -> Components | None:
     """Return the fewest components with which the linear posterior is sharp, if there are such."""
-    numbers = [num for num in _NUMBERS if 2 * num <= x.shape[1] and num < len(every.offset)]
+    most = len(every.offset)
+    numbers = sorted({min(num, most) for num in _NUMBERS if 2 * num <= x.shape[1]})
     components = every(x)
     sharp = [linear_entropy(theta, components[:, :num]).item() for num in numbers]
     sharpest = min(linear_entropy(theta, columns).item(), *sharp, float("inf"))

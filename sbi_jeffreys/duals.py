@@ -148,7 +148,8 @@ def settled(weights: Weighting, state: DualState, divergences: Tensor) -> DualSt
     """Return where multipliers end if the divergences, shape (3,), stay as they are."""
     for _ in range(_SETTLING):
         before, state = state, weights.step(state, divergences)
-        if torch.allclose(state.multipliers, before.multipliers, rtol=_STILL, atol=_STILL):
+        pair = state.multipliers, before.multipliers
+        if torch.allclose(*pair, rtol=_STILL, atol=_STILL, equal_nan=True):
             break
     return state
 

@@ -10,13 +10,13 @@ values.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from sbi.neural_nets import posterior_nn
-from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from sbi.neural_nets.factory import model_builders
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ from .splines import RationalQuadraticSpline
 __all__ = [
     "DEFAULT_FLOW",
     "NUM_BINS",
+    "FlowBuilder",
     "accelerate",
     "embedded",
     "evaluating",
@@ -73,7 +74,7 @@ def flow_nn(
     embedding_net: nn.Module | None = None,
     columns: Sequence[int] | None = None,
     components: int | None = None,
-) -> ConditionalEstimatorBuilder[ConditionalDensityEstimator]:
+) -> "FlowBuilder":
     """Return a builder of the default flow, as sbi's ``posterior_nn`` does for its estimators.
 
     Args:
@@ -108,19 +109,52 @@ def flow_nn(
         )
     if components is not None:
         check_counts(0, components=components)
+    return FlowBuilder(
+        prior=prior,
+        sizes={
+            "hidden_features": [hidden_features] * hidden_layers,
+            "num_transforms": num_transforms,
+            "num_bins": num_bins,
+        },
+        embedding_net=embedding_net,
+        columns=columns,
+        components=components,
+    )
 
-    def build(theta: Tensor, x: Tensor) -> ZukoFlow:
+
+@dataclass(frozen=True)
+class FlowBuilder:
+    """Builds the default flow; arguments as those of :func:`flow_nn`, sizes of :func:`plain_flow`.
+
+    Raises:
+        ValueError: When called, if x is no vector or has no such columns or components.
+    """
+
+    prior: Distribution | None
+    sizes: Mapping[str, Any]
+    embedding_net: nn.Module | None
+    columns: Sequence[int] | None
+    components: int | None
+
+    def that_sees(self, columns: Sequence[int] | None, components: int) -> "FlowBuilder":
+        """Return the builder of a flow of which it is known what of x it sees."""
+        if self.embedding_net is not None:
+            return self
+        return replace(self, columns=columns, components=components)
+
+    def __call__(self, theta: Tensor, x: Tensor) -> ZukoFlow:
+        """Build it for theta (n, d) and x (n, *event)."""
         # An empty condition (density estimation) has nothing to standardize.
         first: list[nn.Module] = [nn.Identity()]
         if x[0].numel():
             # A user's network has its own idea of x.
-            own = embedding_net is not None
-            first = [standardizer(x)] if own else _seen(theta, x, columns, components)
-        embedding = nn.Sequential(*first, embedding_net or nn.Flatten())
+            own = self.embedding_net is not None
+            first = [standardizer(x)] if own else _seen(theta, x, self.columns, self.components)
+        embedding = nn.Sequential(*first, self.embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
         with torch.no_grad(), evaluating(embedding):
             context = embedded(embedding, x[:2] if learnt else x)
-            if embedding_net is not None and not learnt and context.shape[1]:
+            if self.embedding_net is not None and not learnt and context.shape[1]:
                 # Nobody else brings to order one what all layers and the proxy see.
                 embedding.append(standardizer(context))
                 context = embedding[-1](context)
@@ -128,16 +162,12 @@ def flow_nn(
                 theta,
                 None if learnt else context,
                 context.shape[1],
-                prior,
-                hidden_features=[hidden_features] * hidden_layers,
-                num_transforms=num_transforms,
-                num_bins=num_bins,
+                self.prior,
+                **self.sizes,
             )
         flow = ZukoFlow(net, embedding, theta[0].shape, x[0].shape)
         accelerate(flow)
         return flow
-
-    return build
 
 
 def _seen(

@@ -15,32 +15,37 @@ References:
 import math
 
 import torch
+from torch import Tensor
 
 from .likelihood import LikelihoodEnergy
 from .likelihood_fit import LikelihoodFit, Rows
-from .row_losses import bounded
 
 __all__ = ["information"]
 
-# Draws of the prior.
-_DRAWS = 1000
+# Draws of the prior, and rows that they are held against at a time.
+_DRAWS, _AT_ONCE = 1000, 100
 # One shift and one factor for all Gaussians: what few rows can tell.
 _FORM = 2
 
 
-def information(rows: Rows, held_out: Rows) -> float:
-    """Return the bound, with rows that are far off bounded, nats; random numbers are torch's.
+def information(rows: Rows, held_out: Rows) -> Tensor:
+    """Return I at held-out rows, nats, shape (m,); random numbers are torch's.
 
     Args:
-        rows: Parameters (n, d) and features (n, c), at most 500, to fit.
-        held_out: Such to judge by, at least one.
+        rows: Parameters (n, d) and features (n, c), at most 500, to fit, in no order.
+        held_out: Such to judge by (m, d) and (m, c), at least one.
     """
-    fit = LikelihoodFit(LikelihoodEnergy(*rows, common=_FORM), rows, held_out)
-    fit.run()
+    with torch.enable_grad():
+        fit = LikelihoodFit(LikelihoodEnergy(*rows, common=_FORM), rows, held_out)
+        fit.run()
     network = fit.restore_best().eval()
-    theta, features = held_out
+    draws = rows[0][:_DRAWS].unsqueeze(1)
+    parts = zip(*(each.split(_AT_ONCE) for each in held_out), strict=True)
     with torch.no_grad():
-        own = network(theta.unsqueeze(0), features)
-        others = network(rows[0][:_DRAWS].unsqueeze(1), features)
-    log_evidence = torch.cat((own, others)).logsumexp(dim=0) - math.log(1 + len(others))
-    return -bounded(log_evidence - own[0]).mean().item()
+        return torch.cat([_at(network, theta, features, draws) for theta, features in parts])
+
+
+def _at(network: LikelihoodEnergy, theta: Tensor, features: Tensor, draws: Tensor) -> Tensor:
+    own = network(theta.unsqueeze(0), features)
+    every = torch.cat((own, network(draws, features)))
+    return own[0] - every.logsumexp(dim=0) + math.log(len(every))

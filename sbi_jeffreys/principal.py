@@ -32,12 +32,12 @@ def principal_axes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x: Data in standard deviations without NaN or inf, shape (n, c), n at least 2.
     """
     most = _ROWS if x.shape[1] <= MOST_FEATURES else _ROWS_OF_MANY
-    x = x[:: -(-len(x) // most)].double()
+    x = x[:: max(1, -(-len(x) // most))].double()
     mean = x.mean(dim=0)
     centred = (x - mean) / (len(x) - 1) ** 0.5
     wide = len(x) < x.shape[1]
     variances, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
     std = variances.clamp_min(0.0).sqrt().flip(0)[:MOST_FEATURES]
-    std = std[std > _NONE * std[0]]
+    std = std[std > _NONE * std[:1]]
     axes = vectors.flip(1)[:, : len(std)]
     return mean, centred.T @ axes / std if wide else axes, std

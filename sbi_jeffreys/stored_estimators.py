@@ -5,7 +5,7 @@ What has no name (functions that build a flow or a proxy) must be handed in agai
 a few points tell whether what was rebuilt is what was stored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from .base import Base
 from .components import Components
 from .estimator import JeffreysEstimator
-from .flows import DEFAULT_FLOW, accelerate, flow_nn
+from .flows import DEFAULT_FLOW, FlowBuilder, accelerate, flow_nn
 from .likelihood import LikelihoodEnergy
 from .proxy import EnergyProxy, ProxyBuilder, proxy_nn
 from .screening import Columns
@@ -116,6 +116,9 @@ def rebuild_estimator(
     Raises:
         ValueError: If a builder is needed and missing, or the weights do not fit.
     """
+    # What of x it sees was chosen by data that are not there any more.
+    if isinstance(build, FlowBuilder):
+        build = build.that_sees(*_seen(structure))
     builder = build or _builder(structure)
     with seeded(0):
         # As many rows as components are made of at least.
@@ -180,10 +183,15 @@ def _builder(
     # Where the walls stand is among the tensors; that there are any is structure.
     d = structure["input_shape"][0]
     walls = BoxUniform(torch.zeros(d), torch.ones(d)) if structure["walls"] else None
+    return flow_nn(walls, **kwargs).that_sees(*_seen(structure))
+
+
+def _seen(structure: Mapping[str, Any]) -> tuple[Sequence[int] | None, int]:
+    """Return the columns of x that a flow sees, if x is a vector, and the number of components."""
     columns = structure.get("columns")
     if columns is None and len(structure["condition_shape"]) == 1:
         columns = range(structure["condition_shape"][0])
-    return flow_nn(walls, columns=columns, components=structure.get("components", 0), **kwargs)
+    return columns, structure.get("components", 0)
 
 
 def _join(

@@ -65,15 +65,71 @@ def test_what_components_do_not_tell_is_left_to_columns(x_of, dim):
     assert components_of(theta, standardized(x_of(theta))) is None
 
 
-@pytest.mark.parametrize("columns", [1, 19])
-def test_few_columns_stay_as_they_are(columns):
-    theta = torch.rand(200, 1)
-    assert components_of(theta, theta + randn(200, columns)) is None
+def says(monkeypatch, of_columns, of_few):
+    """Let a likelihood tell so many nats from columns, and from few components."""
+    told = iter(9 * [of_columns, of_few])
+
+    def information(rows, held_out):
+        return next(told) + torch.linspace(-0.1, 0.1, len(held_out[0]))
+
+    monkeypatch.setattr(components, "information", information)
 
 
-def test_too_few_rows_tell_nothing():
-    theta = PRIOR.sample((19,))
-    assert components_of(theta, standardized(oscillation(theta))) is None
+def test_few_columns_and_few_rows_are_not_asked(monkeypatch):
+    monkeypatch.setattr(components, "information", None)
+    theta = PRIOR.sample((200,))
+    x = standardized(oscillation(theta))
+    assert components_of(theta, x[:, :19]) is None
+    assert components_of(theta[:49], x[:49]) is None
+    with pytest.raises(TypeError):
+        components_of(theta, x)
+
+
+def test_a_linear_posterior_that_is_less_sharp_keeps_columns(monkeypatch):
+    says(monkeypatch, 0.0, 9.0)
+    theta = 2 * torch.rand(500, 20) - 1
+    assert components_of(theta, standardized(every_column_by_itself(theta))) is None
+
+
+@pytest.mark.parametrize(
+    ("num", "gain", "taken"), [(400, 0.1, False), (400, 0.3, True), (100, 0.1, False)]
+)
+def test_held_out_rows_must_be_surer(num, gain, taken, monkeypatch):
+    says(monkeypatch, 0.0, gain)
+    theta = PRIOR.sample((num,))
+    found = components_of(theta, standardized(oscillation(theta)))
+    assert (found is not None) == taken
+
+
+@pytest.mark.parametrize("num", [100, 400])
+def test_few_rows_must_be_surer_still(num, monkeypatch):
+    """Here of a gain of one and a half standard errors, which the row's number is not."""
+    theta = PRIOR.sample((num,))
+    x = standardized(oscillation(theta))
+    told = iter([torch.zeros(num // 5), 0.5 + torch.randn(num // 5)])
+    gains = [next(told), next(told)]
+    gains[1] = 0.5 + (gains[1] - gains[1].mean()) / gains[1].std() * 0.5 / 1.5 * (num // 5) ** 0.5
+    given = iter(gains)
+    monkeypatch.setattr(components, "information", lambda rows, held_out: next(given))
+    monkeypatch.setattr(components, "bounded", lambda losses: losses)
+    assert (components_of(theta, x) is not None) == (num == 400)
+
+
+@pytest.mark.parametrize("shape", [(30,), (501,), (1, 6, 6)])
+def test_x_that_never_varies_has_no_components(shape):
+    theta, x = PRIOR.sample((100,)), torch.ones(100, *shape)
+    flow = flow_nn(PRIOR)(theta, x)
+    assert flow.log_prob(theta.unsqueeze(0), x).isfinite().all()
+    with pytest.raises(ValueError, match="have 0 principal components"):
+        flow_nn(PRIOR, components=3)(theta, x)
+
+
+@pytest.mark.parametrize("finite", [0, 1])
+def test_rows_that_are_none_have_no_components(finite):
+    theta, x = PRIOR.sample((30,)), torch.full((30, 40), math.nan)
+    x[:finite] = 1.0
+    with pytest.raises(ValueError, match=f"but {finite} simulations of 40 columns have 0"):
+        components_of(theta, x, 3)
 
 
 def test_the_number_may_be_named():
@@ -97,9 +153,12 @@ def test_the_number_may_be_named():
 def test_rows_with_nan_do_not_count():
     theta = PRIOR.sample((60,))
     x = standardized(oscillation(theta))
-    expected = components_of(theta, x, 5)
-    theta, x = torch.cat((theta[:1], theta)), torch.cat((torch.full((1, 100), math.nan), x))
-    assert torch.equal(components_of(theta, x, 5).directions, expected.directions)
+    expected = components_of(theta, x, 5).directions
+    nan = torch.full((1, 100), math.nan)
+    theta = torch.cat((theta[:1], torch.full((1, 3), math.nan), theta))
+    found = components_of(theta, torch.cat((nan, x[:1], x)), 5).directions
+    # In another order; an axis has no sign.
+    torch.testing.assert_close((found * expected).sum(dim=0).abs(), expected.square().sum(dim=0))
 
 
 @pytest.mark.parametrize("shape", [(200, 30), (30, 200), (1600, 501)])
@@ -117,6 +176,11 @@ def test_axes_are_those_of_numpy(shape):
     assert len(std) == min(shape[1], len(rows) - 1, 500)
 
 
+def test_axes_that_are_rounding_are_none():
+    x = randn(100, 2) @ randn(2, 30)
+    assert len(principal_axes(x)[2]) == 2
+
+
 def test_the_order_of_rows_does_not_decide(monkeypatch):
     """More rows than are looked at, ordered by a parameter."""
     monkeypatch.setattr(components, "_ROWS", 400)
@@ -128,27 +192,16 @@ def test_the_order_of_rows_does_not_decide(monkeypatch):
     assert found.directions.norm() < few.directions.norm()
 
 
-def test_axes_that_are_rounding_are_none():
-    x = randn(100, 2) @ randn(2, 30)
-    assert len(principal_axes(x)[2]) == 2
-
-
 @pytest.mark.usefixtures("_in_full")
 def test_information_is_that_of_a_gaussian_channel():
     """½ log(1 + signal / noise) nats are shared; 200 held-out rows scatter by 0.05."""
     theta = randn(1000, 1)
     x = theta + 0.5 * randn(1000, 3)
     rows, held_out = (theta[:800], x[:800]), (theta[800:], x[800:])
-    found = information(rows, held_out)
+    found = information(rows, held_out).mean().item()
     assert found == pytest.approx(0.5 * math.log(1 + 3 / 0.25), abs=0.2)
     nothing = information((rows[0], randn(800, 3)), (held_out[0], randn(200, 3)))
-    assert nothing == pytest.approx(0.0, abs=0.05)
-
-
-def always(monkeypatch):
-    """Take components wherever the linear posterior allows."""
-    told = iter([0.0, 1.0] * 9)
-    monkeypatch.setattr(components, "information", lambda rows, held_out: next(told))
+    assert nothing.mean().item() == pytest.approx(0.0, abs=0.05)
 
 
 def trained(x, theta, **kwargs):
@@ -161,7 +214,7 @@ def trained(x, theta, **kwargs):
 def test_series_and_images_are_seen_as_components_and_saved(
     objective, shape, tmp_path, monkeypatch
 ):
-    always(monkeypatch)
+    says(monkeypatch, 0.0, 1.0)
     theta = PRIOR.sample((200,))
     x = oscillation(theta).unflatten(1, shape)
     trainer, estimator = trained(x, theta, objective=objective)
@@ -175,7 +228,7 @@ def test_series_and_images_are_seen_as_components_and_saved(
 
 
 def test_counts_in_components_come_in_no_steps(monkeypatch):
-    always(monkeypatch)
+    says(monkeypatch, 0.0, 1.0)
     theta = PRIOR.sample((200,))
     _, estimator = trained(torch.poisson(oscillation(theta).exp()), theta)
     assert isinstance(estimator.flow.embedding_net[1], Components)
@@ -185,12 +238,41 @@ def test_counts_in_components_come_in_no_steps(monkeypatch):
 def test_more_columns_than_start_in_closed_form_are_components(monkeypatch):
     theta = PRIOR.sample((100,))
     x = oscillation(theta, 600)
-    flow = flow_nn(PRIOR)(theta, x)
-    assert flow.embedding_net(x).shape[1] < 100
-    told = iter([1.0, 0.0])
-    monkeypatch.setattr(components, "information", lambda rows, held_out: next(told))
+    says(monkeypatch, 0.0, -0.1)
+    assert flow_nn(PRIOR)(theta, x).embedding_net(x).shape[1] <= 40
     # As many as a hundred rows have, where few do not tell as much.
+    says(monkeypatch, 1.0, 0.0)
     assert flow_nn(PRIOR)(theta, x).embedding_net(x).shape == (100, 99)
+
+
+@pytest.mark.parametrize("shape", [(100,), (1, 10, 10), (700,)])
+def test_builders_of_flows_that_see_components_are_taken_again(shape, tmp_path, monkeypatch):
+    says(monkeypatch, 0.0, 1.0)
+    theta = PRIOR.sample((200,))
+    x = oscillation(theta, math.prod(shape)).unflatten(1, shape)
+    build = flow_nn(PRIOR, hidden_features=16)
+    trainer, estimator = trained(x, theta, density_estimator=build)
+    save(trainer.build_posterior(), tmp_path / "posterior")
+    # It must not ask again, of other data.
+    monkeypatch.setattr(components, "information", None)
+    loaded = load(tmp_path / "posterior", build=build).posterior_estimator
+    at = theta[:8], x[:8]
+    assert torch.equal(loaded.log_prob(*at), estimator.log_prob(*at))
+
+
+def test_a_seed_gives_the_same_weights_and_gradients_are_not_needed():
+    theta = PRIOR.sample((200,))
+    x = oscillation(theta)
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        with torch.set_grad_enabled(seed == 1):
+            flow_nn(PRIOR)(theta, x)
+        torch.set_rng_state(state)
+        weights.append(trained(x, theta)[1].state_dict())
+        assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_components_beside_an_embedding_net_are_refused():
