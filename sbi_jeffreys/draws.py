@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .checks import check_counts
+from .embedded_flows import evaluating
 from .estimator import JeffreysEstimator
-from .flows import evaluating
 
 __all__ = ["Draws", "Negatives", "ReverseQueue", "ReverseSet", "negatives"]
 

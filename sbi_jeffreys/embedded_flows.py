@@ -1,6 +1,8 @@
 """Flows at data that are embedded already: an embedding is evaluated once for both models."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +12,41 @@ from zuko.flows.core import Flow
 
 from .autoregressive import AutoregressiveSpline
 
-__all__ = ["embedding_owner", "without_embedding", "zuko_log_prob", "zuko_sample_with_log_prob"]
+__all__ = [
+    "embedded",
+    "embedding_owner",
+    "evaluating",
+    "without_embedding",
+    "zuko_log_prob",
+    "zuko_sample_with_log_prob",
+]
+
+# Rows that a network for x gets at a time.
+_AT_ONCE = 200
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Run with a module, and what is in it, in evaluation mode."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
+
+
+def embedded(embedding: nn.Module, x: Tensor) -> Tensor:
+    """Return what an embedding makes of x (n, *event), shape (n, c).
+
+    Where no gradient is kept, a network with weights gets so many rows at a time as a batch has by
+    default: of images, all that are held out may be more than memory holds.
+    """
+    together = torch.is_grad_enabled() or embedding.training
+    if together or next(embedding.parameters(), None) is None:
+        return embedding(x)
+    return torch.cat([embedding(part) for part in x.split(_AT_ONCE)])
 
 
 def zuko_log_prob(flow: Flow, theta: Tensor, context: Tensor) -> Tensor:

@@ -20,13 +20,15 @@ from . import pool
 from .base import Base
 from .components import Components
 from .embedded_flows import (
+    embedded,
     embedding_owner,
+    evaluating,
     without_embedding,
     zuko_log_prob,
     zuko_sample_with_log_prob,
 )
 from .features import Features
-from .flows import embedded, evaluating, starts_in_closed_form
+from .flows import starts_in_closed_form
 from .likelihood import LikelihoodEnergy
 from .linear import LinearPosterior, is_learnt
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder

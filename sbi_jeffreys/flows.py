@@ -9,8 +9,7 @@ Gaussian given x (:mod:`sbi_jeffreys.conditional_gaussian`), which features each
 values.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,13 +29,12 @@ from zuko.transforms import MonotonicRQSTransform
 
 from .autoregressive import AutoregressiveSpline, is_layered
 from .checks import check_counts
-from .components import components_of
 from .conditional_gaussian import ConditionalGaussian
-from .features import features_of
+from .embedded_flows import embedded, evaluating
 from .linear import LinearRegression, column_scales, is_learnt, to_standard_space
 from .priors import proper
 from .scales import standardizer
-from .screening import Columns, informative
+from .seen import what_to_see
 from .splines import RationalQuadraticSpline
 
 __all__ = [
@@ -44,8 +42,6 @@ __all__ = [
     "NUM_BINS",
     "FlowBuilder",
     "accelerate",
-    "embedded",
-    "evaluating",
     "flow_builder",
     "flow_nn",
     "plain_flow",
@@ -58,8 +54,6 @@ NUM_BINS = 5
 
 # Smallest slope of the splines, as in zuko.
 _SLOPE = 1e-3
-# Rows that a network for x gets at a time.
-_AT_ONCE = 200
 # Scale of the conditioners' last layers at the start, relative to torch's.
 _START = 0.1
 
@@ -149,7 +143,9 @@ class FlowBuilder:
         if x[0].numel():
             # A user's network has its own idea of x.
             own = self.embedding_net is not None
-            first = [standardizer(x)] if own else _seen(theta, x, self.columns, self.components)
+            first = (
+                [standardizer(x)] if own else what_to_see(theta, x, self.columns, self.components)
+            )
         embedding = nn.Sequential(*first, self.embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
         with torch.no_grad(), evaluating(embedding):
@@ -168,59 +164,6 @@ class FlowBuilder:
         flow = ZukoFlow(net, embedding, theta[0].shape, x[0].shape)
         accelerate(flow)
         return flow
-
-
-def _seen(
-    theta: Tensor, x: Tensor, columns: Sequence[int] | None, components: int | None
-) -> list[nn.Module]:
-    """Return what makes features of x (n, *event): of all columns or some, or components."""
-    first: list[nn.Module] = []
-    if x.dim() > 2 and columns is None:
-        # Images and series have neighbours: no column of theirs is looked at by itself.
-        first = [standardizer(x), nn.Flatten()]
-    else:
-        kept = informative(theta, x) if columns is None else _checked(columns, x)
-        if not torch.equal(kept, torch.arange(x.shape[1])):
-            first.append(Columns(kept.to(x.device)))
-        first.append(features_of(theta, nn.Sequential(*first)(x)))
-    found = components_of(theta, nn.Sequential(*first)(x), components)
-    return first if found is None else [*first, found]
-
-
-def _checked(columns: Sequence[int], x: Tensor) -> Tensor:
-    """Return numbers of columns of x (n, c), which has them, shape (k,)."""
-    kept = torch.as_tensor(columns, dtype=torch.long)
-    different = kept.dim() == 1 and len(kept) == len(kept.unique()) > 0
-    if x.dim() != 2 or not different or kept.min() < 0 or kept.max() >= x.shape[1]:
-        raise ValueError(
-            "columns must be different numbers of columns of x, at least one, got "
-            f"{list(columns)} for x of shape {tuple(x.shape[1:])}."
-        )
-    return kept
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Run with a module, and what is in it, in evaluation mode."""
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, mode in modes:
-            each.training = mode
-
-
-def embedded(embedding: nn.Module, x: Tensor) -> Tensor:
-    """Return what an embedding makes of x (n, *event), shape (n, c).
-
-    Where no gradient is kept, a network with weights gets so many rows at a time as a batch has by
-    default: of images, all that are held out may be more than memory holds.
-    """
-    together = torch.is_grad_enabled() or embedding.training
-    if together or next(embedding.parameters(), None) is None:
-        return embedding(x)
-    return torch.cat([embedding(part) for part in x.split(_AT_ONCE)])
 
 
 def starts_in_closed_form(flow: nn.Module) -> bool:

@@ -19,9 +19,10 @@ from .batches import ones
 from .checks import check_atomic
 from .draws import Draws
 from .duals import Weighting, is_maximum_likelihood
+from .embedded_flows import evaluating
 from .estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from .first_steps import default_rates
-from .flows import DEFAULT_FLOW, accelerate, evaluating, flow_builder, starts_in_closed_form
+from .flows import DEFAULT_FLOW, accelerate, flow_builder, starts_in_closed_form
 from .held_out import center_partition
 from .likelihood import LikelihoodEnergy
 from .likelihood_forms import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form

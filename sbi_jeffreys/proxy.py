@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .base import WALL, Base
 from .checks import check_counts
-from .flows import evaluating
+from .embedded_flows import evaluating
 from .likelihood import LikelihoodEnergy
 from .linear import MOST_FEATURES, LinearPosterior
 from .scales import spread

@@ -6,7 +6,7 @@ from noise import NOISE, among_noise
 from torch import randn
 from torch.distributions import Independent, Normal
 
-from sbi_jeffreys import JeffreysNPE, flows, load, save
+from sbi_jeffreys import JeffreysNPE, load, save, seen
 from sbi_jeffreys.features import Features
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.quiet import QuietTracker
@@ -100,7 +100,7 @@ def test_a_posterior_that_sees_some_columns_is_saved(tmp_path):
 
 def test_a_posterior_that_sees_all_of_many_columns_is_saved(tmp_path, monkeypatch):
     """What is built anew on dummy data must not look for columns there."""
-    monkeypatch.setattr(flows, "components_of", lambda theta, x, num: None)
+    monkeypatch.setattr(seen, "components_of", lambda theta, x, num: None)
     trainer, estimator = trained(lambda theta: theta @ torch.ones(3, 40) + randn(len(theta), 40))
     assert estimator.embed(torch.zeros(1, 40)).shape == (1, 40)
     monkeypatch.undo()
