@@ -29,6 +29,7 @@ from .information import information
 from .linear import MOST_FEATURES, linear_entropy
 from .principal import bounded_columns, principal_axes
 from .row_losses import bounded
+from .scales import finite_sample
 from .screening import informative
 
 __all__ = ["Components", "components_of"]
@@ -41,7 +42,7 @@ _LESS_SHARP, _SURER = 0.1, 0.2
 # many columns learns too much, and seems to know less than in a training.
 _FEW_ROWS, _ERRORS, _ERRORS_OF_FEW = 250, 1.0, 2.5
 # Rows that decide, of which every fifth judges.
-_ROWS, _JUDGES, _SEED = 5000, 5, 0
+_ROWS, _JUDGES = 5000, 5
 # Fewer rows tell nothing.
 _FEWEST_ROWS = 50
 
@@ -89,18 +90,14 @@ def components_of(theta: Tensor, x: Tensor, num: int | None = None) -> Component
     """
     if num == 0 or (num is None and x.shape[1] < 2 * min(_NUMBERS)):
         return None
-    finite = (theta.isfinite().all(dim=1) & x.isfinite().all(dim=1)).nonzero().squeeze(-1)
-    if num is None and len(finite) < _FEWEST_ROWS:
+    few_theta, few_x = finite_sample(theta, x, _ROWS)
+    if num is None and len(few_x) < _FEWEST_ROWS:
         return None
-    # They may be ordered by theta.
-    sample = torch.randperm(len(finite), generator=torch.Generator().manual_seed(_SEED))[:_ROWS]
-    rows = finite[sample.to(finite.device)]
-    few_theta, few_x = (each[rows].detach().float().cpu() for each in (theta, x))
-    every = _principal(few_x) if len(rows) > 1 else None
+    every = _principal(few_x) if len(few_x) > 1 else None
     most = 0 if every is None else len(every.offset)
     if num is not None and num > most:
         raise ValueError(
-            f"components={num}, but {len(rows)} simulations of {x.shape[1]} columns have {most} "
+            f"components={num}, but {len(few_x)} simulations of {x.shape[1]} columns have {most} "
             "principal components: ask for fewer."
         )
     if every is None:
@@ -120,33 +117,36 @@ def _principal(x: Tensor) -> Components | None:
 
 def _that_tell_more(theta: Tensor, x: Tensor, every: Components) -> Components | None:
     """Return few components, all of them in place of too many columns, or ``None``."""
+    components = every(x)
     too_many = x.shape[1] > MOST_FEATURES
-    columns = every(x) if too_many else x
-    few = _few(theta, x, columns, every)
-    if few is None:
+    columns = components if too_many else x
+    kept = _few(theta, columns, components, x.shape[1] // 2)
+    if kept is None:
         return every if too_many else None
     judges = torch.arange(len(theta)) % _JUDGES == 0
     of_columns, of_few = (
         -bounded(-information((theta[~judges], c[~judges]), (theta[judges], c[judges])))
-        for c in (columns, few(x))
+        for c in (columns, components[:, kept])
     )
     gain = of_few - of_columns
     error = gain.std().item() / len(gain) ** 0.5
     if too_many:
         # Of components the few are the simpler ones.
-        return few if gain.mean() > -max(_SURER, error) else every
+        return every.only(kept) if gain.mean() > -max(_SURER, error) else every
     errors = _ERRORS if len(theta) >= _FEW_ROWS else _ERRORS_OF_FEW
-    return few if gain.mean() > max(_SURER, errors * error) else None
+    return every.only(kept) if gain.mean() > max(_SURER, errors * error) else None
 
 
-def _few(theta: Tensor, x: Tensor, columns: Tensor, every: Components) -> Components | None:
-    """Return the fewest components with which the linear posterior is sharp, if there are such."""
-    most = len(every.offset)
-    numbers = sorted({min(num, most) for num in _NUMBERS if 2 * num <= x.shape[1]})
-    components = every(x)
+def _few(theta: Tensor, columns: Tensor, components: Tensor, most: int) -> Tensor | None:
+    """Return the numbers of the fewest components with which the linear posterior is sharp.
+
+    ``None`` if that is so with none of those to try, of which there are ``most`` at most.
+    """
+    rank = components.shape[1]
+    numbers = sorted({min(num, rank) for num in _NUMBERS if num <= most})
     sharp = [linear_entropy(theta, components[:, :num]).item() for num in numbers]
     sharpest = min(linear_entropy(theta, columns).item(), *sharp, float("inf"))
     for num, entropy in zip(numbers, sharp, strict=True):
         if entropy <= sharpest + _LESS_SHARP:
-            return every.only(informative(theta, components[:, :num]))
+            return informative(theta, components[:, :num])
     return None

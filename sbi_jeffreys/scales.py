@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "finite_rows",
+    "finite_sample",
     "from_outliers",
     "magnitude",
     "nearer_as_logarithms",
@@ -25,6 +26,8 @@ _CONSTANT = 1e-12
 _GAIN = 0.1
 # Quantile of what is not zero that is the unit: below are few.
 _UNIT = 0.02
+# Seed of samples of rows.
+_SEED = 0
 # Least number of rows that are not zero, and of rows that tell outliers.
 _FEWEST = 20
 # Standard deviation relative to that of a Gaussian with the same median distance from the median.
@@ -70,6 +73,19 @@ def spread(rows: Tensor) -> Tensor:
 def finite_rows(x: Tensor) -> Tensor:
     """Return the rows of x (n, *event) without NaN or inf."""
     return x[x.flatten(1).isfinite().all(dim=1)]
+
+
+def finite_sample(theta: Tensor, x: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return rows of theta (n, d) and x (n, c) without NaN or inf, on the CPU, as float32.
+
+    Some of them at random where there are more than ``most``, the same each time: rows may be
+    ordered by theta.
+    """
+    finite = (theta.isfinite().all(dim=1) & x.isfinite().all(dim=1)).nonzero().squeeze(-1)
+    sample = torch.randperm(len(finite), generator=torch.Generator().manual_seed(_SEED))[:most]
+    rows = finite[sample.to(finite.device)]
+    theta, x = (each[rows].detach().float().cpu() for each in (theta, x))
+    return theta, x
 
 
 def shift_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from .linear import MOST_FEATURES, LinearRegression, cut_outliers, linear_entropy
 from .principal import principal_axes
-from .scales import shift_and_scale
+from .scales import finite_sample, shift_and_scale
 
 __all__ = ["Columns", "informative", "missed"]
 
@@ -45,7 +45,6 @@ _FEWEST_ROWS = 80
 _ROWS, _SOME_ROWS = 10_000, 1000
 # Numbers in these rows at most.
 _ENTRIES = 10_000_000
-_SEED = 0
 # Parts, of equally many rows, in which a parameter may lie, and parameters up to which products of
 # two are asked for, as well as squares.
 _PARTS, _MOST_IN_PRODUCTS = 8, 20
@@ -91,14 +90,10 @@ def informative(theta: Tensor, x: Tensor) -> Tensor:
     every = torch.arange(x.shape[1])
     if len(every) < 2:
         return every
-    theta, x = theta.detach().float(), x.detach().float()
-    finite = (theta.isfinite().all(dim=1) & x.isfinite().all(dim=1)).nonzero().squeeze(-1)
-    if len(finite) < _FEWEST_ROWS:
-        return every
     most = min(_ROWS, max(_FEWEST_ROWS, _ENTRIES // len(every)))
-    sample = torch.randperm(len(finite), generator=torch.Generator().manual_seed(_SEED))[:most]
-    rows = finite[sample.to(finite.device)]
-    theta, x = theta[rows].cpu(), x[rows].cpu()
+    theta, x = finite_sample(theta, x, most)
+    if len(theta) < _FEWEST_ROWS:
+        return every
     mean, std = shift_and_scale(x)
     cut = cut_outliers((x - mean) / std)
     # Ranks of x itself: one far row may leave nothing else of what is standardised.

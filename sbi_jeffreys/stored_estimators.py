@@ -75,7 +75,9 @@ def describe_estimator(
         "columns": next(
             (m.kept.tolist() for m in estimator.modules() if isinstance(m, Columns)), None
         ),
-        "components": next((len(m.offset) for m in _components(estimator)), 0),
+        "components": next(
+            (len(m.offset) for m in estimator.modules() if isinstance(m, Components)), 0
+        ),
         "input_shape": list(estimator.input_shape),
         "condition_shape": list(estimator.condition_shape),
         "proxy": None,
@@ -219,10 +221,6 @@ def _join(
     # The anchor is all that a base keeps of the training data.
     base = Base(distribution, tensors["base_anchor"])
     return JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
-
-
-def _components(estimator: ConditionalDensityEstimator) -> list[Components]:
-    return [module for module in estimator.modules() if isinstance(module, Components)]
 
 
 def _form(proxy: EnergyProxy) -> dict[str, int]:
