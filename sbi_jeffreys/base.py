@@ -8,8 +8,8 @@ from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from .features.scales import spread
 from .priors import draw, draw_on_gpu, log_prob, moved, proper
-from .scales import spread
 
 __all__ = ["WALL", "Base"]
 

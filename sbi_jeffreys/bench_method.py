@@ -22,14 +22,14 @@ import torch
 from joblib import Parallel, delayed
 from torch.distributions import Distribution
 
-from .arguments import natural, positive
-from .bench_variants import VARIANTS
 from .benchmark.report.compare import bootstrap_interval
+from .benchmark.variants import VARIANTS
 from .diagnostics import diagnose_proxy
-from .quiet import QuietTracker, quiet
 from .simulators import SIMULATORS
 from .tasks import get_task, list_tasks
 from .trainer import JeffreysNPE
+from .utils.arguments import natural, positive
+from .utils.quiet import QuietTracker, quiet
 
 __all__ = ["differences", "main"]
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from .benchmark.machine import peak_memory_mb
 from .flows import DEFAULT_FLOW, flow_nn
-from .quiet import QuietTracker, quiet
 from .trainer import JeffreysNPE
+from .utils.quiet import QuietTracker, quiet
 
 __all__ = ["CASES", "Case", "main"]
 

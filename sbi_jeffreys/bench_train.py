@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .benchmark.machine import peak_memory_mb
-from .features import features_of
+from .features.columns import features_of
 from .flows import DEFAULT_FLOW, NUM_BINS, plain_flow
 from .priors import moved
-from .quiet import QuietTracker, quiet
 from .tasks import get_task
 from .trainer import JeffreysNPE
+from .utils.quiet import QuietTracker, quiet
 
 __all__ = ["METHODS", "run_bench"]
 

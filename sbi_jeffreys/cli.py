@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 from ._version import __version__
-from .arguments import natural, positive
 from .benchmark.cli import add_commands as add_bench_commands
+from .utils.arguments import natural, positive
 
 __all__ = ["main"]
 
@@ -135,7 +135,7 @@ def _run_bench_train(arguments: argparse.Namespace) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from .published import CACHE_VARIABLE, fetch
+    from .benchmark.published import CACHE_VARIABLE, fetch
 
     folder = fetch(cache=arguments.cache, wheel=arguments.wheel)
     print(f"Published reference samples are in {folder}.")

@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from .checks import check_positive
+from .utils.checks import check_positive
 
 __all__ = ["Cost", "HuberCost", "LinearCost", "QuadraticCost"]
 

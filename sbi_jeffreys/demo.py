@@ -25,9 +25,9 @@ from tqdm import tqdm
 from .metrics import c2st
 from .plotting import plot_training
 from .posterior_plots import plot_posteriors
-from .quiet import QuietTracker, quiet
 from .tasks import Task, get_task
 from .trainer import JeffreysNPE
+from .utils.quiet import QuietTracker, quiet
 
 __all__ = ["METHODS", "Sizes", "run_demo"]
 

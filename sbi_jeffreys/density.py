@@ -27,8 +27,6 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .base import Base
-from .batches import Data, ones
-from .checks import check_not_negative, check_positive, check_seed
 from .costs import HuberCost, LinearCost
 from .draws import Draws
 from .duals import ResilientDual, Weighting, is_maximum_likelihood, weighting
@@ -36,14 +34,16 @@ from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, flow_builder
 from .objective import Limits
 from .partition import log_unnormalized, measure_log_partition, settled_log_partition
-from .patience import copy_of_weights
 from .proxy import EnergyProxy, ProxyBuilder, proxy_builder
-from .record import append_epoch, new_record
-from .run import run_epochs
-from .samples import check_points, check_trainable, split_samples
-from .seeding import forked, seeded
-from .steps import Settings
-from .training import Training
+from .training.batches import Data, ones
+from .training.patience import copy_of_weights
+from .training.record import append_epoch, new_record
+from .training.run import run_epochs
+from .training.steps import Settings
+from .training.training import Training
+from .utils.checks import check_not_negative, check_positive, check_seed
+from .utils.samples import check_points, check_trainable, split_samples
+from .utils.seeding import forked, seeded
 
 __all__ = ["DRAWS", "STEPS_PER_EPOCH", "TEST_KEYS", "JeffreysDensity", "density_dual"]
 

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arrays import as_float
-from .checks import check_counts
 from .divergences import (
     balance_heuristic,
     effective_sample_size,
@@ -19,6 +17,8 @@ from .divergences import (
     reverse_kl,
 )
 from .estimator import JeffreysEstimator
+from .utils.arrays import as_float
+from .utils.checks import check_counts
 
 __all__ = ["ProxyDiagnostics", "diagnose_proxy"]
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_counts
-from .embedded_flows import evaluating
 from .estimator import JeffreysEstimator
+from .layers.embedded import evaluating
+from .utils.checks import check_counts
 
 __all__ = ["Draws", "Negatives", "ReverseQueue", "ReverseSet", "negatives"]
 

@@ -33,8 +33,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .checks import check_positive
 from .costs import Cost, HuberCost, LinearCost, QuadraticCost
+from .utils.checks import check_positive
 
 __all__ = [
     "DualState",
@@ -68,8 +68,8 @@ class Weighting(Protocol):
 
         They are data to flow, flow to proxy, data to proxy. During a trial of a lower price the
         second comes multiplied by the price's stiffness, one or less
-        (:mod:`sbi_jeffreys.patience`): with a price of curvature alpha that is one of a lower
-        curvature.
+        (:mod:`sbi_jeffreys.training.patience`): with a price of curvature alpha that is one of a
+        lower curvature.
         """
 
 

@@ -18,8 +18,13 @@ from typing_extensions import Self
 
 from . import pool
 from .base import Base
-from .components import Components
-from .embedded_flows import (
+from .features.columns import Features
+from .features.components import Components
+from .features.linear import LinearPosterior, is_learnt
+from .features.scales import shift_and_scale
+from .features.screening import Columns
+from .flows import starts_in_closed_form
+from .layers.embedded import (
     embedded,
     embedding_owner,
     evaluating,
@@ -27,14 +32,9 @@ from .embedded_flows import (
     zuko_log_prob,
     zuko_sample_with_log_prob,
 )
-from .features import Features
-from .flows import starts_in_closed_form
-from .likelihood import LikelihoodEnergy
-from .linear import LinearPosterior, is_learnt
+from .likelihood.energy import LikelihoodEnergy
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder
-from .scales import shift_and_scale
-from .screening import Columns
-from .seeding import in_place_of_global
+from .utils.seeding import in_place_of_global
 
 __all__ = ["ROWS_FOR_SCALE", "JeffreysEstimator"]
 

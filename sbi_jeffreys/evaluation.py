@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .draws import Draws, ReverseSet
 from .estimator import JeffreysEstimator
-from .likelihood import LikelihoodEnergy
+from .likelihood.energy import LikelihoodEnergy
 from .proxy import EnergyProxy
 
 __all__ = ["Evaluated", "evaluate", "evaluate_flow"]

@@ -1,12 +1,13 @@
 r"""The default flow: zuko's neural spline flow with coupling layers, behind soft walls.
 
-zuko's coupling layers and splines. Ours are the features of x (:mod:`sbi_jeffreys.features`), the
-soft walls that keep the flow inside of the prior's support (:mod:`sbi_jeffreys.walls`), the linear
-part of the posterior, taken out in closed form (:mod:`sbi_jeffreys.linear`), a layer that is a
-Gaussian given x (:mod:`sbi_jeffreys.conditional_gaussian`), which features each layer transforms
+zuko's coupling layers and splines. Ours are the features of x
+(:mod:`sbi_jeffreys.features.columns`), the soft walls that keep the flow inside of the prior's
+support (:mod:`sbi_jeffreys.walls`), the linear part of the posterior, taken out in closed form
+(:mod:`sbi_jeffreys.features.linear`), a layer that is a Gaussian given x
+(:mod:`sbi_jeffreys.layers.conditional_gaussian`), which features each layer transforms
 (:func:`_order`), and the way the spline and its layers are evaluated
-(:mod:`sbi_jeffreys.splines`, :mod:`sbi_jeffreys.autoregressive`): the same parameters, the same
-values.
+(:mod:`sbi_jeffreys.layers.splines`, :mod:`sbi_jeffreys.layers.autoregressive`): the same
+parameters, the same values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,15 +28,15 @@ from zuko.lazy import UnconditionalDistribution
 from zuko.nn import MaskedLinear
 from zuko.transforms import MonotonicRQSTransform
 
-from .autoregressive import AutoregressiveSpline, is_layered
-from .checks import check_counts
-from .conditional_gaussian import ConditionalGaussian
-from .embedded_flows import embedded, evaluating
-from .linear import LinearRegression, column_scales, is_learnt, to_standard_space
+from .features.linear import LinearRegression, column_scales, is_learnt, to_standard_space
+from .features.scales import standardizer
+from .features.seen import what_to_see
+from .layers.autoregressive import AutoregressiveSpline, is_layered
+from .layers.conditional_gaussian import ConditionalGaussian
+from .layers.embedded import embedded, evaluating
+from .layers.splines import RationalQuadraticSpline
 from .priors import proper
-from .scales import standardizer
-from .seen import what_to_see
-from .splines import RationalQuadraticSpline
+from .utils.checks import check_counts
 
 __all__ = [
     "DEFAULT_FLOW",
@@ -79,13 +80,13 @@ def flow_nn(
         num_bins: Bins of the splines.
         embedding_net: Network for x, applied after z-scoring. The output of one that is not
             trained is z-scored too. Without one, columns of x of one sign may be bent
-            (:func:`sbi_jeffreys.features.features_of`).
+            (:func:`sbi_jeffreys.features.columns.features_of`).
         columns: Numbers of the columns of x to look at, where x is a vector and there is no
             embedding net. By default those that say something of theta
-            (:func:`sbi_jeffreys.screening.informative`).
+            (:func:`sbi_jeffreys.features.screening.informative`).
         components: Number of principal components to look at in place of these columns, 0 for the
             columns themselves. By default those that tell more of theta, if there are such
-            (:func:`sbi_jeffreys.components.components_of`); images and series without an
+            (:func:`sbi_jeffreys.features.components.components_of`); images and series without an
             embedding net are flattened first.
 
     Returns:

@@ -37,7 +37,7 @@ from .divergences import cross_entropy, huber, log_partition, log_variance, rank
 from .draws import Draws, Negatives, ReverseQueue, ReverseSet
 from .estimator import JeffreysEstimator
 from .evaluation import Evaluated, evaluate, evaluate_flow
-from .likelihood import LikelihoodEnergy
+from .likelihood.energy import LikelihoodEnergy
 
 __all__ = ["LIMITS", "BatchTerms", "Limits", "batch_terms", "flow_terms", "lagrangian"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .diagnostics import diagnose_proxy
 from .estimator import JeffreysEstimator
-from .warn import warn
+from .utils.warn import warn
 
 __all__ = ["log_unnormalized", "measure_log_partition", "settled_log_partition"]
 

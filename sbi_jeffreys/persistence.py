@@ -29,13 +29,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ._version import __version__
-from .checks import check_default_type
-from .files import atomic_write
 from .flows import DEFAULT_FLOW
 from .priors import check_prior, moved
 from .proxy import ProxyBuilder
-from .seeding import aside
-from .stored_distributions import (
+from .storage.distributions import (
     Tensors,
     class_name,
     describe_distribution,
@@ -43,7 +40,10 @@ from .stored_distributions import (
     missing_class,
     rebuild_distribution,
 )
-from .stored_estimators import check_probes, describe_estimator, is_nameable, rebuild_estimator
+from .storage.estimators import check_probes, describe_estimator, is_nameable, rebuild_estimator
+from .utils.checks import check_default_type
+from .utils.files import atomic_write
+from .utils.seeding import aside
 
 __all__ = ["load", "save"]
 

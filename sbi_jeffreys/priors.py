@@ -17,8 +17,8 @@ from sbi.utils.user_input_checks_utils import (
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .quiet import quiet
-from .seeding import aside
+from .utils.quiet import quiet
+from .utils.seeding import aside
 
 __all__ = ["check_prior", "draw", "draw_on_gpu", "log_prob", "moved", "proper"]
 

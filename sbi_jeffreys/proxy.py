@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from .base import WALL, Base
-from .checks import check_counts
-from .embedded_flows import evaluating
-from .likelihood import LikelihoodEnergy
-from .linear import MOST_FEATURES, LinearPosterior
-from .scales import spread
+from .features.linear import MOST_FEATURES, LinearPosterior
+from .features.scales import spread
+from .layers.embedded import evaluating
+from .likelihood.energy import LikelihoodEnergy
+from .utils.checks import check_counts
 
 __all__ = [
     "EnergyProxy",

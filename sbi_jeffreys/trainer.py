@@ -1,9 +1,10 @@
 r"""`JeffreysNPE`: the joint training as an sbi trainer. Glue only.
 
-What users call is here, what sbi's trainer calls in turn in :mod:`sbi_jeffreys.joint_trainer`. The
-objective lives in :mod:`sbi_jeffreys.objective`, the multipliers move in
-:mod:`sbi_jeffreys.duals`; a step is in :mod:`sbi_jeffreys.steps`, what follows from held-out data
-in :mod:`sbi_jeffreys.training`, how a run begins and ends in :mod:`sbi_jeffreys.run`.
+What users call is here, what sbi's trainer calls in turn in
+:mod:`sbi_jeffreys.training.joint_trainer`. The objective lives in :mod:`sbi_jeffreys.objective`,
+the multipliers move in :mod:`sbi_jeffreys.duals`; a step is in :mod:`sbi_jeffreys.training.steps`,
+what follows from held-out data in :mod:`sbi_jeffreys.training.training`, how a run begins and ends
+in :mod:`sbi_jeffreys.training.run`.
 """
 
 import contextlib
@@ -20,24 +21,25 @@ from torch import Tensor
 from torch.distributions import Distribution
 from typing_extensions import Self
 
-from .batches import Data, PerRow, num_to_train_on, ones, through_loaders
-from .checks import (
+from .draws import Draws
+from .duals import Weighting, weighting
+from .estimator import JeffreysEstimator
+from .flows import DEFAULT_FLOW, flow_builder
+from .priors import check_prior
+from .proxy import ProxyBuilder, proxy_builder
+from .training.batches import Data, PerRow, num_to_train_on, ones, through_loaders
+from .training.joint_trainer import JointTrainer
+from .training.record import new_record
+from .training.steps import Settings
+from .utils.checks import (
     check_default_type,
     check_not_negative,
     check_positive,
     check_seed,
     check_training,
 )
-from .draws import Draws
-from .duals import Weighting, weighting
-from .estimator import JeffreysEstimator
-from .flows import DEFAULT_FLOW, flow_builder
-from .joint_trainer import JointTrainer
-from .priors import check_prior
-from .proxy import ProxyBuilder, proxy_builder
-from .record import new_record
-from .seeding import aside, generator_states, seeded
-from .simulations import (
+from .utils.seeding import aside, generator_states, seeded
+from .utils.simulations import (
     check_held_out,
     check_same_rows,
     check_same_simulations,
@@ -46,7 +48,6 @@ from .simulations import (
     constant_column,
     warn_outside_prior,
 )
-from .steps import Settings
 
 __all__ = ["JeffreysNPE"]
 
@@ -73,10 +74,10 @@ class JeffreysNPE(JointTrainer):
         show_progress_bars: Whether to show a progress bar while training.
         proxy: "likelihood" or "mlp" (:func:`sbi_jeffreys.proxy.proxy_nn`), or a function of
             (theta, embedded x) that builds the energy network. A "likelihood" takes the form that
-            held-out data prefer (:mod:`sbi_jeffreys.likelihood_forms`). Without a prior there is
+            held-out data prefer (:mod:`sbi_jeffreys.likelihood.forms`). Without a prior there is
             nothing that it could multiply, and "mlp" takes its place. Where a critic finds the
             default, "likelihood", wanting, ``train`` trains once more with "mlp" and keeps what
-            held-out data prefer (:mod:`sbi_jeffreys.second_proxy`).
+            held-out data prefer (:mod:`sbi_jeffreys.training.second_proxy`).
         objective: "dual", "dual_quadratic", "fixed", "ml", or a weighting; see
             :func:`sbi_jeffreys.duals.weighting`.
         draws: Numbers of samples that estimate the divergences.
@@ -178,7 +179,7 @@ class JeffreysNPE(JointTrainer):
             data_device: As in sbi.
 
         Raises:
-            TypeError, ValueError: See :func:`sbi_jeffreys.simulations.check_simulations`.
+            TypeError, ValueError: See :func:`sbi_jeffreys.utils.simulations.check_simulations`.
         """
         theta, x = check_simulations(theta, x, self._prior, self._event_shape)
         proposal = self._with_our_prior(proposal)
@@ -238,21 +239,22 @@ class JeffreysNPE(JointTrainer):
             training_batch_size: As in sbi; the last rows join the other batches.
             learning_rate: Learning rate of the flow: Muon for its matrices, whose updates have a
                 root mean square of 0.6 times this rate whatever the gradient, Adam for the rest
-                (:class:`sbi_jeffreys.muon.Muon`); Adam for all with ``objective="ml"``. With a rate
-                above the default at which first steps lose what the default flow's start
-                explains, training warns and takes the default (:mod:`sbi_jeffreys.first_steps`). A
-                training that is resumed keeps its rates, as in sbi, unless it has diverged.
+                (:class:`sbi_jeffreys.training.muon.Muon`); Adam for all with ``objective="ml"``.
+                With a rate above the default at which first steps lose what the default flow's
+                start explains, training warns and takes the default
+                (:mod:`sbi_jeffreys.training.first_steps`). A training that is resumed keeps its
+                rates, as in sbi, unless it has diverged.
             validation_fraction: As in sbi.
             stop_after_epochs: Epochs without progress of the flow's held-out cross-entropy. A lower
-                price of D2 is tried after a quarter (:class:`sbi_jeffreys.patience.Patience`);
-                epochs of fewer than four batches count less and, where prices are tried, epochs of
-                more than twenty as one for every twenty, those within the first 200 steps do not
-                count (nor do weights that were best in these, unless a run ends there), and all
-                count less at a learning rate below the default, in proportion, down to a tenth.
-                Otherwise as in sbi.
-                The best weights are kept; with the default flow, whose start is the linear
-                posterior in closed form, only if they beat that by a standard error on held-out
-                data (:meth:`sbi_jeffreys.training.Training.settle`).
+                price of D2 is tried after a quarter
+                (:class:`sbi_jeffreys.training.patience.Patience`); epochs of fewer than four
+                batches count less and, where prices are tried, epochs of more than twenty as one
+                for every twenty, those within the first 200 steps do not count (nor do weights that
+                were best in these, unless a run ends there), and all count less at a learning rate
+                below the default, in proportion, down to a tenth. Otherwise as in sbi. The best
+                weights are kept; with the default flow, whose start is the linear posterior in
+                closed form, only if they beat that by a standard error on held-out data
+                (:meth:`sbi_jeffreys.training.training.Training.settle`).
             max_num_epochs: Largest number of epochs; as in sbi, those before a training was resumed
                 count.
             clip_max_norm: Norm at which gradients are clipped, of flow and proxy separately.

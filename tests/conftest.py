@@ -5,8 +5,6 @@ import torch
 from torch import Tensor
 from trainers import PRIOR
 
-from sbi_jeffreys import likelihood_fit
-
 # The networks are small, and processes run side by side.
 torch.set_num_threads(1)
 
@@ -23,7 +21,7 @@ def _start(request, tmp_path, monkeypatch) -> None:
     torch.manual_seed(0)
     in_full = request.module.__name__ in _FITTED or request.node.get_closest_marker("slow")
     if not in_full:
-        monkeypatch.setattr(likelihood_fit, "_STEPS", 20)
+        monkeypatch.setattr("sbi_jeffreys.likelihood.fit._STEPS", 20)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from sbi_jeffreys.base import Base
-from sbi_jeffreys.batches import Data
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.proxy import proxy_nn
+from sbi_jeffreys.training.batches import Data
 
 __all__ = [
     "FLOW",

@@ -17,7 +17,7 @@ from torch.distributions import (
 )
 
 from sbi_jeffreys import JeffreysNPE
-from sbi_jeffreys.quiet import QuietTracker
+from sbi_jeffreys.utils.quiet import QuietTracker
 
 __all__ = ["BOX", "NAMED", "PRIORS", "assert_same", "built", "rewrite", "sbi_posterior", "train"]
 

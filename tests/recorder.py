@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sbi_jeffreys.seeding import forked
+from sbi_jeffreys.utils.seeding import forked
 
 __all__ = ["Recording", "record"]
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from sbi_jeffreys.tasks import list_tasks
 
-from sbi_jeffreys import __version__, bench_train, demo, published
+from sbi_jeffreys import __version__, bench_train, demo
+from sbi_jeffreys.benchmark import published
 from sbi_jeffreys.cli import main
 
 PNG = b"\x89PNG"

@@ -15,11 +15,11 @@ from sbi_jeffreys import density as module
 from sbi_jeffreys import partition
 from sbi_jeffreys.costs import HuberCost, LinearCost
 from sbi_jeffreys.density import STEPS_PER_EPOCH, TEST_KEYS, JeffreysDensity, density_dual
-from sbi_jeffreys.descent import TrainingDiverged
 from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.objective import Limits
-from sbi_jeffreys.record import EPOCH_KEYS
+from sbi_jeffreys.training.descent import TrainingDiverged
+from sbi_jeffreys.training.record import EPOCH_KEYS
 
 FEW = Draws(flow=4, base=8, fraction=0.25, jitter=0.0)
 

@@ -14,9 +14,9 @@ from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import accelerate, flow_nn
+from sbi_jeffreys.layers.splines import RationalQuadraticSpline
 from sbi_jeffreys.proxy import proxy_nn
-from sbi_jeffreys.quiet import QuietTracker
-from sbi_jeffreys.splines import RationalQuadraticSpline
+from sbi_jeffreys.utils.quiet import QuietTracker
 from sbi_jeffreys.walls import SoftWalls
 
 SMALL = {"hidden_features": 16, "num_transforms": 2}

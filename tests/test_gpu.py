@@ -11,8 +11,9 @@ from sbi.utils import BoxUniform
 from torch import Tensor, nn
 from torch.distributions import Independent, LogNormal, MultivariateNormal
 
-from sbi_jeffreys import JeffreysNPE, graphs, load, save
+from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.training import graphs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -161,7 +162,7 @@ def test_recorded_steps_are_those_that_would_have_been_taken(
 
 def test_steps_of_the_flow_alone_and_a_resumed_run(recorded, monkeypatch):
     """Recorded before and after the steps that leave samples to others; batches of two sizes."""
-    monkeypatch.setattr("sbi_jeffreys.steps._WHOLE", 8)
+    monkeypatch.setattr("sbi_jeffreys.training.steps._WHOLE", 8)
 
     def run() -> Tensor:
         trainer = JeffreysNPE(box("cuda"), seed=3, device="cuda", show_progress_bars=False)

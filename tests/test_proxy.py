@@ -21,7 +21,7 @@ from torch.distributions import (
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.proxy import EnergyProxy, PairMLP, check_network, proxy_nn
-from sbi_jeffreys.quiet import QuietTracker
+from sbi_jeffreys.utils.quiet import QuietTracker
 
 PRIORS = [
     pytest.param(BoxUniform(-torch.ones(2), 3 * torch.ones(2)), id="box"),

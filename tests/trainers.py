@@ -5,8 +5,8 @@ from sbi.utils import BoxUniform
 from torch import Tensor, nn
 
 from sbi_jeffreys import JeffreysNPE
-from sbi_jeffreys.quiet import QuietTracker
-from sbi_jeffreys.record import EPOCH_KEYS
+from sbi_jeffreys.training.record import EPOCH_KEYS
+from sbi_jeffreys.utils.quiet import QuietTracker
 
 __all__ = [
     "NO_MEAN",

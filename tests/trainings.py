@@ -5,14 +5,14 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
 from sbi_jeffreys.base import Base
-from sbi_jeffreys.batches import Data, ones
 from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.duals import weighting
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.proxy import proxy_nn
-from sbi_jeffreys.steps import Settings
-from sbi_jeffreys.training import Training
+from sbi_jeffreys.training.batches import Data, ones
+from sbi_jeffreys.training.steps import Settings
+from sbi_jeffreys.training.training import Training
 
 __all__ = ["DRAWS", "PRIOR", "as_data", "equal", "make", "simulate", "simulate_bent", "snapshot"]
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..quiet import quiet
-from ..seeding import forked
 from ..tasks import get_task
+from ..utils.quiet import quiet
+from ..utils.seeding import forked
 from .jobs import Evaluation, Job, derive_seed
 from .machine import Stopwatch, describe_machine, peak_memory_mb, reset_peak_memory, versions
 from .measures import at_observation, draw, over_simulations

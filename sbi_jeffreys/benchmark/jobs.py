@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from itertools import product
 from typing import Any
 
-from ..published import has_published_reference
 from ..tasks import NUM_OBSERVATIONS
+from .published import has_published_reference
 
 __all__ = ["DEFAULT_METRICS", "METRICS", "Evaluation", "Job", "derive_seed", "grid"]
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ..flows import flow_nn
-from ..quiet import QuietTracker, quiet
 from ..trainer import JeffreysNPE
+from ..utils.quiet import QuietTracker, quiet
 
 __all__ = ["Fit", "Fitted", "get_method", "list_methods", "register"]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..files import TEMPORARY, atomic_write
+from ..utils.files import TEMPORARY, atomic_write
 from .jobs import Evaluation, Job
 
 __all__ = [

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import atomic_write
-from ..published import published_reference_posterior
 from ..tasks import Task
+from ..utils.files import atomic_write
 from .jobs import Evaluation, Job, derive_seed
+from .published import published_reference_posterior
 
 __all__ = ["Observation", "generator", "observations", "reference_samples"]
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..published import published_reference_posterior
 from ..tasks import get_task
 from .backends import Outcome, Work, run_here, run_on_dask, run_processes
 from .evaluate import failed_record, run_job
@@ -18,6 +17,7 @@ from .jobs import Evaluation, Job, grid
 from .methods import get_method
 from .plugins import Plugin, load_plugin, read_plugin
 from .progress import Progress
+from .published import published_reference_posterior
 from .records import (
     RecordError,
     lock_folder,

@@ -29,7 +29,7 @@ from sbi.diagnostics.sbc import check_uniformity_frequentist
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from torch import Tensor
 
-from ..seeding import seeded
+from ..utils.seeding import seeded
 from ._checks import check_finite
 
 __all__ = ["Coverage", "coverage"]

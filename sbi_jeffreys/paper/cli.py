@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..arguments import natural, positive
-from ..files import atomic_write
+from ..utils.arguments import natural, positive
+from ..utils.files import atomic_write
 from . import fig2, fig3, fig4, fig5, theorem
 from .claims import Claim
 from .images import check_folder

@@ -15,7 +15,7 @@ from sklearn.datasets import make_circles, make_moons
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
 
-from ..seeding import seeded
+from ..utils.seeding import seeded
 
 __all__ = ["DATA_SETS", "Sizes", "Split", "draw", "gaussian_mixture", "split"]
 

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 
-from ..files import atomic_write
+from ..utils.files import atomic_write
 
 __all__ = ["Result", "run_all"]
 

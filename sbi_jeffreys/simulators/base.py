@@ -8,7 +8,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from ..seeding import seeded
+from ..utils.seeding import seeded
 
 __all__ = ["Simulator", "box", "normal"]
 

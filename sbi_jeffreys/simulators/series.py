@@ -1,6 +1,7 @@
 """Series, spectra and images of many entries, along few of whose directions parameters move them.
 
-Written while principal components were tried (:mod:`sbi_jeffreys.components`), with seeds 4 and 5.
+Written while principal components were tried (:mod:`sbi_jeffreys.features.components`), with seeds
+4 and 5.
 """
 
 import torch

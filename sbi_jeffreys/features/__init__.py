@@ -1,0 +1,1 @@
+"""What flow and proxy see of x: which columns, in which scale, or their principal components."""

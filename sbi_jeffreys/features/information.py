@@ -1,0 +1,51 @@
+r"""What a likelihood, fitted for a few hundred steps, can tell of :math:`\theta` from features.
+
+At held-out rows it is
+
+.. math:: I = \log q(c|\theta) - \log \tfrac1n \sum_j q(c|\theta_j)
+
+with other simulations' :math:`\theta_j` as draws of the prior. Its mean is a lower bound of the
+mutual information of :math:`\theta` and the features c, and log n at most.
+
+References:
+    Representation Learning with Contrastive Predictive Coding (van den Oord et al., 2018), arXiv
+    1807.03748, section 2.3: the bound.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..likelihood.energy import LikelihoodEnergy
+from ..likelihood.fit import LikelihoodFit, Rows
+
+__all__ = ["information"]
+
+# Draws of the prior, and rows that they are held against at a time.
+_DRAWS, _AT_ONCE = 1000, 100
+# One shift and one factor for all Gaussians: what few rows can tell.
+_FORM = 2
+
+
+def information(rows: Rows, held_out: Rows) -> Tensor:
+    """Return I at held-out rows, nats, shape (m,); random numbers are torch's.
+
+    Args:
+        rows: Parameters (n, d) and features (n, c), at most 500, to fit, in no order.
+        held_out: Such to judge by (m, d) and (m, c), at least one.
+    """
+    with torch.enable_grad():
+        fit = LikelihoodFit(LikelihoodEnergy(*rows, common=_FORM), rows, held_out)
+        fit.run()
+    network = fit.restore_best().eval()
+    draws = rows[0][:_DRAWS].unsqueeze(1)
+    parts = zip(*(each.split(_AT_ONCE) for each in held_out), strict=True)
+    with torch.no_grad():
+        return torch.cat([_at(network, theta, features, draws) for theta, features in parts])
+
+
+def _at(network: LikelihoodEnergy, theta: Tensor, features: Tensor, draws: Tensor) -> Tensor:
+    own = network(theta.unsqueeze(0), features)
+    every = torch.cat((own, network(draws, features)))
+    return own[0] - every.logsumexp(dim=0) + math.log(len(every))

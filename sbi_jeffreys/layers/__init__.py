@@ -1,0 +1,1 @@
+"""Layers of the default flow, as zuko transforms that are fast for small networks."""

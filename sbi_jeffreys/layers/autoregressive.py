@@ -1,0 +1,158 @@
+"""Autoregressive spline layers of zuko, evaluated with rows in the last dimension.
+
+A layer is a masked network that says, of every feature, the parameters of a spline, from the
+features before it in the layer's order and the condition. Parameters are zuko's, values are zuko's;
+two things differ. Rows are the last dimension from the network's input to the log slopes, since
+both the network's products and the spline (:mod:`sbi_jeffreys.layers.splines`) are faster that way.
+And the inverse, which finds the features group by group, evaluates for each what that group needs:
+the first depends on the condition alone, which all samples at one condition share.
+
+References:
+    | Masked autoregressive flow (Papamakarios et al., 2017), https://arxiv.org/abs/1705.07057
+    | zuko's :class:`zuko.flows.autoregressive.MaskedAutoregressiveTransform`
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+from zuko.nn import MaskedLinear
+
+from .splines import spline, spline_inverse, spline_inverse_and_slope
+
+__all__ = ["AutoregressiveSpline", "is_layered"]
+
+
+def is_layered(layer: MaskedAutoregressiveTransform) -> bool:
+    """Whether a layer has an order of features, and a masked linear map in the end."""
+    return layer.order is not None and _is_plain(layer.hyper[-1])
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is a masked linear map and nothing else, like pruned or watched."""
+    hooked = module._forward_pre_hooks or module._forward_hooks
+    return type(module) is MaskedLinear and not hooked
+
+
+class AutoregressiveSpline(Transform):
+    """One layer at some conditions.
+
+    Args:
+        layer: zuko's layer with our spline (:func:`sbi_jeffreys.flows.accelerate`).
+        condition: Shape (*, c), or ``None``.
+
+    Example:
+        >>> from sbi_jeffreys.flows import flow_nn
+        >>> flow = flow_nn()(torch.randn(50, 3), torch.randn(50, 2))
+        >>> layer = flow.net.transform.transforms[-1](torch.zeros(2))
+        >>> theta = torch.randn(5, 3)
+        >>> torch.allclose(layer.inv(layer(theta)), theta, atol=1e-4)
+        True
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(
+        self, layer: MaskedAutoregressiveTransform, condition: Tensor | None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.layer = layer
+        self.condition = condition
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(passes={self.layer.passes})"
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the logarithm of the Jacobian's determinant at x (*, d), shape (*)."""
+        return self.call_and_ladj(x)[1]
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the image of x (*, d) and the logarithm of the Jacobian's determinant (*)."""
+        shape = torch.broadcast_shapes(x.shape[:-1], self._given)
+        rows = x.expand(*shape, -1).reshape(shape.numel(), x.shape[-1]).mT
+        phi = self._parameters(rows, self._condition_rows(shape))
+        y, log_slope = spline(rows, phi, *self._options)
+        return y.mT.reshape(*shape, len(y)), log_slope.sum(0).reshape(shape)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._solve(y)[0]
+
+    @torch.no_grad()
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x (*, d) of image y, and log |det dy/dx| there (*), without gradients.
+
+        One evaluation gives both, where ``inv`` and ``log_abs_det_jacobian`` take two.
+        """
+        return self._solve(y, with_ladj=True)
+
+    def _solve(self, y: Tensor, *, with_ladj: bool = False) -> tuple[Tensor, Tensor]:
+        """Return x (*, d) of image y; and log |det dy/dx| there (*) if asked for, else zeros."""
+        shape = torch.broadcast_shapes(y.shape[:-1], self._given)
+        y = y.expand(*shape, -1).movedim(-1, 0)
+        # Before the first group is known the condition is all there is, once for all that share it.
+        x = y.new_zeros(len(y), *[1] * (len(shape) - len(self._given)), *self._given)
+        total = y.new_zeros(shape)
+        for features in self.layer.groups():
+            where = x.shape[1:]
+            phi = self._parameters(
+                x.reshape(len(x), where.numel()), self._condition_rows(where), features
+            )
+            given = y[features], phi.view(*phi.shape[:2], *where), *self._options
+            if with_ladj:
+                found, log_slope = spline_inverse_and_slope(*given)
+                total = total + log_slope.sum(0)
+            else:
+                found = spline_inverse(*given)
+            x = x.expand(-1, *shape).index_copy(0, features, found)
+        return x.movedim(0, -1), total
+
+    @property
+    def _given(self) -> torch.Size:
+        """Shape of the conditions, without their entries."""
+        return torch.Size() if self.condition is None else self.condition.shape[:-1]
+
+    @property
+    def _options(self) -> tuple[float, float]:
+        """Bound and smallest slope."""
+        like = self.layer.univariate(self.layer.hyper[-1].bias)
+        return like.bound, like.slope
+
+    def _condition_rows(self, shape: torch.Size) -> Tensor | None:
+        """Return the condition for rows of a shape, (c, N)."""
+        c = self.condition
+        return None if c is None else c.expand(*shape, -1).reshape(shape.numel(), c.shape[-1]).mT
+
+    def _parameters(
+        self, x: Tensor, condition: Tensor | None, features: Tensor | None = None
+    ) -> Tensor:
+        """Return what the network says, for all features or some of them.
+
+        Args:
+            x: Shape (d, N).
+            condition: Shape (c, N).
+            features: Their numbers, shape (f,).
+
+        Returns:
+            Shape (f, 3 K - 1, N).
+        """
+        rows = x if condition is None else torch.cat((x, condition))
+        *layers, last = self.layer.hyper
+        for layer in layers:
+            if _is_plain(layer):
+                rows = torch.addmm(layer.bias.unsqueeze(1), layer.mask * layer.weight, rows)
+            else:
+                # Activations past the modules' call machinery, which costs more than they do.
+                rows = F.relu(rows) if type(layer) is nn.ReLU else layer(rows.mT).mT
+        weight, bias = last.mask * last.weight, last.bias.unsqueeze(1)
+        if features is not None:
+            weight = weight.unflatten(0, (-1, self.layer.total))[features].flatten(0, 1)
+            bias = bias.unflatten(0, (-1, self.layer.total))[features].flatten(0, 1)
+        return torch.addmm(bias, weight, rows).unflatten(0, (-1, self.layer.total))

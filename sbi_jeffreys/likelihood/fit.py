@@ -1,0 +1,106 @@
+"""A likelihood that is fitted by itself, for a few hundred steps: a tenth of a joint step each."""
+
+import torch
+from torch import Tensor
+
+from ..recording.cpu import Repeated
+from ..training.averaging import RunningMean
+from ..training.muon import adam
+from ..training.patience import copy_of_weights
+from .energy import LikelihoodEnergy
+from .row_losses import bounded, likelihood_losses
+
+__all__ = ["LikelihoodFit", "Rows"]
+
+# Steps of a fit at most, and between two looks at held-out rows; looks without progress, in nats,
+# that end it.
+_STEPS, _LOOK, _PATIENCE, _PROGRESS = 300, 20, 4, 0.01
+_BATCH, _RATE, _WEIGHT_DECAY, _MAX_NORM = 200, 5e-3, 0.1, 5.0
+# Steps before one is recorded.
+_RECORDED = 5
+
+Rows = tuple[Tensor, Tensor]
+"""Parameters (n, d) and embedded data (n, c)."""
+
+
+class LikelihoodFit:
+    """A likelihood that is being fitted, its best weights, and their losses on held-out rows.
+
+    Args:
+        network: The likelihood, changed in place.
+        rows: What to fit.
+        held_out: What ends the fit.
+
+    Attributes:
+        losses: Those of the best weights on held-out rows, nats, shape (m,).
+    """
+
+    def __init__(self, network: LikelihoodEnergy, rows: Rows, held_out: Rows) -> None:
+        self.network, self._rows, self._held_out = network, rows, held_out
+        # What moves Z alone the likelihood does not know.
+        gauge = set(network.gauge.parameters())
+        self._parameters = [p for p in network.parameters() if p not in gauge]
+        self._optimizer = adam(self._parameters, _RATE, _WEIGHT_DECAY)
+        self._average = RunningMean(self._parameters, newest=10)
+        self._step = Repeated(self._descend, _RECORDED)
+        self._first = self._best = copy_of_weights(network)
+        self.losses = self._look()
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether held-out rows prefer what was fitted to the start."""
+        return self._best is not self._first
+
+    def run(self) -> None:
+        """Take steps until held-out rows see no more progress; keeps the best weights aside."""
+        mark, idle = _mean(self.losses), 0
+        for step in range(1, _STEPS + 1):
+            self._step()
+            self._average.update(step)
+            if step % _LOOK:
+                continue
+            with self._average.in_place():
+                losses = self._look()
+                # False for what is no number.
+                if _mean(losses) < _mean(self.losses):
+                    self.losses, self._best = losses, copy_of_weights(self.network)
+            idle += 1
+            if _mean(self.losses) < mark - _PROGRESS:
+                mark, idle = _mean(self.losses), 0
+            if idle == _PATIENCE:
+                return
+
+    def restore_best(self) -> LikelihoodEnergy:
+        """Put the best weights back; return the network."""
+        self.network.load_state_dict(self._best)
+        return self.network
+
+    def network_to_train(self) -> LikelihoodEnergy:
+        """Return the network with the weights that a joint training is to begin with."""
+        network = self.network
+        network.load_state_dict(self._best if network.as_one else self._first)
+        network.zero_grad(set_to_none=True)
+        return network
+
+    @torch.no_grad()
+    def _look(self) -> Tensor:
+        losses = likelihood_losses(self.network, *self._held_out)
+        # Of data in steps there are several copies of each row.
+        return losses.view(-1, len(self._held_out[0])).mean(dim=0)
+
+    def _descend(self) -> tuple[Tensor, ...]:
+        theta, context = self._rows
+        if len(theta) > _BATCH:
+            some = torch.randint(len(theta), (_BATCH,))
+            theta, context = theta[some], context[some]
+        self._optimizer.zero_grad()
+        context = self.network.dequantize(context)
+        loss = -self.network.log_likelihood(theta, context).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, _MAX_NORM)
+        self._optimizer.step()
+        return (loss.detach(),)
+
+
+def _mean(losses: Tensor) -> float:
+    return bounded(losses).mean().item()

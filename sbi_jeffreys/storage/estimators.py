@@ -1,0 +1,287 @@
+"""Estimators as names, numbers and tensors, and back.
+
+The structure says how to build the modules again: names out of fixed tables, numbers and shapes.
+What has no name (functions that build a flow or a proxy) must be handed in again. Log densities at
+a few points tell whether what was rebuilt is what was stored.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
+from sbi.neural_nets.factory import model_builders
+from sbi.utils import BoxUniform
+from torch import Tensor
+from torch.distributions import Distribution
+
+from ..base import Base
+from ..estimator import JeffreysEstimator
+from ..features.components import Components
+from ..features.screening import Columns
+from ..flows import DEFAULT_FLOW, FlowBuilder, accelerate, flow_nn
+from ..likelihood.energy import LikelihoodEnergy
+from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
+from ..utils.seeding import seeded
+from ..walls import SoftWalls
+from .distributions import (
+    Tensors,
+    describe_distribution,
+    missing_class,
+    rebuild_distribution,
+)
+
+__all__ = ["check_probes", "describe_estimator", "is_nameable", "rebuild_estimator"]
+
+# Rows of the dummy data: enough for every builder's z-scoring.
+_DUMMY_ROWS = 64
+_PROBES = 5
+
+
+def describe_estimator(
+    estimator: ConditionalDensityEstimator, name: str | None
+) -> tuple[Tensors, dict[str, Any]]:
+    """Return an estimator's tensors, with probes of it, and its structure.
+
+    Args:
+        estimator: With an attribute ``spec``, or without.
+        name: Name of an estimator without one; ``None`` for none.
+
+    Raises:
+        ValueError: If no estimator has that name.
+    """
+    joint = isinstance(estimator, JeffreysEstimator)
+    proxy = estimator.proxy if isinstance(estimator, JeffreysEstimator) else None
+    spec: Mapping[str, Any] = getattr(estimator, "spec", None) or {}
+    name = name or spec.get("density_estimator")
+    if name not in (None, DEFAULT_FLOW, *model_builders):
+        raise ValueError(
+            f"Unknown density_estimator {name!r}; choose one of "
+            f"{[DEFAULT_FLOW, *model_builders]}, or "
+            "none: then load() takes the builder again."
+        )
+    weights = estimator.state_dict()
+    if joint:
+        # It stands in the structure, where it has been since format 3.1.
+        del weights["pool_weight"]
+    tensors = {f"estimator.{k}": v for k, v in weights.items()}
+    structure: dict[str, Any] = {
+        "joint": joint,
+        "weight": float(getattr(estimator, "weight", 0.0)) if joint else 0.0,
+        "density_estimator": name,
+        "density_estimator_kwargs": dict(spec.get("density_estimator_kwargs", {})),
+        "walls": any(getattr(m, "f", None) is SoftWalls for m in estimator.modules()),
+        "columns": next(
+            (m.kept.tolist() for m in estimator.modules() if isinstance(m, Columns)), None
+        ),
+        "components": next(
+            (len(m.offset) for m in estimator.modules() if isinstance(m, Components)), 0
+        ),
+        "input_shape": list(estimator.input_shape),
+        "condition_shape": list(estimator.condition_shape),
+        "proxy": None,
+        "base": None,
+    }
+    if proxy is not None:
+        structure["proxy"] = {
+            "name": spec.get("proxy"),
+            "kwargs": dict(spec.get("proxy_kwargs", {})) | _form(proxy),
+        }
+        structure["base"] = describe_distribution(proxy.base.distribution, "base", tensors)
+        tensors["base_anchor"] = proxy.base.anchor
+    return tensors | _probe(estimator), structure
+
+
+def is_nameable(structure: Mapping[str, Any]) -> bool:
+    """Return whether the file will hold everything that its models need."""
+    proxy, base = structure["proxy"], structure["base"]
+    return proxy is None or (proxy["name"] is not None and missing_class(base) is None)
+
+
+def rebuild_estimator(
+    structure: Mapping[str, Any],
+    tensors: Tensors,
+    build: ConditionalEstimatorBuilder[ConditionalDensityEstimator] | None,
+    build_proxy: ProxyBuilder | None,
+    prior: Distribution | None,
+) -> ConditionalDensityEstimator:
+    """Return the estimator that a structure and its tensors describe.
+
+    Args:
+        structure: As :func:`describe_estimator` returns it.
+        tensors: As there.
+        build: Builder of the flow, where it has no name.
+        build_proxy: Builder of the proxy, where it has no name.
+        prior: The base of the proxy, where its class is none that is stored.
+
+    Raises:
+        ValueError: If a builder is needed and missing, or the weights do not fit.
+    """
+    # What of x it sees was chosen by data that are not there any more.
+    if isinstance(build, FlowBuilder):
+        build = build.that_sees(*_seen(structure))
+    builder = build or _builder(structure)
+    with seeded(0):
+        # As many rows as components are made of at least.
+        rows = _DUMMY_ROWS + structure.get("components", 0)
+        theta = torch.rand(rows, *structure["input_shape"])
+        x = torch.randn(rows, *structure["condition_shape"])
+        estimator = builder(theta, x)
+        if structure["joint"]:
+            estimator = _join(estimator, theta, x, structure, tensors, build_proxy, prior)
+    prefix = "estimator."
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    if structure["joint"]:
+        weights["pool_weight"] = torch.tensor(structure.get("weight", 0.0))
+    try:
+        estimator.load_state_dict(weights)
+    except RuntimeError as error:
+        at_fault = _at_fault(estimator, weights, structure, build, build_proxy)
+        raise ValueError(
+            f"The weights do not fit into what {at_fault} builds. Use the name or the builder that "
+            f"the estimator was trained with. {error}"
+        ) from error
+    estimator.eval()
+    return estimator
+
+
+def _at_fault(
+    estimator: ConditionalDensityEstimator,
+    weights: Tensors,
+    structure: Mapping[str, Any],
+    build: Any,
+    build_proxy: Any,
+) -> str:
+    """Return what to call the builder whose weights do not fit: the flow's, or the proxy's."""
+    of_flow, prefix = estimator, ""
+    if structure["proxy"] is not None:
+        of_flow, prefix = estimator.flow, "flow."
+    try:
+        of_flow.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        )
+    except RuntimeError:
+        name = structure["density_estimator"]
+        return "the builder that was passed" if build else f"density_estimator {name!r}"
+    return (
+        "the build_proxy that was passed"
+        if build_proxy
+        else f"proxy {structure['proxy']['name']!r}"
+    )
+
+
+def _builder(
+    structure: Mapping[str, Any],
+) -> ConditionalEstimatorBuilder[ConditionalDensityEstimator]:
+    name, kwargs = structure["density_estimator"], structure["density_estimator_kwargs"]
+    if name is None:
+        raise ValueError(
+            "This estimator was built by a function of its own, which a file cannot hold: pass it "
+            "again, load(path, build=...)."
+        )
+    if name != DEFAULT_FLOW:
+        return posterior_nn(model=name, **kwargs)
+    # Where the walls stand is among the tensors; that there are any is structure.
+    d = structure["input_shape"][0]
+    walls = BoxUniform(torch.zeros(d), torch.ones(d)) if structure["walls"] else None
+    return flow_nn(walls, **kwargs).that_sees(*_seen(structure))
+
+
+def _seen(structure: Mapping[str, Any]) -> tuple[Sequence[int] | None, int]:
+    """Return the columns of x that a flow sees, if x is a vector, and the number of components."""
+    columns = structure.get("columns")
+    if columns is None and len(structure["condition_shape"]) == 1:
+        columns = range(structure["condition_shape"][0])
+    return columns, structure.get("components", 0)
+
+
+def _join(
+    flow: ConditionalDensityEstimator,
+    theta: Tensor,
+    x: Tensor,
+    structure: Mapping[str, Any],
+    tensors: Tensors,
+    build_proxy: ProxyBuilder | None,
+    prior: Distribution | None,
+) -> JeffreysEstimator:
+    """Join a flow with a proxy, as the trainer does."""
+    accelerate(flow)
+    proxy = structure["proxy"]
+    if proxy is None:
+        return JeffreysEstimator(flow, theta, x)
+    if build_proxy is None:
+        if proxy["name"] is None:
+            raise ValueError(
+                "This proxy was built by a function of its own, which a file cannot hold: pass it "
+                "again, load(path, build_proxy=...)."
+            )
+        build_proxy = proxy_nn(proxy["name"], **proxy["kwargs"] | _number_of_gaussians(tensors))
+    distribution = rebuild_distribution(structure["base"], "base", tensors, prior)
+    # The anchor is all that a base keeps of the training data.
+    base = Base(distribution, tensors["base_anchor"])
+    return JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
+
+
+def _form(proxy: EnergyProxy) -> dict[str, int]:
+    """Return the form of a likelihood, which held-out data have chosen, as a keyword argument."""
+    network = proxy.network
+    return {"common": network.common} if isinstance(network, LikelihoodEnergy) else {}
+
+
+def _number_of_gaussians(tensors: Tensors) -> dict[str, int]:
+    """Return how many a likelihood has, as a keyword argument: the default is not that of old."""
+    offsets = tensors.get("estimator.proxy.network.offsets")
+    return {} if offsets is None else {"num_components": len(offsets)}
+
+
+@torch.no_grad()
+def _probe(estimator: ConditionalDensityEstimator) -> Tensors:
+    """Return points near the estimator's own samples, and its log densities there."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_PROBES, *estimator.condition_shape, generator=generator)
+    training = estimator.training
+    estimator.eval()
+    device = next(estimator.parameters()).device
+    with seeded(0, device):
+        x = x.to(device)
+        theta = _flow(estimator).sample(torch.Size((1,)), x)
+    found = _log_probs(estimator, theta, x)
+    estimator.train(training)
+    return {"probe_theta": theta, "probe_x": x} | found
+
+
+def _log_probs(estimator: ConditionalDensityEstimator, theta: Tensor, x: Tensor) -> Tensors:
+    found = {"probe_flow": _flow(estimator).log_prob(theta, x)}
+    proxy = getattr(estimator, "proxy", None)
+    if proxy is not None:
+        found["probe_proxy"] = proxy.log_prob_unnormalized(theta, x)
+    return found
+
+
+def _flow(estimator: ConditionalDensityEstimator) -> ConditionalDensityEstimator:
+    """Return the flow of a joint model: its density needs no draws, which devices differ in."""
+    return estimator.flow if isinstance(estimator, JeffreysEstimator) else estimator
+
+
+@torch.no_grad()
+def check_probes(estimator: ConditionalDensityEstimator, tensors: Tensors, *, exact: bool) -> None:
+    """Refuse an estimator that does not reproduce the log densities of the one that was stored.
+
+    Args:
+        estimator: What was rebuilt.
+        tensors: As :func:`describe_estimator` returns them.
+        exact: Whether they must agree to the bit, not only within rounding.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    found = _log_probs(estimator, tensors["probe_theta"], tensors["probe_x"])
+    tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-3, "atol": 1e-3}
+    for key, value in found.items():
+        if not torch.allclose(value, tensors[key], equal_nan=True, **tolerance):
+            raise ValueError(
+                f"The rebuilt {key.removeprefix('probe_')} does not reproduce the saved one: its "
+                "log densities differ. The builder or the prior is another than the one it was "
+                "trained with, or keeps state outside of its state_dict()."
+            )

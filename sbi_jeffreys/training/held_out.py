@@ -1,0 +1,181 @@
+"""What held-out data say of both models, and at what cost it is asked.
+
+The flow's loss is exact and cheap, and looked at after every epoch. The proxy's density needs draws
+for each x, so that it is looked at for few x, and not after every step: an epoch of few steps would
+otherwise spend its time on looking. A proxy that is a likelihood is judged by that, without draws.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..diagnostics import diagnose_proxy
+from ..estimator import JeffreysEstimator
+from ..likelihood.energy import LikelihoodEnergy
+from ..likelihood.row_losses import bounded, likelihood_losses, lowest
+from ..pool import losses as pool_losses
+from .batches import Data, LoaderData
+from .patience import ProxyPlateau
+
+__all__ = [
+    "LossHook",
+    "ProxyLooks",
+    "center_partition",
+    "flow_losses",
+    "pool_weight",
+]
+
+# Rows evaluated at once: enough to be fast, few enough for any memory.
+_CHUNK = 8192
+# Held-out x on which the proxy is looked at, the draws for each, and the least number of steps
+# between two looks; twice as many where nothing is decided by them.
+_ROWS, _DRAWS, _STEPS = 64, 32, 32
+# The same for its likelihood.
+_LIKELIHOOD_ROWS, _LIKELIHOOD_STEPS = 2000, 8
+# x over which the mean of log Z is taken in the end: on some tasks it varies by nats from x to x.
+_CENTER_ROWS = 512
+
+# Weights of the pool among which held-out data choose, and how many rows are asked.
+_WEIGHTS, _POOL_ROWS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75), 500
+
+LossHook = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Forward loss of (theta, x, masks), shape (B,), in place of the flow's cross-entropy."""
+
+
+@torch.no_grad()
+def flow_losses(
+    estimator: JeffreysEstimator,
+    data: Data | LoaderData,
+    device: str,
+    kernel: Callable[[Tensor], Tensor],
+    atomic: tuple[LossHook, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the flow's loss at each row, and the same with outliers bounded, nats, shapes (n,).
+
+    Args:
+        estimator: Flow and proxy, left in evaluation mode.
+        data: The rows.
+        device: Where to evaluate.
+        kernel: Calibration kernel, a function of x, that weighs the rows.
+        atomic: Loss of later rounds, which takes the place of the negative log density, and the
+            size of the batches whose parameters it contrasts.
+    """
+    estimator.eval()
+    losses, weights = [], []
+    for theta, x, masks in data.batches(atomic[1] if atomic else _CHUNK, device, shuffle=False):
+        if atomic:
+            loss = atomic[0](theta, x, masks)
+        else:
+            loss = -estimator.log_prob_embedded(theta.unsqueeze(0), estimator.embed(x))[0]
+        losses.append(loss)
+        weights.append(kernel(x))
+    loss, weight = torch.cat(losses), torch.cat(weights)
+    # Zero times infinity is no number, and what has no weight has no say.
+    plain, limited = (
+        torch.where(weight == 0, weight, weight * each) for each in (loss, bounded(loss))
+    )
+    return plain, limited
+
+
+@dataclass
+class ProxyLooks:
+    """What was seen of the proxy, and whether it has stopped to improve.
+
+    Args:
+        watch: Whether its best weights are kept, to be put back.
+
+    Attributes:
+        seen: The last diagnostics, by their names in the record.
+        looked: Steps at which they were made.
+        likelihood_looked: Steps at which the likelihood was last looked at.
+        plateau: The best weights.
+    """
+
+    watch: bool
+    seen: dict[str, float] = field(default_factory=dict)
+    looked: int = 0
+    likelihood_looked: int = -_LIKELIHOOD_STEPS
+    plateau: ProxyPlateau = field(default_factory=ProxyPlateau)
+
+    @torch.no_grad()
+    def look(
+        self, estimator: JeffreysEstimator, data: Data | LoaderData, steps: int, device: str
+    ) -> None:
+        """Measure the proxy after so many steps, if enough were taken since the last time."""
+        proxy = estimator.proxy
+        assert proxy is not None
+        # In a space that is still being learnt, likelihoods of two epochs do not compare.
+        exact = isinstance(proxy.network, LikelihoodEnergy) and not estimator.learns_embedding
+        if self.watch and exact and steps >= self.likelihood_looked + _LIKELIHOOD_STEPS:
+            self.likelihood_looked = steps
+            assert isinstance(proxy.network, LikelihoodEnergy)
+            theta, x = data.head(_LIKELIHOOD_ROWS, device)
+            losses = likelihood_losses(proxy.network, theta, estimator.embed(x))
+            self.plateau.look(losses, proxy, steps)
+        if self.seen and steps < self.looked + (2 * _STEPS if exact else _STEPS):
+            return
+        theta, x = data.head(_ROWS, device)
+        found = diagnose_proxy(estimator, theta, x, num_draws=_DRAWS)
+        std, mean = torch.std_mean(found.log_partition, correction=0)
+        self.looked = steps
+        self.seen = {
+            "validation_loss_proxy": found.nll.mean().item(),
+            "log_partition_mean": mean.item(),
+            "log_partition_std": std.item(),
+            "effective_sample_size": found.effective_sample_size.mean().item(),
+        }
+        if self.watch and not exact:
+            self.plateau.look(found.nll, proxy, steps)
+
+
+@torch.no_grad()
+def center_partition(estimator: JeffreysEstimator, data: Data | LoaderData, device: str) -> None:
+    """Let the mean of log Z over x be zero: a running mean of proxies is none of its own.
+
+    Args:
+        estimator: Flow and proxy; a proxy that is no likelihood stays as it is.
+        data: Rows, of which the first few hundred count.
+        device: Where to evaluate.
+    """
+    estimator.eval()
+    proxy = estimator.proxy
+    if proxy is None or not isinstance(proxy.network, LikelihoodEnergy):
+        return
+    theta, x = data.head(_CENTER_ROWS, device)
+    # Draws for all of them at once would take more memory than a step of training.
+    mean = torch.cat(
+        [
+            diagnose_proxy(estimator, *few, num_draws=_DRAWS).log_partition
+            for few in zip(theta.split(_ROWS), x.split(_ROWS), strict=True)
+        ]
+    ).mean()
+    if mean.isfinite():
+        proxy.network.log_ratio -= mean
+
+
+@torch.no_grad()
+def pool_weight(
+    estimator: JeffreysEstimator,
+    data: Data | LoaderData,
+    device: str,
+    kernel: Callable[[Tensor], Tensor],
+) -> float:
+    """Return the weight of the proxy in the pool with the lowest loss on held-out rows.
+
+    A row that gains at one weight gains at others, so that even ten rows are a good guide. A gain
+    that has to be sure is mostly given away.
+
+    Args:
+        estimator: Flow and proxy.
+        data: The rows.
+        device: Where to evaluate.
+        kernel: Calibration kernel, a function of x, that weighs the rows.
+    """
+    if estimator.proxy is None:
+        return 0.0
+    estimator.eval()
+    theta, x = data.head(_POOL_ROWS, device)
+    losses = pool_losses(estimator, theta, estimator.embed(x), _WEIGHTS)
+    return _WEIGHTS[lowest(losses, kernel(x))]

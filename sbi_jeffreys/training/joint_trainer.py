@@ -1,0 +1,361 @@
+"""What sbi's trainer calls: an estimator is built, trained, once more if need be, and pickled."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from operator import le
+from typing import Any
+
+import torch
+from sbi.inference.trainers._contracts import LossArgs, TrainConfig
+from sbi.inference.trainers.npe.npe_c import NPE_C
+from sbi.utils import RestrictedPrior
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..base import Base
+from ..draws import Draws
+from ..duals import Weighting, is_maximum_likelihood
+from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
+from ..features.screening import missed
+from ..flows import DEFAULT_FLOW, accelerate, flow_builder, starts_in_closed_form
+from ..layers.embedded import evaluating
+from ..likelihood.energy import LikelihoodEnergy
+from ..likelihood.forms import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
+from ..priors import proper
+from ..proxy import ProxyBuilder, check_network, proxy_builder
+from ..utils.checks import check_atomic
+from ..utils.seeding import forked, generator_states
+from ..utils.simulations import fraction_outside_prior
+from ..utils.warn import warn
+from .batches import ones
+from .first_steps import default_rates
+from .held_out import center_partition
+from .record import report_epoch, report_run
+from .run import begin, run
+from .second_proxy import is_better, likelihood_is_doubtful
+from .steps import Settings
+from .training import Training
+
+__all__ = ["JointTrainer"]
+
+
+# What a call sets before anything is trained. The split is of a training, which may be resumed.
+_OF_A_CALL = (
+    "_neural_net",
+    "_validation_data",
+    "train_indices",
+    "val_indices",
+    "_rows",
+    "_screened",
+)
+# Simulations at which a user's proxy is tried.
+_ROWS_TO_TRY = 6
+
+
+class JointTrainer(NPE_C):
+    """The part of :class:`~sbi_jeffreys.trainer.JeffreysNPE` that nobody calls but sbi.
+
+    Attributes that have no value here are set by that class.
+    """
+
+    _neural_net: Any
+    _build_neural_net: Any
+    _default_flow: bool
+    # What a saved posterior is rebuilt from; builders without a name must be handed in again.
+    _spec: dict[str, Any]
+    _build_proxy: ProxyBuilder
+    _weighting: Weighting
+    _draws: Draws
+    _settings: dict[str, Any]
+
+    _generator_states: dict[str, Any] | None = None
+    _validation_data: tuple[Tensor, Tensor] | None = None
+    _training: Training | None = None
+    # First round and number of simulations of the last training.
+    _rows = (0, 0)
+    # Number of simulations by which columns of x were last chosen.
+    _screened = 0
+    _simple_start = False
+    # Whether the estimator has just been built, and its likelihood may take any form.
+    _formless = False
+    # Rates, of flow and proxy, that have once been found too high.
+    _too_high = (float("inf"), float("inf"))
+
+    def _progress(self) -> tuple[int, int]:
+        """Return what is another after a training has begun or gone on."""
+        training = self._training
+        return id(training), 0 if training is None else training.steps
+
+    @contextlib.contextmanager
+    def _unchanged_unless_begun(self) -> Iterator[None]:
+        """Put back what an error, or Ctrl-C, has left that came before the first step."""
+        progress = self._progress()
+        before = {name: getattr(self, name) for name in _OF_A_CALL if hasattr(self, name)}
+        try:
+            yield
+        except BaseException:
+            if self._progress() == progress:
+                for name in _OF_A_CALL:
+                    self.__dict__.pop(name, None)
+                self.__dict__.update(before)
+                if self._neural_net is not None:
+                    self._neural_net.eval()
+            raise
+
+    def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
+        """Build flow and proxy in the place of sbi's flow."""
+        self._build(retrain_from_scratch, start_idx, self._build_proxy, self._spec)
+
+    def _build(
+        self,
+        retrain_from_scratch: bool,
+        start_idx: int,
+        build_proxy: ProxyBuilder,
+        spec: dict[str, Any],
+    ) -> None:
+        """Build the flow as sbi does, then join it with a proxy; ``spec`` has the names of both."""
+        fresh = self._neural_net is None or retrain_from_scratch
+        if fresh and (build_proxy is None or self._build_neural_net is None):
+            raise RuntimeError(
+                "This trainer was copied or unpickled, and the function that built its "
+                "density_estimator or proxy is none that a pickle holds: make a new JeffreysNPE "
+                "with it, and append the simulations there."
+            )
+        if fresh and self._default_flow:
+            # Behind walls, held-out parameters beyond the others would have no density at all.
+            walls = None if self._outside_prior(start_idx) else self._prior
+            self._build_neural_net = flow_builder(DEFAULT_FLOW, walls)
+        super()._initialize_neural_network(retrain_from_scratch, start_idx)
+        self._simple_start = fresh and starts_in_closed_form(self._neural_net)
+        self._formless = fresh and spec["proxy"] == "likelihood"
+        if fresh:
+            self._neural_net = self._with_proxy(start_idx, build_proxy, spec)
+        self._warn_of_columns(start_idx, fresh=fresh)
+
+    def _warn_of_columns(self, start_idx: int, *, fresh: bool) -> None:
+        """Say so where new simulations tell of columns of x that the flow was built without."""
+        _, num = self._rows
+        more, self._screened = num > self._screened, num
+        if fresh or not more or not self._default_flow:
+            return
+        theta, x, _ = self.get_simulations(start_idx)
+        columns = missed(self._neural_net, theta, x, self.train_indices)
+        if columns:
+            # What sbi asks for where simulations of the first round are trained on again.
+            first = "" if self._round else ", force_first_round_loss=True"
+            warn(
+                f"Columns {columns} of x say something of theta in the simulations that are there "
+                "now, and the flow was built without them from earlier ones. To have it look at "
+                f"them, train(retrain_from_scratch=True{first})."
+            )
+
+    def _with_proxy(
+        self, start_idx: int, build_proxy: ProxyBuilder, spec: dict[str, Any]
+    ) -> JeffreysEstimator:
+        """Return the flow that sbi has built, joined with a proxy."""
+        theta, x, _ = self.get_simulations(start_idx)
+        # All of theta, but no more x than the scale of the proxy's input needs.
+        x = x[self.train_indices[:ROWS_FOR_SCALE]].cpu()
+        theta = theta[self.train_indices].cpu()
+        flow = self._neural_net
+        accelerate(flow)
+        # The flow alone can be saved, too.
+        flow.spec = {"density_estimator": spec["density_estimator"]}
+        with_proxy = not is_maximum_likelihood(self._weighting)
+        estimator = JeffreysEstimator(
+            flow,
+            theta,
+            x,
+            base=Base(self._prior, theta.to(self._device)).to("cpu") if with_proxy else None,
+            build_proxy=build_proxy,
+        )
+        estimator.spec = dict(spec)
+        if estimator.proxy is not None and spec["proxy"] is None:
+            network, few = estimator.proxy.network, slice(_ROWS_TO_TRY)
+            with torch.no_grad(), evaluating(estimator.flow):
+                context = estimator.embed(x[few])
+            check_network(getattr(network, "network", network), theta[few], context)
+        return estimator
+
+    def _outside_prior(self, start_idx: int) -> bool:
+        """Whether parameters to train on or to validate lie outside of the prior's support."""
+        thetas = [self.get_simulations(start_idx)[0]]
+        if self._validation_data is not None:
+            thetas.append(self._validation_data[0].to(thetas[0]))
+        return fraction_outside_prior(torch.cat(thetas).to(self._device), self._prior) > 0
+
+    def _run_training_loop(
+        self,
+        train_loader: Any,
+        val_loader: Any,
+        train_config: TrainConfig,
+        loss_args: LossArgs | None = None,
+        summarization_kwargs: dict[str, Any] | None = None,
+    ) -> JeffreysEstimator:
+        """Run the joint training in place of sbi's loop; once more if its proxy is doubtful."""
+        recorded = len(self._summary["training_loss"])
+        if self._begins_first_round:
+            # It is looked at anew.
+            self._too_high = JointTrainer._too_high
+        if self._formless:
+            self._choose_form(train_loader, val_loader, loss_args)
+        training = self._begin(train_loader, val_loader, train_config, loss_args)
+        self._training = training
+        try:
+            self._run(training, train_loader, val_loader, train_config)
+            if self._doubts_proxy(training, train_loader, val_loader, train_config):
+                self._try_pairs(training, train_loader, val_loader, train_config, loss_args)
+        finally:
+            # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
+            assert self._training is not None
+            self._finish(self._training, recorded, train_config.show_train_summary)
+        training = self._training
+        if not (training.diverged or training.converged):
+            # It begins as sbi's does, for whoever filters that.
+            warn(
+                f"Maximum number of epochs `max_num_epochs={train_config.max_num_epochs}` reached "
+                "before training had converged: raise it, or go on with resume_training=True and "
+                "more epochs in all."
+            )
+        with forked(self._device):
+            center_partition(training.estimator, train_loader, self._device)
+        return training.estimator
+
+    @property
+    def _begins_first_round(self) -> bool:
+        """Whether a first few steps can tell what learning rates do."""
+        return self._simple_start and self._round == 0
+
+    def _begin(self, data: Any, held_out: Any, config: TrainConfig, loss_args: Any) -> Training:
+        """Return the training to run, new or resumed, after a first look at held-out data."""
+        training = self._prepare(config, loss_args)
+        asked = training.settings
+        if begin(training, data, held_out, max_num_epochs=config.max_num_epochs):
+            self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
+        return training
+
+    def _run(self, training: Training, data: Any, held_out: Any, config: TrainConfig) -> None:
+        """Train to the end, in sight of the user."""
+        with tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch") as bar:
+            after_epoch = partial(report_epoch, self._summary, self._tracker, bar)
+            run(training, data, held_out, after_epoch, max_num_epochs=config.max_num_epochs)
+
+    def _choose_form(self, data: Any, held_out: Any, loss_args: Any) -> None:
+        """Give a likelihood that has just been built the form that held-out data prefer."""
+        estimator = self._neural_net
+        # In a space that is still to be learnt no form is better than another; and a form that is
+        # better for all x alike may not be so for those that a kernel chooses.
+        plain = loss_args.calibration_kernel is ones and not estimator.learns_embedding
+        if plain and isinstance(getattr(estimator.proxy, "network", None), LikelihoodEnergy):
+            rows, judges = data.head(ROWS_TO_FIT, "cpu"), held_out.head(ROWS_TO_JUDGE, "cpu")
+            take_fittest_form(estimator.to("cpu"), rows, judges)
+
+    def _doubts_proxy(
+        self, training: Training, data: Any, held_out: Any, config: TrainConfig
+    ) -> bool:
+        """Whether the default proxy was trained to the end, and a critic has found it wanting."""
+        ended = training.converged and not (training.diverged or config.resume_training)
+        # Of an unpickled trainer, what built its flow may be gone.
+        ended &= self._build_neural_net is not None
+        # Otherwise the critic would have to know of weights, proposals or a moving embedding.
+        plain = training.from_prior and training.kernel is ones and training.patience.trials
+        plain &= self._spec["proxy"] == "likelihood" and not training.estimator.learns_embedding
+        asked = ended and plain
+        return asked and likelihood_is_doubtful(training.estimator, data, held_out, self._device)
+
+    def _try_pairs(
+        self, first: Training, data: Any, held_out: Any, config: TrainConfig, loss_args: Any
+    ) -> None:
+        """Train once more, with a proxy of pairs; keep of the two what held-out data prefer."""
+        kept = first
+        try:
+            self._build(True, 0, proxy_builder("mlp"), self._spec | {"proxy": "mlp"})
+            second = self._begin(data, held_out, config, loss_args)
+            self._run(second, data, held_out, config)
+            if is_better(second.estimator, first.estimator, held_out, self._device):
+                kept = second
+        finally:
+            self._neural_net, self._training = kept.estimator, kept
+
+    def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
+        """Return the training to run: a new one, or the last one to resume."""
+        estimator = self._neural_net
+        estimator.to(self._device)
+        settings = Settings(
+            training_batch_size=config.training_batch_size,
+            learning_rate=config.learning_rate,
+            stop_after_epochs=config.stop_after_epochs,
+            clip_max_norm=config.clip_max_norm,
+            device=self._device,
+            **self._settings,
+        )
+        if all(map(le, self._too_high, (settings.learning_rate, settings.proxy_learning_rate))):
+            # One that is resumed keeps its rates, and one that begins has been warned of.
+            if not (config.resume_training or self._begins_first_round):
+                warn(
+                    f"learning_rate={settings.learning_rate:g} was too high in an earlier call: "
+                    "training goes on with the defaults. Pass a lower one to choose it yourself.",
+                    RuntimeWarning,
+                )
+            settings = default_rates(settings)
+        atomic = self._round > 0 and not loss_args.force_first_round_loss
+        hook = self._atomic_loss if atomic else None
+        if atomic:
+            others = self._validation_data
+            num_held_out = len(self.val_indices if others is None else others[0])
+            check_atomic(config.training_batch_size, num_held_out)
+        if config.resume_training and self._training is not None:
+            return self._training.resumed(settings, loss_args.calibration_kernel, hook)
+        restricted = any(isinstance(p, RestrictedPrior) for p in self._proposal_roundwise)
+        draws = replace(self._draws, simulated=0.0) if proper(self._prior) is None else self._draws
+        return Training(
+            estimator,
+            self._weighting,
+            draws,
+            settings,
+            loss_args.calibration_kernel,
+            hook,
+            from_prior=self._round == 0 and not restricted,
+            simple_start=self._simple_start and not estimator.learns_embedding,
+        )
+
+    def _atomic_loss(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
+        """Return sbi's loss for parameters that come from a proposal, shape (B,)."""
+        return -self._log_prob_proposal_posterior_atomic(theta, x, masks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled; sbi warns of what is lost, builders among it."""
+        state = super().__getstate__() | {"_build_proxy": None}
+        if self._training is not None:
+            if self._training.running:
+                # A tracker that keeps copies: they go on from there, as this one does.
+                state["_generator_states"] = generator_states(self._device)
+            state["_training"] = self._training.stopped()
+            # Functions need not be picklable; resuming sets these two anew.
+            state["_training"].kernel, state["_training"].forward_loss = ones, None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what was pickled; what was built by name can be built again."""
+        super().__setstate__(state)
+        name, proxy = self._spec["density_estimator"], self._spec["proxy"]
+        if name is not None:
+            self._build_neural_net = flow_builder(name, self._prior)
+        if proxy is not None:
+            self._build_proxy = proxy_builder(proxy)
+
+    def _finish(self, training: Training, recorded: int, show_summary: bool) -> None:
+        """Close the books of this call, before which so many epochs were recorded."""
+        training.estimator.eval()
+        training.estimator.zero_grad(set_to_none=True)
+        self.epoch, self._best_val_loss = training.epoch, training.kept_loss
+        values = {
+            "epochs_trained": len(self._summary["training_loss"]) - recorded,
+            "best_validation_loss": training.kept_loss,
+            "pool_weight": training.estimator.weight,
+        }
+        report_run(self._summary, self._tracker, self._round + 1, values)
+        if show_summary:
+            tqdm.write(self._describe_round(self._round, self._summary))
