@@ -9,11 +9,10 @@ the proxy with the draws of its base. What follows from the numbers is in
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .draws import Draws, ReverseSet
 from .estimator import JeffreysEstimator
-from .likelihood.energy import LikelihoodEnergy
 from .proxy import EnergyProxy
 
 __all__ = ["Evaluated", "evaluate", "evaluate_flow"]
@@ -61,7 +60,7 @@ def evaluate(
     """
     proxy = estimator.proxy
     assert proxy is not None
-    network = proxy.network
+    likelihood = proxy.likelihood
     num, rows = len(reverse_set.context), len(theta)
     sizes = (rows, reverse_set.plain, draws.flow * num)
     points = torch.cat(
@@ -75,15 +74,14 @@ def evaluate(
     num_own = draws.num_simulated(rows)
     log_prob, flow_own = evaluate_flow(estimator, points, conditions, num_own)
     # The proxy sees data in steps as if they were continuous.
-    seen = network.dequantize(context) if isinstance(network, LikelihoodEnergy) else context
+    seen = context if likelihood is None else likelihood.dequantize(context)
     all_seen = torch.cat((seen, reverse_set.context))
-    ratio, ratio_base, log_likelihood, shift = _ratios(network, points, base_draws, all_seen, which)
-    if log_likelihood is not None:
+    ratio, ratio_base, log_likelihood, shift = _ratios(proxy, points, base_draws, all_seen, which)
+    if likelihood is not None and log_likelihood is not None:
         log_likelihood = log_likelihood[:rows]
         if context.requires_grad:
             # An embedding that learns from it would make the data easy to explain: constant.
-            assert isinstance(network, LikelihoodEnergy)
-            log_likelihood = network.log_likelihood(theta, seen.detach())
+            log_likelihood = likelihood.log_likelihood(theta, seen.detach())
     flow_data, flow_plain, flow_samples = log_prob.split(sizes)
     _, proxy_plain, proxy_samples = (ratio + proxy.base.log_prob_soft(points)).split(sizes)
     return Evaluated(
@@ -121,17 +119,17 @@ def evaluate_flow(
 
 
 def _ratios(
-    network: nn.Module, theta: Tensor, base: Tensor, context: Tensor, which: Tensor
+    proxy: EnergyProxy, theta: Tensor, base: Tensor, context: Tensor, which: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return the log ratio at pairs (N,) and at base draws (M, B); a likelihood's two summands.
 
     Of x (B, c) each of theta (N, d) goes with one, base draws (M, d) with all. The summands are
     that at the pairs (N,) and that of x alone (B,).
     """
-    if not isinstance(network, LikelihoodEnergy):
-        at_pairs = network(theta.unsqueeze(0), context[which])[0]
-        return at_pairs, network(base.unsqueeze(1), context), None, None
-    at_pairs, at_base, shift = network.at_pairs_and_all(theta, base, context, which)
+    if proxy.likelihood is None:
+        at_pairs = proxy.network(theta.unsqueeze(0), context[which])[0]
+        return at_pairs, proxy.network(base.unsqueeze(1), context), None, None
+    at_pairs, at_base, shift = proxy.likelihood.at_pairs_and_all(theta, base, context, which)
     return at_pairs + shift[which], at_base + shift, at_pairs, shift
 
 
@@ -139,7 +137,7 @@ def _own_simulations(
     proxy: EnergyProxy | None, num: int, theta: Tensor, context: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return draws (num, d), (num, c) of the proxy's joint distribution; none if it has none."""
-    if num == 0 or proxy is None or not isinstance(proxy.network, LikelihoodEnergy):
+    if num == 0 or proxy is None or proxy.likelihood is None:
         return theta[:0], context[:0]
     own = proxy.base.sample(num).to(theta)
-    return own, proxy.network.simulate(own)
+    return own, proxy.likelihood.simulate(own)

@@ -31,13 +31,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .divergences import cross_entropy, huber, log_partition, log_variance, ranking_nce, reverse_kl
 from .draws import Draws, Negatives, ReverseQueue, ReverseSet
 from .estimator import JeffreysEstimator
 from .evaluation import Evaluated, evaluate, evaluate_flow
-from .likelihood.energy import LikelihoodEnergy
+from .proxy import EnergyProxy
 
 __all__ = ["LIMITS", "BatchTerms", "Limits", "batch_terms", "flow_terms", "lagrangian"]
 
@@ -150,7 +150,7 @@ def batch_terms(
             weights,
             base_draws,
             against_flow=draws.fraction if first_round else 0.0,
-            of_likelihood=_weight_of_likelihood(estimator.proxy.network),
+            of_likelihood=_weight_of_likelihood(estimator.proxy),
         ),
         gauge=_gauge_loss(found, reverse_set, log_z, with_base=first_round),
         reverse_estimate=(reverse_set.weights * seen).mean(),
@@ -234,9 +234,9 @@ def _proxy_loss(
     return loss
 
 
-def _weight_of_likelihood(network: nn.Module) -> float:
+def _weight_of_likelihood(proxy: EnergyProxy) -> float:
     """Return the weight that the likelihood has beside the ranking losses."""
-    as_one = isinstance(network, LikelihoodEnergy) and network.as_one
+    as_one = proxy.likelihood is not None and proxy.likelihood.as_one
     return _LIKELIHOOD_AS_ONE if as_one else _LIKELIHOOD
 
 

@@ -223,6 +223,11 @@ class EnergyProxy(nn.Module):
         # Not a submodule: shared weights have one owner and one entry in the state_dict.
         self.__dict__["embed"] = embed
 
+    @property
+    def likelihood(self) -> LikelihoodEnergy | None:
+        """The network if it is a likelihood: one that can be evaluated as such, and simulates."""
+        return self.network if isinstance(self.network, LikelihoodEnergy) else None
+
     def log_ratio(self, theta: Tensor, x: Tensor) -> Tensor:
         r"""Return :math:`f_\psi(\theta, x)`.
 

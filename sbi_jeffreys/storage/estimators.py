@@ -21,7 +21,6 @@ from ..estimator import JeffreysEstimator
 from ..features.components import Components
 from ..features.screening import Columns
 from ..flows import DEFAULT_FLOW, FlowBuilder, accelerate, flow_nn
-from ..likelihood.energy import LikelihoodEnergy
 from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
 from ..utils.seeding import seeded
 from ..walls import SoftWalls
@@ -225,8 +224,7 @@ def _join(
 
 def _form(proxy: EnergyProxy) -> dict[str, int]:
     """Return the form of a likelihood, which held-out data have chosen, as a keyword argument."""
-    network = proxy.network
-    return {"common": network.common} if isinstance(network, LikelihoodEnergy) else {}
+    return {} if proxy.likelihood is None else {"common": proxy.likelihood.common}
 
 
 def _number_of_gaussians(tensors: Tensors) -> dict[str, int]:

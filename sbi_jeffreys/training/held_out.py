@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..diagnostics import diagnose_proxy
 from ..estimator import JeffreysEstimator
-from ..likelihood.energy import LikelihoodEnergy
 from ..likelihood.row_losses import bounded, likelihood_losses, lowest
 from ..pool import losses as pool_losses
 from .batches import Data, LoaderData
@@ -106,13 +105,14 @@ class ProxyLooks:
         """Measure the proxy after so many steps, if enough were taken since the last time."""
         proxy = estimator.proxy
         assert proxy is not None
+        likelihood = None if estimator.learns_embedding else proxy.likelihood
         # In a space that is still being learnt, likelihoods of two epochs do not compare.
-        exact = isinstance(proxy.network, LikelihoodEnergy) and not estimator.learns_embedding
-        if self.watch and exact and steps >= self.likelihood_looked + _LIKELIHOOD_STEPS:
+        exact = likelihood is not None
+        due = self.watch and steps >= self.likelihood_looked + _LIKELIHOOD_STEPS
+        if likelihood is not None and due:
             self.likelihood_looked = steps
-            assert isinstance(proxy.network, LikelihoodEnergy)
             theta, x = data.head(_LIKELIHOOD_ROWS, device)
-            losses = likelihood_losses(proxy.network, theta, estimator.embed(x))
+            losses = likelihood_losses(likelihood, theta, estimator.embed(x))
             self.plateau.look(losses, proxy, steps)
         if self.seen and steps < self.looked + (2 * _STEPS if exact else _STEPS):
             return
@@ -140,8 +140,8 @@ def center_partition(estimator: JeffreysEstimator, data: Data | LoaderData, devi
         device: Where to evaluate.
     """
     estimator.eval()
-    proxy = estimator.proxy
-    if proxy is None or not isinstance(proxy.network, LikelihoodEnergy):
+    likelihood = None if estimator.proxy is None else estimator.proxy.likelihood
+    if likelihood is None:
         return
     theta, x = data.head(_CENTER_ROWS, device)
     # Draws for all of them at once would take more memory than a step of training.
@@ -152,7 +152,7 @@ def center_partition(estimator: JeffreysEstimator, data: Data | LoaderData, devi
         ]
     ).mean()
     if mean.isfinite():
-        proxy.network.log_ratio -= mean
+        likelihood.log_ratio -= mean
 
 
 @torch.no_grad()

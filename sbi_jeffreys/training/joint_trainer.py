@@ -21,7 +21,6 @@ from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from ..features.screening import missed
 from ..flows import DEFAULT_FLOW, accelerate, flow_builder, starts_in_closed_form
 from ..layers.embedded import evaluating
-from ..likelihood.energy import LikelihoodEnergy
 from ..likelihood.forms import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
 from ..priors import proper
 from ..proxy import ProxyBuilder, check_network, proxy_builder
@@ -248,7 +247,8 @@ class JointTrainer(NPE_C):
         # In a space that is still to be learnt no form is better than another; and a form that is
         # better for all x alike may not be so for those that a kernel chooses.
         plain = loss_args.calibration_kernel is ones and not estimator.learns_embedding
-        if plain and isinstance(getattr(estimator.proxy, "network", None), LikelihoodEnergy):
+        likelihood = None if estimator.proxy is None else estimator.proxy.likelihood
+        if plain and likelihood is not None:
             rows, judges = data.head(ROWS_TO_FIT, "cpu"), held_out.head(ROWS_TO_JUDGE, "cpu")
             take_fittest_form(estimator.to("cpu"), rows, judges)
 

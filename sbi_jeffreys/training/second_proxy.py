@@ -62,15 +62,15 @@ def likelihood_is_doubtful(
     estimator.eval()
     assert estimator.proxy is not None
     theta, x = held_out.head(_HELD_OUT, device)
-    network = estimator.proxy.network
-    if not isinstance(network, LikelihoodEnergy) or len(theta) < _FEWEST:
+    likelihood = estimator.proxy.likelihood
+    if likelihood is None or len(theta) < _FEWEST:
         return False
     # Draws are none of the training's, which may be resumed.
     with forked(device):
         with torch.no_grad():
             seen = data.head(_ROWS, device)
             context, held_out_context = estimator.embed(seen[1]), estimator.embed(x)
-        critic = _train_critic(network, (seen[0], context), (theta, held_out_context))
+        critic = _train_critic(likelihood, (seen[0], context), (theta, held_out_context))
         if critic is None:
             return False
         gains = _gains(critic, estimator, theta, held_out_context)

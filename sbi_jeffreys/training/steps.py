@@ -19,7 +19,6 @@ from torch import Tensor
 from ..draws import Draws, ReverseQueue, negatives
 from ..duals import DualState, Weighting
 from ..estimator import JeffreysEstimator
-from ..likelihood.energy import LikelihoodEnergy
 from ..objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms, lagrangian
 from .averaging import RunningMean, moving
 from .batches import Data, LoaderData
@@ -222,12 +221,10 @@ class JointSteps:
         proxy = self.estimator.proxy
         if proxy is None:
             return False
-        network = proxy.network
         # Without pairs of the proxy's own, the data alone would have every other step.
-        own = self.draws.num_simulated(num_rows)
-        if own == 0 or not isinstance(network, LikelihoodEnergy):
+        if proxy.likelihood is None or self.draws.num_simulated(num_rows) == 0:
             return True
-        first = self.steps < _WHOLE and not network.as_one
+        first = self.steps < _WHOLE and not proxy.likelihood.as_one
         return first or self.forward_loss is not None or self.steps % self.draws.every == 0
 
     def _terms(self, theta: Tensor, x: Tensor, masks: Tensor, *, whole: bool) -> BatchTerms:
