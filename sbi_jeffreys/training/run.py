@@ -116,9 +116,11 @@ def run_epochs(
 
     Args:
         training: Started (:meth:`~sbi_jeffreys.training.training.Training.start`), or to be
-        resumed. data: What to train on. held_out: What to look at. after_epoch: Takes the record of
-        each epoch. max_num_epochs: Largest number of epochs of the training, those before it was
-        resumed
+            resumed.
+        data: What to train on.
+        held_out: What to look at.
+        after_epoch: Takes the record of each epoch.
+        max_num_epochs: Largest number of epochs of the training, those before it was resumed
             included.
         outliers_in: What a user may look for outliers in.
 
