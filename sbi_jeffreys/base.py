@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from .features.scales import spread
-from .priors import draw, draw_on_gpu, log_prob, moved, proper
+from .inputs.priors import draw, draw_on_gpu, log_prob, moved, proper
 
 __all__ = ["WALL", "Base"]
 

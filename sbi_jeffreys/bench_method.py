@@ -22,13 +22,14 @@ import torch
 from joblib import Parallel, delayed
 from torch.distributions import Distribution
 
+from .benchmark.arguments import natural, positive
 from .benchmark.report.compare import bootstrap_interval
 from .benchmark.variants import VARIANTS
 from .diagnostics import diagnose_proxy
 from .simulators import SIMULATORS
 from .tasks import get_task, list_tasks
 from .trainer import JeffreysNPE
-from .utils.arguments import natural, positive
+from .utils.files import atomic_write
 from .utils.quiet import QuietTracker, quiet
 
 __all__ = ["differences", "main"]
@@ -183,7 +184,8 @@ def _run(jobs: list[tuple], path: Path, num_processes: int) -> pd.DataFrame:
     for row in runs:
         added = pd.DataFrame([row])
         done = added if done.empty else pd.concat([done, added], ignore_index=True)
-        done.to_csv(path, index=False)
+        with atomic_write(path) as temporary:
+            done.to_csv(temporary, index=False)
         print(f"{row['task']:24s} {row['variant']:30s} {row['nll']:8.3f} {row['seconds']:7.1f} s")
     asked = set(jobs)
     return done[[key in asked for key in done[_KEY].itertuples(index=False, name=None)]]

@@ -25,7 +25,7 @@ from torch.distributions import Distribution
 from .benchmark.machine import peak_memory_mb
 from .features.columns import features_of
 from .flows import DEFAULT_FLOW, NUM_BINS, plain_flow
-from .priors import moved
+from .inputs.priors import moved
 from .tasks import get_task
 from .trainer import JeffreysNPE
 from .utils.quiet import QuietTracker, quiet

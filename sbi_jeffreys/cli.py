@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 from ._version import __version__
+from .benchmark.arguments import natural, positive
 from .benchmark.cli import add_commands as add_bench_commands
-from .utils.arguments import natural, positive
 
 __all__ = ["main"]
 

@@ -32,17 +32,17 @@ from .draws import Draws
 from .duals import ResilientDual, Weighting, is_maximum_likelihood, weighting
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, flow_builder
+from .inputs.samples import check_points, check_trainable, split_samples
 from .objective import Limits
+from .optim.weights import copy_of_weights
 from .partition import log_unnormalized, measure_log_partition, settled_log_partition
 from .proxy import EnergyProxy, ProxyBuilder, proxy_builder
 from .training.batches import Data, ones
-from .training.patience import copy_of_weights
 from .training.record import append_epoch, new_record
 from .training.run import run_epochs
 from .training.steps import Settings
 from .training.training import Training
-from .utils.checks import check_not_negative, check_positive, check_seed
-from .utils.samples import check_points, check_trainable, split_samples
+from .utils.checks import check_counts, check_not_negative, check_positive, check_seed
 from .utils.seeding import forked, seeded
 
 __all__ = ["DRAWS", "STEPS_PER_EPOCH", "TEST_KEYS", "JeffreysDensity", "density_dual"]
@@ -135,11 +135,8 @@ class JeffreysDensity:
         proxy_weight_decay: float = 0.2,
         seed: int | None = None,
     ) -> None:
-        check_positive(
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            proxy_learning_rate=proxy_learning_rate,
-        )
+        check_counts(1, batch_size=batch_size)
+        check_positive(learning_rate=learning_rate, proxy_learning_rate=proxy_learning_rate)
         check_not_negative(proxy_weight_decay=proxy_weight_decay)
         dual = isinstance(objective, str) and objective == "dual"
         self._weighting: Weighting = density_dual() if dual else weighting(objective)
@@ -195,7 +192,7 @@ class JeffreysDensity:
             ValueError: If they are too few, of the wrong shape, not finite, or constant in a
                 column; if a number is out of range.
         """
-        check_positive(max_num_epochs=max_num_epochs)
+        check_counts(1, max_num_epochs=max_num_epochs)
         if stop_after_epochs is not None:
             check_positive(stop_after_epochs=stop_after_epochs)
         samples = check_points("samples", samples)
@@ -208,9 +205,6 @@ class JeffreysDensity:
             if held_out is None:
                 samples, held_out = split_samples(samples, validation_fraction)
             check_trainable(samples)
-            self._estimator = self._build(samples)
-            self._log_partition = None
-            self._summary = new_record() | {key: [] for key in TEST_KEYS}
             batch = min(self._settings["training_batch_size"], len(samples))
             settings = Settings(
                 **{**self._settings, "training_batch_size": batch},
@@ -221,7 +215,7 @@ class JeffreysDensity:
                 trials=False,
             )
             training = Training(
-                self._estimator,
+                self._build(samples),
                 self._weighting,
                 self._draws,
                 settings,
@@ -268,6 +262,9 @@ class JeffreysDensity:
             ": the density that was built gives held-out samples no finite density. Look for "
             "outliers among them.",
         )
+        # From here on there is a density to speak of; until here the last one stays.
+        self._estimator, self._log_partition = training.estimator, None
+        self._summary = new_record() | {key: [] for key in TEST_KEYS}
         last = training.best_weights
 
         def after_epoch(epoch: dict[str, float]) -> None:
@@ -312,6 +309,7 @@ class JeffreysDensity:
         if test is not None:
             losses["test_loss"] = -self.log_prob(test).mean().item()
         if estimator.proxy is not None:
+            # What a callback is told of Z, too; after training it is estimated with more draws.
             log_z = self._log_partition = measure_log_partition(estimator, num_pieces=1)
             # The training looks at each held-out row with a Z of its own; there is only one.
             epoch["log_partition_mean"], epoch["log_partition_std"] = log_z, 0.0
@@ -358,7 +356,8 @@ class JeffreysDensity:
         r""":math:`\log Z_\psi`, nats, by importance sampling from flow and base.
 
         The draws are doubled until the estimate moves by less than 0.01; if it does not settle
-        there is a warning. It is estimated once, under the density's own seed.
+        there is a warning. It is estimated once, under the density's own seed. A callback of
+        :meth:`fit` gets the epoch's estimate, from a fixed number of draws.
         """
         if self._log_partition is None:
             with seeded(self._seed):

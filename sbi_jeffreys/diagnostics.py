@@ -17,7 +17,7 @@ from .divergences import (
     reverse_kl,
 )
 from .estimator import JeffreysEstimator
-from .utils.arrays import as_float
+from .inputs.arrays import as_float
 from .utils.checks import check_counts
 
 __all__ = ["ProxyDiagnostics", "diagnose_proxy"]

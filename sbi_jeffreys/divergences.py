@@ -205,6 +205,10 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     Returns:
         Between 1 / S and 1, shape (B,); 0 where no draw has any weight.
     """
+    # Relative to the largest: infinite weights share all there is.
+    largest = log_weights.amax(dim=0)
+    infinite = (log_weights == torch.inf).to(log_weights)
+    log_weights = torch.where(largest == torch.inf, infinite.log(), log_weights)
     numerator = 2 * torch.logsumexp(log_weights, dim=0)
     denominator = torch.logsumexp(2 * log_weights, dim=0)
     share = torch.exp(numerator - denominator) / log_weights.shape[0]

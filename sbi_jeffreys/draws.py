@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .embedding import evaluating
 from .estimator import JeffreysEstimator
-from .layers.embedded import evaluating
 from .utils.checks import check_counts
 
 __all__ = ["Draws", "Negatives", "ReverseQueue", "ReverseSet", "negatives"]
@@ -55,6 +55,11 @@ class Draws:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be a finite number, not negative.")
+
+    @property
+    def parts(self) -> int:
+        """Steps for which samples at one batch's x last."""
+        return round(1 / self.fraction)
 
     def num_simulated(self, num_rows: int) -> int:
         """Return how many pairs the proxy simulates for a batch of so many rows."""
@@ -138,7 +143,7 @@ class ReverseQueue:
             draws: Numbers of samples.
         """
         if not self.sets:
-            parts = min(round(1 / draws.fraction), len(theta))
+            parts = min(draws.parts, len(theta))
             self.sets = _sample_sets(estimator, theta, context.detach(), weights, draws, parts)
         return self.sets.pop()
 

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from .costs import Cost, HuberCost, LinearCost, QuadraticCost
-from .utils.checks import check_positive
+from .utils.checks import check_not_negative, check_positive
 
 __all__ = [
     "DualState",
@@ -105,6 +105,9 @@ class ResilientDual:
                 f"initial has {len(self.initial)} multipliers for {len(self.costs)} costs; "
                 "give one for each."
             )
+        if self.initial is not None:
+            for value in self.initial:
+                check_not_negative(initial=value)
 
     def init(self) -> DualState:
         """Return the initial multipliers, projected, and the slacks that belong to them."""
@@ -165,8 +168,10 @@ class FixedWeights:
     weights: Sequence[float] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if len(self.weights) != 3 or not all(0 <= w < float("inf") for w in self.weights):
-            raise ValueError(f"weights must be three finite numbers >= 0, got {self.weights!r}.")
+        if len(self.weights) != 3:
+            raise ValueError(f"weights must be three numbers, got {self.weights!r}.")
+        for value in self.weights:
+            check_not_negative(weights=value)
         if self.weights[0] == 0 and self.weights[2] == 0:
             raise ValueError(f"weights {self.weights!r} leave both models without data.")
 

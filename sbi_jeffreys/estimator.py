@@ -18,22 +18,23 @@ from typing_extensions import Self
 
 from . import pool
 from .base import Base
-from .features.columns import Features
-from .features.components import Components
-from .features.linear import LinearPosterior, is_learnt
-from .features.scales import shift_and_scale
-from .features.screening import Columns
-from .flows import starts_in_closed_form
-from .layers.embedded import (
+from .embedding import (
     embedded,
     embedding_owner,
     evaluating,
+    is_learnt,
     without_embedding,
     zuko_log_prob,
     zuko_sample_with_log_prob,
 )
+from .features.columns import Features
+from .features.linear_posterior import LinearPosterior
+from .features.scales import shift_and_scale
+from .flows import starts_in_closed_form
 from .likelihood.energy import LikelihoodEnergy
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder
+from .selection.components import Components
+from .selection.screening import Columns
 from .utils.seeding import in_place_of_global
 
 __all__ = ["ROWS_FOR_SCALE", "JeffreysEstimator"]
@@ -128,6 +129,17 @@ class JeffreysEstimator(ConditionalDensityEstimator):
                 network.follow(module, x)
 
     @property
+    def columns_seen(self) -> list[int] | None:
+        """Numbers of the columns of x that the default flow was given; ``None`` if all were."""
+        kept = (m.kept.tolist() for m in self.flow.modules() if isinstance(m, Columns))
+        return next(kept, None)
+
+    @property
+    def num_components(self) -> int:
+        """Number of principal components that the default flow sees in their place; 0 if none."""
+        return next((len(m.offset) for m in self.flow.modules() if isinstance(m, Components)), 0)
+
+    @property
     def weight(self) -> float:
         """Weight of the proxy in the pool."""
         return self.pool_weight.item()
@@ -184,10 +196,16 @@ class JeffreysEstimator(ConditionalDensityEstimator):
 
         Raises:
             RuntimeError: If a gradient in x is asked of the pool, whose normaliser has none.
+            TypeError: If the pool is given keyword arguments.
         """
         input, condition = self._in_own_type(input), self._in_own_type(condition)
         if not self.weight:
             return self.flow.log_prob(input, condition, **kwargs)
+        if kwargs:
+            raise TypeError(
+                f"log_prob of the pool of flow and proxy takes no {', '.join(sorted(kwargs))}: it "
+                "is for the flow alone, estimator.flow."
+            )
         if condition.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "x requires a gradient, which the pool of flow and proxy does not have: its "

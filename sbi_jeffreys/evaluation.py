@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .draws import Draws, ReverseSet
+from .draws import ReverseSet
 from .estimator import JeffreysEstimator
 from .proxy import EnergyProxy
 
@@ -45,8 +45,9 @@ def evaluate(
     theta: Tensor,
     context: Tensor,
     reverse_set: ReverseSet,
-    draws: Draws,
     base_draws: Tensor,
+    *,
+    num_own: int,
 ) -> Evaluated:
     """Evaluate flow and proxy at all points of one batch.
 
@@ -55,23 +56,22 @@ def evaluate(
         theta: Parameters, shape (B, d).
         context: Embedded data, shape (B, c).
         reverse_set: Where D2 looks.
-        draws: Numbers of samples.
         base_draws: Negatives, shape (M, d).
+        num_own: Pairs that the proxy simulates, if it is a likelihood.
     """
     proxy = estimator.proxy
     assert proxy is not None
     likelihood = proxy.likelihood
-    num, rows = len(reverse_set.context), len(theta)
-    sizes = (rows, reverse_set.plain, draws.flow * num)
+    rows, (draws, num) = len(theta), reverse_set.samples.shape[:2]
+    sizes = (rows, reverse_set.plain, draws * num)
     points = torch.cat(
         (theta, reverse_set.theta[: reverse_set.plain], reverse_set.samples.flatten(0, 1))
     )
     # Which x each of them goes with: the batch's come first, then those of D2.
     at_data = torch.arange(rows + reverse_set.plain, device=theta.device)
-    at_samples = torch.arange(rows, rows + num, device=theta.device).repeat(draws.flow)
+    at_samples = torch.arange(rows, rows + num, device=theta.device).repeat(draws)
     which = torch.cat((at_data, at_samples))
     conditions = torch.cat((context, reverse_set.context))[which]
-    num_own = draws.num_simulated(rows)
     log_prob, flow_own = evaluate_flow(estimator, points, conditions, num_own)
     # The proxy sees data in steps as if they were continuous.
     seen = context if likelihood is None else likelihood.dequantize(context)

@@ -3,7 +3,7 @@ r"""The default flow: zuko's neural spline flow with coupling layers, behind sof
 zuko's coupling layers and splines. Ours are the features of x
 (:mod:`sbi_jeffreys.features.columns`), the soft walls that keep the flow inside of the prior's
 support (:mod:`sbi_jeffreys.walls`), the linear part of the posterior, taken out in closed form
-(:mod:`sbi_jeffreys.features.linear`), a layer that is a Gaussian given x
+(:mod:`sbi_jeffreys.features.regression`), a layer that is a Gaussian given x
 (:mod:`sbi_jeffreys.layers.conditional_gaussian`), which features each layer transforms
 (:func:`_order`), and the way the spline and its layers are evaluated
 (:mod:`sbi_jeffreys.layers.splines`, :mod:`sbi_jeffreys.layers.autoregressive`): the same
@@ -20,29 +20,27 @@ from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from sbi.neural_nets.factory import model_builders
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution
 from zuko.distributions import DiagNormal
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.core import Flow
 from zuko.lazy import UnconditionalDistribution
-from zuko.nn import MaskedLinear
 from zuko.transforms import MonotonicRQSTransform
 
-from .features.linear import LinearRegression, column_scales, is_learnt, to_standard_space
-from .features.scales import standardizer
-from .features.seen import what_to_see
-from .layers.autoregressive import AutoregressiveSpline, is_layered
+from .embedding import embedded, evaluating, is_learnt
+from .features.linear_posterior import to_standard_space
+from .features.regression import LinearRegression
+from .features.scales import column_scales, standardizer
+from .inputs.priors import proper
+from .layers.autoregressive import accelerate
 from .layers.conditional_gaussian import ConditionalGaussian
-from .layers.embedded import embedded, evaluating
-from .layers.splines import RationalQuadraticSpline
-from .priors import proper
+from .selection.seen import what_to_see
 from .utils.checks import check_counts
 
 __all__ = [
     "DEFAULT_FLOW",
     "NUM_BINS",
     "FlowBuilder",
-    "accelerate",
     "flow_builder",
     "flow_nn",
     "plain_flow",
@@ -83,10 +81,10 @@ def flow_nn(
             (:func:`sbi_jeffreys.features.columns.features_of`).
         columns: Numbers of the columns of x to look at, where x is a vector and there is no
             embedding net. By default those that say something of theta
-            (:func:`sbi_jeffreys.features.screening.informative`).
+            (:func:`sbi_jeffreys.selection.screening.informative`).
         components: Number of principal components to look at in place of these columns, 0 for the
             columns themselves. By default those that tell more of theta, if there are such
-            (:func:`sbi_jeffreys.features.components.components_of`); images and series without an
+            (:func:`sbi_jeffreys.selection.components.components_of`); images and series without an
             embedding net are flattened first.
 
     Returns:
@@ -269,51 +267,3 @@ def flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
             f"sbi's {sorted(model_builders)}, or pass a function of (theta, x)."
         )
     return posterior_nn(model=density_estimator)
-
-
-def accelerate(flow: nn.Module) -> None:
-    """Let the splines of a zuko flow, and their autoregressive layers, be evaluated by ours.
-
-    The parameters, their names and the function stay what they are. Other modules are left alone.
-
-    Args:
-        flow: Any module, changed in place.
-    """
-    module: Any
-    for module in flow.modules():
-        # Without a network (one dimension, no condition) the parameters stand alone.
-        constructor = getattr(module, "univariate", None) if hasattr(module, "hyper") else None
-        if isinstance(constructor, partial) and constructor.func is MonotonicRQSTransform:
-            ours = partial(RationalQuadraticSpline, *constructor.args, **constructor.keywords)
-            module.univariate, module.shapes = ours, [(module.total,)]
-            if type(module) is MaskedAutoregressiveTransform and is_layered(module):
-                module.__class__ = _SplineTransform
-                for layer in module.hyper:
-                    if isinstance(layer, MaskedLinear):
-                        # As numbers: a product with truth values would make these of them first.
-                        layer.mask = layer.mask.to(layer.weight)
-
-
-class _SplineTransform(MaskedAutoregressiveTransform):
-    """zuko's transformation, evaluated with rows in the last dimension."""
-
-    # The order that groups were last made of, its version, and the groups.
-    _found: tuple[Tensor, int, list[Tensor]] | None = None
-
-    def groups(self) -> list[Tensor]:
-        """Return the features of each group, in the order in which an inverse finds them.
-
-        They are remembered: what asks a GPU for its values makes it wait.
-        """
-        order = self.order
-        version = -1 if order.is_inference() else order._version
-        if self._found is None or self._found[0] is not order or self._found[1] != version:
-            # Remembered for uses that take gradients, too.
-            with torch.inference_mode(False):
-                groups = [(order == group).nonzero().squeeze(-1) for group in order.unique()]
-            self._found = order, version, groups
-        return self._found[2]
-
-    def forward(self, c: Tensor | None = None) -> Transform:
-        # What a user has changed since is left to zuko.
-        return AutoregressiveSpline(self, c) if is_layered(self) else super().forward(c)

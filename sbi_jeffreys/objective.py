@@ -134,7 +134,8 @@ def batch_terms(
     context = estimator.embed(x)
     queue = ReverseQueue() if queue is None else queue
     reverse_set = queue.next(estimator, theta, context, weights, draws)
-    found = evaluate(estimator, theta, context, reverse_set, draws, base_draws.theta)
+    num_own = draws.num_simulated(len(theta))
+    found = evaluate(estimator, theta, context, reverse_set, base_draws.theta, num_own=num_own)
     log_z = log_partition(found.proxy_samples, found.flow_samples.detach())
     seen = reverse_kl(found.flow_samples, found.proxy_samples, log_z).detach()
     loss = cross_entropy(found.flow_data) if forward_loss is None else forward_loss(theta, x)
@@ -149,7 +150,7 @@ def batch_terms(
             reverse_set,
             weights,
             base_draws,
-            against_flow=draws.fraction if first_round else 0.0,
+            against_flow=1 / draws.parts if first_round else 0.0,
             of_likelihood=_weight_of_likelihood(estimator.proxy),
         ),
         gauge=_gauge_loss(found, reverse_set, log_z, with_base=first_round),

@@ -30,7 +30,7 @@ from torch.distributions import Distribution
 
 from ._version import __version__
 from .flows import DEFAULT_FLOW
-from .priors import check_prior, moved
+from .inputs.priors import check_prior, moved
 from .proxy import ProxyBuilder
 from .storage.distributions import (
     Tensors,

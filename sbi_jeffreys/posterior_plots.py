@@ -105,6 +105,12 @@ def _check_samples(samples: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         )
     if not samples:
         raise ValueError("samples is empty: pass at least one posterior's samples by name.")
+    for name, given in samples.items():
+        if hasattr(given, "sample"):
+            raise TypeError(
+                f"samples[{name!r}] is a {type(given).__name__}: pass its samples, "
+                "posterior.sample((1000,), x=x)."
+            )
     arrays = {
         name: torch.as_tensor(value).detach().cpu().double().numpy()
         for name, value in samples.items()

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from .base import WALL, Base
-from .features.linear import MOST_FEATURES, LinearPosterior
+from .embedding import evaluating
+from .features.linear_posterior import LinearPosterior
+from .features.regression import MOST_FEATURES
 from .features.scales import spread
-from .layers.embedded import evaluating
 from .likelihood.energy import LikelihoodEnergy
 from .utils.checks import check_counts
 
@@ -108,7 +109,8 @@ def _likelihood(theta: Tensor, context: Tensor, **kwargs: Any) -> nn.Module:
     """Return a likelihood's energy where there are data, and not too many; else a network."""
     if 0 < context.shape[1] <= MOST_FEATURES:
         return LikelihoodEnergy(theta, context, **kwargs)
-    return PairMLP(theta, context)
+    of_likelihood = {"num_components", "common"}
+    return PairMLP(theta, context, **{k: v for k, v in kwargs.items() if k not in of_likelihood})
 
 
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {"likelihood": _likelihood, "mlp": PairMLP}

@@ -25,7 +25,16 @@ from .draws import Draws
 from .duals import Weighting, weighting
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, flow_builder
-from .priors import check_prior
+from .inputs.priors import check_prior
+from .inputs.simulations import (
+    check_held_out,
+    check_same_rows,
+    check_same_simulations,
+    check_simulations,
+    check_varies,
+    constant_column,
+    warn_outside_prior,
+)
 from .proxy import ProxyBuilder, proxy_builder
 from .training.batches import Data, PerRow, num_to_train_on, ones, through_loaders
 from .training.joint_trainer import JointTrainer
@@ -38,16 +47,7 @@ from .utils.checks import (
     check_seed,
     check_training,
 )
-from .utils.seeding import aside, generator_states, seeded
-from .utils.simulations import (
-    check_held_out,
-    check_same_rows,
-    check_same_simulations,
-    check_simulations,
-    check_varies,
-    constant_column,
-    warn_outside_prior,
-)
+from .utils.seeding import aside, generator_states, of_round, seeded
 
 __all__ = ["JeffreysNPE"]
 
@@ -179,7 +179,7 @@ class JeffreysNPE(JointTrainer):
             data_device: As in sbi.
 
         Raises:
-            TypeError, ValueError: See :func:`sbi_jeffreys.utils.simulations.check_simulations`.
+            TypeError, ValueError: See :func:`sbi_jeffreys.inputs.simulations.check_simulations`.
         """
         theta, x = check_simulations(theta, x, self._prior, self._event_shape)
         proposal = self._with_our_prior(proposal)
@@ -239,21 +239,19 @@ class JeffreysNPE(JointTrainer):
             training_batch_size: As in sbi; the last rows join the other batches.
             learning_rate: Learning rate of the flow: Muon for its matrices, whose updates have a
                 root mean square of 0.6 times this rate whatever the gradient, Adam for the rest
-                (:class:`sbi_jeffreys.training.muon.Muon`); Adam for all with ``objective="ml"``.
+                (:class:`sbi_jeffreys.optim.muon.Muon`); Adam for all with ``objective="ml"``.
                 With a rate above the default at which first steps lose what the default flow's
                 start explains, training warns and takes the default
                 (:mod:`sbi_jeffreys.training.first_steps`). A training that is resumed keeps its
                 rates, as in sbi, unless it has diverged.
             validation_fraction: As in sbi.
-            stop_after_epochs: Epochs without progress of the flow's held-out cross-entropy. A lower
-                price of D2 is tried after a quarter
-                (:class:`sbi_jeffreys.training.patience.Patience`); epochs of fewer than four
-                batches count less and, where prices are tried, epochs of more than twenty as one
-                for every twenty, those within the first 200 steps do not count (nor do weights that
-                were best in these, unless a run ends there), and all count less at a learning rate
-                below the default, in proportion, down to a tenth. Otherwise as in sbi. The best
-                weights are kept; with the default flow, whose start is the linear posterior in
-                closed form, only if they beat that by a standard error on held-out data
+            stop_after_epochs: Epochs without progress of the flow's held-out cross-entropy, after
+                which training stops. A lower price of D2 is tried after a quarter of them. Epochs
+                of fewer than four batches count in proportion, those of more than twenty as one for
+                every twenty; the first 200 steps do not count; at a learning rate below the default
+                all count less (:class:`sbi_jeffreys.training.patience.Patience`). The best weights
+                are kept. With the default flow, whose start is the linear posterior in closed form,
+                they must beat that by a standard error on held-out data
                 (:meth:`sbi_jeffreys.training.training.Training.settle`).
             max_num_epochs: Largest number of epochs; as in sbi, those before a training was resumed
                 count.
@@ -329,7 +327,9 @@ class JeffreysNPE(JointTrainer):
                 stop_after_epochs=stop_after_epochs,
                 max_num_epochs=max_num_epochs,
                 clip_max_norm=clip_max_norm,
-                calibration_kernel=PerRow(calibration_kernel) if calibration_kernel else ones,
+                calibration_kernel=(
+                    ones if calibration_kernel is None else PerRow(calibration_kernel)
+                ),
                 resume_training=resume_training,
                 force_first_round_loss=force_first_round_loss,
                 discard_prior_samples=discard_prior_samples,
@@ -346,7 +346,7 @@ class JeffreysNPE(JointTrainer):
     @contextlib.contextmanager
     def _seeded(self, resume: bool) -> Iterator[None]:
         """Run under the trainer's own seed, and leave the global generators as they were."""
-        seed = None if self._seed is None else self._seed + max(self._data_round_index)
+        seed = None if self._seed is None else of_round(self._seed, max(self._data_round_index))
         states = self._generator_states if resume else None
         before = self._progress()
         with seeded(seed, self._device, states):

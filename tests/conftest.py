@@ -9,18 +9,13 @@ from trainers import PRIOR
 torch.set_num_threads(1)
 
 
-# Where fits of the likelihood's forms are what is tested, or other processes make them. Elsewhere
-# they would take a second for each training.
-_FITTED = ("test_likelihood_forms", "test_forms_in_training", "test_runner")
-
-
 @pytest.fixture(autouse=True)
 def _start(request, tmp_path, monkeypatch) -> None:
     """A fixed seed, and a folder of its own: sbi writes logs to where it is."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    in_full = request.module.__name__ in _FITTED or request.node.get_closest_marker("slow")
-    if not in_full:
+    # Elsewhere these fits would take a second for each training.
+    if not any(map(request.node.get_closest_marker, ("full_fit", "slow"))):
         monkeypatch.setattr("sbi_jeffreys.likelihood.fit._STEPS", 20)
 
 

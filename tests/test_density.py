@@ -260,7 +260,12 @@ FLAT = torch.cat((GOOD[:, :1], torch.full((20, 1), 2.5)), dim=1)
         (GOOD, {"test_data": NAN}, ValueError, "test_data holds NaN"),
         (GOOD, {"test_data": GOOD[0]}, ValueError, "test_data must have shape"),
         (GOOD, {"validation_fraction": 1.0}, ValueError, "validation_fraction must lie in"),
-        (GOOD, {"max_num_epochs": 0}, ValueError, "max_num_epochs must be a positive number"),
+        (
+            GOOD,
+            {"max_num_epochs": 0},
+            ValueError,
+            "max_num_epochs must be an integer of at least 1",
+        ),
         (GOOD, {"stop_after_epochs": 0}, ValueError, "stop_after_epochs must be a positive number"),
     ],
 )
@@ -278,7 +283,7 @@ def test_bad_samples(samples, arguments, error, message):
         ({"density_estimator": "maf"}, ValueError, "'maf' needs a condition, and a density has no"),
         ({"proxy": "cnn"}, ValueError, "Unknown proxy"),
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
-        ({"batch_size": 0}, ValueError, "batch_size must be a positive number"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate must be a positive number"),
         ({"proxy_learning_rate": "fast"}, TypeError, "proxy_learning_rate must be a number"),
         ({"proxy_weight_decay": -0.1}, ValueError, "proxy_weight_decay must not be negative"),
@@ -378,3 +383,29 @@ def test_densities_have_no_gradient():
     assert not found.log_prob(draw(3)).requires_grad
     assert not found.proxy_log_prob(draw(3)).requires_grad
     assert not found.sample(3).requires_grad
+
+
+def test_a_fit_that_is_refused_leaves_the_last_one():
+    density, x = JeffreysDensity(seed=0).fit(draw(60), max_num_epochs=1), draw(5, seed=9)
+    before, summary = density.log_prob(x), density.summary
+    log_z = density.log_partition
+    with pytest.raises(ValueError, match="outliers among them"):
+        density.fit(draw(60), validation_data=torch.full((3, 2), 1e30))
+    assert torch.equal(density.log_prob(x), before)
+    assert density.summary is summary
+    assert density.log_partition == log_z
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: JeffreysDensity(batch_size=0.5), "batch_size must be an integer of at least 1"),
+        (
+            lambda: JeffreysDensity().fit(draw(20), max_num_epochs=1.5),
+            "max_num_epochs must be an integer of at least 1, got 1.5",
+        ),
+    ],
+)
+def test_numbers_of_rows_and_epochs_are_integers(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

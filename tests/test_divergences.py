@@ -324,3 +324,9 @@ def test_ranking_nce_is_bounded_and_blind_to_functions_of_x():
 def test_ranking_nce_of_one_slot_among_equals():
     found = ranking_nce(torch.zeros(8, 3, dtype=torch.float64))
     torch.testing.assert_close(found, torch.full((3,), math.log(8), dtype=torch.float64), **EXACT)
+
+
+def test_effective_sample_size_of_infinite_weights():
+    log_weights = torch.tensor([[torch.inf, torch.inf], [0.0, torch.inf], [-torch.inf, 1.0]])
+    # They share all there is: one of three draws, two of three.
+    torch.testing.assert_close(effective_sample_size(log_weights), torch.tensor([1 / 3, 2 / 3]))

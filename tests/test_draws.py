@@ -125,3 +125,8 @@ def test_the_undisturbed_are_no_more_than_the_jittered():
         problem.estimator, torch.zeros(5, 2), context, torch.ones(5), Draws(fraction=1.0)
     )
     assert there.plain == 2
+
+
+@pytest.mark.parametrize(("fraction", "parts"), [(1.0, 1), (0.7, 1), (0.5, 2), (0.3, 3)])
+def test_a_fraction_is_rounded_to_parts_of_a_batch(fraction, parts):
+    assert Draws(fraction=fraction).parts == parts

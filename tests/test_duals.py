@@ -282,6 +282,13 @@ class OnlyInit:
         (lambda: ResilientDual((LinearCost(),) * 3, rate=0.0), ValueError, "rate.*0.0"),
         (lambda: ResilientDual((LinearCost(),) * 3, rate=-0.1), ValueError, "rate.*-0.1"),
         (lambda: ResilientDual((LinearCost(),) * 3, initial=(1.0,)), ValueError, "1 .* 3 costs"),
+        (
+            lambda: ResilientDual((LinearCost(),) * 3, initial=(1.0, math.nan, 1.0)),
+            ValueError,
+            "initial.*nan",
+        ),
+        (lambda: ResilientDual((LinearCost(),) * 3, initial=(1, -1, 1)), ValueError, "initial.*-1"),
+        (lambda: FixedWeights(("a", 1.0, 1.0)), TypeError, "weights must be a number, got 'a'"),
         (lambda: FixedWeights((1.0, 1.0)), ValueError, "three"),
         (lambda: FixedWeights((1.0,) * 4), ValueError, "three"),
         (lambda: FixedWeights((1.0, -1.0, 1.0)), ValueError, "-1.0"),

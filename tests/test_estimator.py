@@ -406,3 +406,11 @@ def test_parameters_and_x_of_another_type_are_taken(name, weight):
     torch.testing.assert_close(
         estimator.log_prob(theta[None], whole.long()), estimator.log_prob(theta[None], whole)
     )
+
+
+def test_a_pool_takes_no_arguments_of_the_flow():
+    theta, x = torch.randn(30, 2), torch.randn(30, 2)
+    estimator = make("ours", theta, x)
+    estimator.weight = 0.5
+    with pytest.raises(TypeError, match="takes no nonsense: it is for the flow alone"):
+        estimator.log_prob(theta, x, nonsense=1)

@@ -13,7 +13,8 @@ from zuko.transforms import MonotonicRQSTransform
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
-from sbi_jeffreys.flows import accelerate, flow_nn
+from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.layers.autoregressive import accelerate
 from sbi_jeffreys.layers.splines import RationalQuadraticSpline
 from sbi_jeffreys.proxy import proxy_nn
 from sbi_jeffreys.utils.quiet import QuietTracker

@@ -1,6 +1,6 @@
 """On a GPU: what trains there trains, says what the CPU says, and its files know no device.
 
-Skipped where there is none. :mod:`tests.test_device` plays a GPU everywhere else.
+Skipped where there is none. `trainer/test_device.py` plays a GPU everywhere else.
 """
 
 import copy

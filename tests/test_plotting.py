@@ -204,3 +204,9 @@ def test_global_state_is_untouched(samples, summary):
 def test_posteriors_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         plot_posteriors(**arguments)
+
+
+def test_a_posterior_is_not_its_samples():
+    posterior = torch.distributions.Normal(torch.zeros(2), torch.ones(2))
+    with pytest.raises(TypeError, match=r"samples\['NPE'\] is a Normal: pass its samples"):
+        plot_posteriors({"NPE": posterior})

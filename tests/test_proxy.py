@@ -319,3 +319,13 @@ def test_a_restricted_prior_does_not_print(capsys):
     capsys.readouterr()
     assert (base.sample(50)[:, 0] > 0).all()
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("c", [0, 501])
+def test_where_pairs_take_the_place_of_a_likelihood_they_get_its_sizes(c):
+    theta, context = torch.randn(20, 2), torch.randn(20, c)
+    network = proxy_nn("likelihood", hidden_features=7, common=2)(theta, context)
+    assert isinstance(network, PairMLP)
+    assert network.last.in_features == 7
+    with pytest.raises(TypeError, match="nonsense"):
+        proxy_nn("likelihood", nonsense=7)(theta, context)

@@ -58,7 +58,7 @@ def draw(fitted: Fitted, x: Tensor, evaluation: Evaluation, dim: int) -> Tensor:
 
     Raises:
         TypeError: If the posterior gives no tensor.
-        ValueError: If it gives another shape, or what is no number.
+        ValueError: If it gives another shape, or NaN.
         RuntimeError: If sbi's rejection of what leaks out of the prior takes too long.
     """
     n, kwargs = evaluation.num_samples, _silent(fitted)

@@ -29,7 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .linear import MOST_FEATURES, as_logarithms, linear_entropy, over_decades
+from .linear_posterior import as_logarithms, over_decades
+from .regression import MOST_FEATURES, linear_entropy
 from .scales import finite_rows, from_outliers, nearer_as_logarithms, shift_and_scale
 
 __all__ = ["Features", "features_of"]

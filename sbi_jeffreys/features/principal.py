@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .linear import MOST_FEATURES
+from .regression import MOST_FEATURES
 
 __all__ = ["bounded_columns", "principal_axes"]
 

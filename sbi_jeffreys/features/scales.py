@@ -10,6 +10,8 @@ from sbi.utils.sbiutils import Standardize
 from torch import Tensor
 
 __all__ = [
+    "column_scales",
+    "cut_outliers",
     "finite_rows",
     "finite_sample",
     "from_outliers",
@@ -34,6 +36,8 @@ _FEWEST = 20
 _GROSS = 100.0
 # The latter, relative to that distance, and rows that tell it.
 _OF_MEDIAN, _SOME = 1.4826, 2000
+# Standard deviations at which outliers are cut off.
+_CUT = 4.0
 
 
 def magnitude(rows: Tensor) -> Tensor:
@@ -101,8 +105,10 @@ def shift_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     if len(rows) < 2:
         return x.new_zeros(x.shape[1:]), x.new_ones(x.shape[1:])
     mean = rows.mean(dim=0)
-    # The sum of what are numbers need not be one.
+    # The sum of finite numbers need not be finite.
     mean = torch.where(mean.isfinite(), mean, rows.mean(dim=0, dtype=torch.float64).to(rows))
+    # Rounded, that of one large number may be another: what never varies is to be zero.
+    mean = torch.where((rows == rows[0]).all(dim=0), rows[0], mean)
     return mean, spread(rows)
 
 
@@ -187,3 +193,28 @@ def nearer_as_logarithms(x: Tensor) -> tuple[Tensor, Tensor]:
         if column.std().log() - y.std().log() - log_slope > _GAIN:
             bent[i], unit[i] = True, u.to(x)
     return bent, unit
+
+
+def column_scales(context: Tensor | None, num: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the shift and scale (num,) that standardise columns of embedded data.
+
+    Zero and one for columns that somebody has standardised already: by Chebyshev's inequality at
+    most a sixteenth of their rows lies beyond four standard deviations.
+
+    Args:
+        context: Embedded data, shape (n, num), or None.
+        num: Number of features.
+        like: Tensor of the type and device wanted.
+    """
+    shift, scale = like.new_zeros(num), like.new_ones(num)
+    if context is None or num == 0:
+        return shift, scale
+    finite = finite_rows(context).to(like)
+    raw = (finite.abs() > _CUT).to(like).mean(dim=0) > 1 / _CUT**2
+    mean, std = shift_and_scale(finite)
+    return torch.where(raw, mean, shift), torch.where(raw, std, scale)
+
+
+def cut_outliers(standardized: Tensor) -> Tensor:
+    """Return data in standard deviations, cut off at four."""
+    return standardized.clamp(-_CUT, _CUT)

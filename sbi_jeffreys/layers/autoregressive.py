@@ -12,6 +12,7 @@ References:
     | zuko's :class:`zuko.flows.autoregressive.MaskedAutoregressiveTransform`
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,34 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.nn import MaskedLinear
+from zuko.transforms import MonotonicRQSTransform
 
-from .splines import spline, spline_inverse, spline_inverse_and_slope
+from .splines import RationalQuadraticSpline, spline, spline_inverse, spline_inverse_and_slope
 
-__all__ = ["AutoregressiveSpline", "is_layered"]
+__all__ = ["AutoregressiveSpline", "accelerate", "is_layered"]
+
+
+def accelerate(flow: nn.Module) -> None:
+    """Let the splines of a zuko flow, and their autoregressive layers, be evaluated by ours.
+
+    The parameters, their names and the function stay what they are. Other modules are left alone.
+
+    Args:
+        flow: Any module, changed in place.
+    """
+    module: Any
+    for module in flow.modules():
+        # Without a network (one dimension, no condition) the parameters stand alone.
+        constructor = getattr(module, "univariate", None) if hasattr(module, "hyper") else None
+        if isinstance(constructor, partial) and constructor.func is MonotonicRQSTransform:
+            ours = partial(RationalQuadraticSpline, *constructor.args, **constructor.keywords)
+            module.univariate, module.shapes = ours, [(module.total,)]
+            if type(module) is MaskedAutoregressiveTransform and is_layered(module):
+                module.__class__ = _SplineTransform
+                for layer in module.hyper:
+                    if isinstance(layer, MaskedLinear):
+                        # As numbers: a product with truth values would make these of them first.
+                        layer.mask = layer.mask.to(layer.weight)
 
 
 def is_layered(layer: MaskedAutoregressiveTransform) -> bool:
@@ -41,7 +66,7 @@ class AutoregressiveSpline(Transform):
     """One layer at some conditions.
 
     Args:
-        layer: zuko's layer with our spline (:func:`sbi_jeffreys.flows.accelerate`).
+        layer: zuko's layer with our spline (:func:`accelerate`).
         condition: Shape (*, c), or ``None``.
 
     Example:
@@ -57,9 +82,7 @@ class AutoregressiveSpline(Transform):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(
-        self, layer: MaskedAutoregressiveTransform, condition: Tensor | None, **kwargs: Any
-    ) -> None:
+    def __init__(self, layer: "_SplineTransform", condition: Tensor | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.layer = layer
         self.condition = condition
@@ -156,3 +179,28 @@ class AutoregressiveSpline(Transform):
             weight = weight.unflatten(0, (-1, self.layer.total))[features].flatten(0, 1)
             bias = bias.unflatten(0, (-1, self.layer.total))[features].flatten(0, 1)
         return torch.addmm(bias, weight, rows).unflatten(0, (-1, self.layer.total))
+
+
+class _SplineTransform(MaskedAutoregressiveTransform):
+    """zuko's transformation, evaluated with rows in the last dimension."""
+
+    # The order that groups were last made of, its version, and the groups.
+    _found: tuple[Tensor, int, list[Tensor]] | None = None
+
+    def groups(self) -> list[Tensor]:
+        """Return the features of each group, in the order in which an inverse finds them.
+
+        They are remembered: what asks a GPU for its values makes it wait.
+        """
+        order = self.order
+        version = -1 if order.is_inference() else order._version
+        if self._found is None or self._found[0] is not order or self._found[1] != version:
+            # Remembered for uses that take gradients, too.
+            with torch.inference_mode(False):
+                groups = [(order == group).nonzero().squeeze(-1) for group in order.unique()]
+            self._found = order, version, groups
+        return self._found[2]
+
+    def forward(self, c: Tensor | None = None) -> Transform:
+        # What a user has changed since is left to zuko.
+        return AutoregressiveSpline(self, c) if is_layered(self) else super().forward(c)

@@ -25,7 +25,7 @@ from torch.distributions import Transform, constraints
 from zuko.lazy import LazyTransform
 from zuko.nn import MLP
 
-from ..features.linear import cut_outliers
+from ..features.scales import cut_outliers
 
 __all__ = ["ConditionalGaussian"]
 

@@ -16,8 +16,8 @@ that likelihood's marginal under a Gaussian prior, so that :math:`Z_\psi(x)` sta
 
 How :math:`\theta` moves the Gaussians comes in four forms: each on its own, or all as one in their
 means, in means and scales, or in means, scales and correlations, the rest being the same for every
-:math:`\theta`. Noise that is added, or multiplied, is told by far fewer numbers than a mixture for
-each :math:`\theta`. Which form it is, held-out data say (:mod:`sbi_jeffreys.likelihood.forms`).
+:math:`\theta`. Additive or multiplicative noise needs far fewer parameters than a mixture for each
+:math:`\theta`. Held-out data choose the form (:mod:`sbi_jeffreys.likelihood.forms`).
 
 For each :math:`\theta` the mixture is a normalised density of c. Hence the proxy's posterior is
 that of a simulator which can be run (:meth:`LikelihoodEnergy.simulate`): parameters from the prior,
@@ -39,7 +39,8 @@ import torch
 from torch import Tensor, nn
 
 from ..features.columns import Features
-from ..features.linear import column_scales, cut_outliers, over_decades
+from ..features.linear_posterior import over_decades
+from ..features.scales import column_scales, cut_outliers
 from ..utils.checks import check_counts
 from .mixtures import LowerEntries, Mixture, draw_each, log_prob_of_all, log_prob_of_pairs
 from .squares import sum_of_squares
@@ -59,7 +60,8 @@ _SPREAD = 0.3
 _SHARPEST, _RANGE = 0.7, 0.5
 # Their log weight: it must be low, or the linear start would be lost.
 _LOG_WEIGHT = -4.0
-# How much faster learns what is the same for every theta: it is one number, and no network's.
+# Factor on the parameters that all theta share. They are plain numbers, not outputs of a network,
+# and would learn too slowly at its rate.
 _FAST = 10.0
 
 
@@ -128,26 +130,8 @@ class LikelihoodEnergy(nn.Module):
             raise ValueError(
                 f"common={common!r} must be 0, 1, 2 or 3: how much theta moves as one."
             )
-        # A unit far below all, logarithms proper, but quotients by it stay in single precision.
-        size = theta.abs()
-        unit = torch.maximum(0.1 * size.amin(dim=0), 1e-30 * size.amax(dim=0))
-        unit = unit.clamp_min(torch.finfo(theta.dtype).tiny)
-        logarithms = over_decades(theta, context)
-        unit = torch.where(logarithms, unit, torch.ones_like(unit))
-        self.standard_theta = Features(theta, logarithms, unit)
-        center, scale = column_scales(context, c, theta)
-        self.register_buffer("center", center)
-        self.register_buffer("scale", scale)
-        start = linear_likelihood(self.standard_theta(theta), (context - center) / scale)
-        for name, value in start.items():
-            self.register_buffer(name, torch.as_tensor(value, dtype=theta.dtype))
-        self.register_buffer("gaps", steps_of(context))
-        lower = torch.tril_indices(c, c, -1) if c <= _MOST_CORRELATED else torch.zeros(2, 0)
-        self.register_buffer("lower", lower.long(), persistent=False)
-        # Which entries a correlation adds to, and which it multiplies: one-hot columns.
-        for name, of in zip(("to_rows", "from_columns"), lower.long(), strict=True):
-            one_hot = torch.eye(c, dtype=theta.dtype)[of]
-            self.register_buffer(name, one_hot, persistent=False)
+        self._register_start(theta, context)
+        self._register_entries(c, theta.dtype)
         # Of each component: mean, logarithm of the inverse scale, correlations, log weight.
         self.sizes = (c, c, self.lower.shape[1], 1)
         if num_components is None:
@@ -169,6 +153,25 @@ class LikelihoodEnergy(nn.Module):
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+
+    def _register_start(self, theta: Tensor, context: Tensor) -> None:
+        """Register scales, and the linear likelihood to start from."""
+        self.standard_theta = _standard_theta(theta, over_decades(theta, context))
+        center, scale = column_scales(context, context.shape[1], theta)
+        self.register_buffer("center", center)
+        self.register_buffer("scale", scale)
+        start = linear_likelihood(self.standard_theta(theta), (context - center) / scale)
+        for name, value in start.items():
+            self.register_buffer(name, torch.as_tensor(value, dtype=theta.dtype))
+        self.register_buffer("gaps", steps_of(context))
+
+    def _register_entries(self, c: int, dtype: torch.dtype) -> None:
+        """Register where the correlations of c columns stand."""
+        lower = torch.tril_indices(c, c, -1) if c <= _MOST_CORRELATED else torch.zeros(2, 0)
+        self.register_buffer("lower", lower.long(), persistent=False)
+        # Which entries a correlation adds to, and which it multiplies: one-hot columns.
+        for name, of in zip(("to_rows", "from_columns"), lower.long(), strict=True):
+            self.register_buffer(name, torch.eye(c, dtype=dtype)[of], persistent=False)
 
     def _offsets(self, num: int) -> Tensor:
         """Return where the components start, relative to the linear likelihood."""
@@ -333,6 +336,15 @@ class LikelihoodEnergy(nn.Module):
     def _entries(self) -> LowerEntries:
         """Where the correlations stand."""
         return LowerEntries(self.lower, self.to_rows, self.from_columns)
+
+
+def _standard_theta(theta: Tensor, logarithms: Tensor) -> Features:
+    """Return parameters in standard deviations, some of them (d,) of their logarithms."""
+    # A unit far below all, logarithms proper, but quotients by it stay in single precision.
+    size = theta.abs()
+    unit = torch.maximum(0.1 * size.amin(dim=0), 1e-30 * size.amax(dim=0))
+    unit = unit.clamp_min(torch.finfo(theta.dtype).tiny)
+    return Features(theta, logarithms, torch.where(logarithms, unit, torch.ones_like(unit)))
 
 
 def _mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:

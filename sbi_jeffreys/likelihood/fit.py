@@ -3,19 +3,20 @@
 import torch
 from torch import Tensor
 
-from ..recording.cpu import Repeated
-from ..training.averaging import RunningMean
-from ..training.muon import adam
-from ..training.patience import copy_of_weights
+from ..optim.muon import adam
+from ..optim.weights import RunningMean, copy_of_weights
+from ..replay.cpu import Repeated
+from ..utils.row_losses import bounded
 from .energy import LikelihoodEnergy
-from .row_losses import bounded, likelihood_losses
 
-__all__ = ["LikelihoodFit", "Rows"]
+__all__ = ["LikelihoodFit", "Rows", "likelihood_losses"]
 
 # Steps of a fit at most, and between two looks at held-out rows; looks without progress, in nats,
 # that end it.
 _STEPS, _LOOK, _PATIENCE, _PROGRESS = 300, 20, 4, 0.01
 _BATCH, _RATE, _WEIGHT_DECAY, _MAX_NORM = 200, 5e-3, 0.1, 5.0
+# Data in steps are spread over them at random, so many times.
+_COPIES = 8
 # Steps before one is recorded.
 _RECORDED = 5
 
@@ -61,7 +62,7 @@ class LikelihoodFit:
                 continue
             with self._average.in_place():
                 losses = self._look()
-                # False for what is no number.
+                # False for NaN.
                 if _mean(losses) < _mean(self.losses):
                     self.losses, self._best = losses, copy_of_weights(self.network)
             idle += 1
@@ -104,3 +105,20 @@ class LikelihoodFit:
 
 def _mean(losses: Tensor) -> float:
     return bounded(losses).mean().item()
+
+
+def likelihood_losses(network: LikelihoodEnergy, theta: Tensor, context: Tensor) -> Tensor:
+    """Return what tells a better likelihood from a worse one, without draws, nats.
+
+    Args:
+        network: The likelihood.
+        theta: Parameters, shape (n, d).
+        context: Embedded data, shape (n, c).
+
+    Returns:
+        Its losses, shape (n,), or several times as many where data in steps are spread at random.
+    """
+    if network.is_discrete:
+        theta = theta.repeat(_COPIES, 1)
+        context = network.dequantize(context.repeat(_COPIES, 1))
+    return -network.log_likelihood(theta, context)

@@ -15,39 +15,11 @@ from collections.abc import Callable
 
 import torch
 
-from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
-from ..proxy import proxy_nn
+from ..utils.row_losses import surest
 from .energy import LikelihoodEnergy
 from .fit import LikelihoodFit, Rows
-from .row_losses import surest
 
-__all__ = ["ROWS_TO_FIT", "ROWS_TO_JUDGE", "fittest", "take_fittest_form"]
-
-ROWS_TO_FIT, ROWS_TO_JUDGE = 5000, 2000
-"""Rows to fit and to judge by, at most."""
-
-
-def take_fittest_form(estimator: JeffreysEstimator, rows: Rows, held_out: Rows) -> None:
-    """Give the proxy of an estimator, on the CPU, the form that held-out rows prefer.
-
-    Args:
-        estimator: Its proxy is a likelihood that has not been trained.
-        rows: Parameters (n, d) and data (n, *event) to fit.
-        held_out: Such to judge by.
-    """
-    proxy = estimator.proxy
-    assert proxy is not None
-    theta, x = (each[:ROWS_FOR_SCALE] for each in rows)
-
-    def build(common: int) -> LikelihoodEnergy:
-        network = estimator.new_network(theta, x, proxy.base, proxy_nn(common=common))
-        assert isinstance(network, LikelihoodEnergy)
-        return network
-
-    estimator.eval()
-    with torch.no_grad():
-        embedded, judges = [(t, estimator.embed(x)) for t, x in (rows, held_out)]
-    proxy.network = fittest(build, embedded, judges)
+__all__ = ["fittest"]
 
 
 def fittest(
@@ -69,6 +41,6 @@ def fittest(
     fits = [LikelihoodFit(network, rows, held_out) for network in (first, *map(build, forms))]
     for fit in fits:
         fit.run()
-    # Starts of several forms differ by chance: one that has learnt nothing is none to choose.
+    # Starts of several forms differ by chance: skip those that have not improved.
     fits = [fit for fit in fits if fit.network is first or fit.has_learnt]
     return fits[surest(torch.stack([fit.losses for fit in fits]))].network_to_train()

@@ -4,17 +4,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..features.linear import cut_outliers, ridge_regression, shrunk_cholesky
+from ..features.regression import ridge_regression, shrunk_cholesky
+from ..features.scales import cut_outliers
 
 __all__ = ["linear_likelihood", "num_gaussians", "steps_of"]
 
-# Gaussians by default: as many as are told by so many numbers for each theta, at least and at most.
-# With few columns more of them cost nothing; with many, three are hard enough to learn.
+# Gaussians by default: parameters to spend for each theta, and the fewest and most Gaussians. With
+# few columns more of them cost nothing; with many, three are hard enough to learn.
 _NUMBERS, _FEWEST, _MOST = 120, 3, 8
 
 
 def num_gaussians(size: int) -> int:
-    """Return how many Gaussians to take, each of which is told by ``size`` numbers."""
+    """Return how many Gaussians to take, each of which has ``size`` parameters."""
     return max(_FEWEST, min(_MOST, round(_NUMBERS / size)))
 
 

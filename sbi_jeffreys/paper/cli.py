@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..utils.arguments import natural, positive
+from ..benchmark.arguments import natural, positive
 from ..utils.files import atomic_write
 from . import fig2, fig3, fig4, fig5, theorem
 from .claims import Claim

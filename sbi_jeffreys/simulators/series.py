@@ -1,6 +1,6 @@
 """Series, spectra and images of many entries, along few of whose directions parameters move them.
 
-Written while principal components were tried (:mod:`sbi_jeffreys.features.components`), with seeds
+Written while principal components were tried (:mod:`sbi_jeffreys.selection.components`), with seeds
 4 and 5.
 """
 

@@ -18,10 +18,11 @@ from torch.distributions import Distribution
 
 from ..base import Base
 from ..estimator import JeffreysEstimator
-from ..features.components import Components
-from ..features.screening import Columns
-from ..flows import DEFAULT_FLOW, FlowBuilder, accelerate, flow_nn
+from ..flows import DEFAULT_FLOW, FlowBuilder, flow_nn
+from ..layers.autoregressive import accelerate
 from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
+from ..selection.components import Components
+from ..selection.screening import Columns
 from ..utils.seeding import seeded
 from ..walls import SoftWalls
 from .distributions import (

@@ -1,1 +1,1 @@
-"""The training loop: batches, steps of both models, patience, and the record of it all."""
+"""The training loop: from what sbi's trainer calls to a single step, and its record."""

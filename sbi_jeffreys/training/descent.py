@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..estimator import JeffreysEstimator
 from ..layers.conditional_gaussian import ConditionalGaussian
-from .muon import Muon, adam
+from ..optim.muon import Muon, adam
 
 __all__ = [
     "Gradients",

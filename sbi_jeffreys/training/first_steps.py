@@ -95,7 +95,7 @@ def _most_lost(training: Training, data: Data | LoaderData, held_out: Data | Loa
                 trial.step(*batch)
                 with trial.average.in_place():
                     change = _losses(trial, held_out) - first
-                # What is no number is as bad as it can be.
+                # NaN is as bad as it can be.
                 change = change.nan_to_num(MOST_OF_A_ROW, MOST_OF_A_ROW, MOST_OF_A_ROW).clamp(
                     -MOST_OF_A_ROW, MOST_OF_A_ROW
                 )

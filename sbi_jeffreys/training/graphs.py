@@ -3,14 +3,14 @@
 A step is two thousand small operations, which take a GPU a tenth of the time that Python needs to
 ask for them, and a CPU two thirds of it. So the first steps of each kind are taken as they are, the
 next one is recorded, and from then on it is replayed: on a GPU as a CUDA graph
-(:mod:`sbi_jeffreys.recording.cuda`), on a CPU by :mod:`sbi_jeffreys.recording.cpu`. What differs
+(:mod:`sbi_jeffreys.replay.cuda`), on a CPU by :mod:`sbi_jeffreys.replay.cpu`. What differs
 from step to step goes in by tensors that stay where they are: the batch and the multipliers. What
 is decided by numbers of Python's (whether all terms are evaluated, which samples are left over, the
 sizes) tells the kinds apart. So do the learning rates on a GPU; on a CPU only the step of the
 optimizers, the second part of a recording, is recorded anew where they change.
 
 A recording knows nothing of what Python does meanwhile. On a CPU, steps with a prior, a network or
-a kernel of a user's own are not recorded (:mod:`sbi_jeffreys.recording.known`), and what the
+a kernel of a user's own are not recorded (:mod:`sbi_jeffreys.replay.known`), and what the
 recording finds for other data is compared with what a step finds. On a GPU, where more is gained,
 those are left out that wait for the device: waiting is an error while that is tried, for one step,
 to other threads, too. Steps that are not recorded are taken as they are.
@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..recording import cpu, cuda
-from ..recording.cpu import Repeated
-from ..recording.known import is_known
+from ..replay import cpu, cuda
+from ..replay.cpu import Repeated
+from ..replay.known import is_known
 from ..utils.seeding import forked
 from .batches import Data, LoaderData, ones
 
@@ -157,8 +157,8 @@ class StepGraphs:
         if before is None or not self.possible:
             return None
         if _on_gpu(batch[0].device) and steps.rates != self._rates:
-            # They change where weights are put back, of which some tensors are made anew: to a
-            # graph these are lost.
+            # They change when weights are put back, which gives some tensors new memory: a graph
+            # still reads the old.
             self.forget()
             self._rates = steps.rates
         sets = steps.queue.sets if whole else []

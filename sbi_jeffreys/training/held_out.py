@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..diagnostics import diagnose_proxy
 from ..estimator import JeffreysEstimator
-from ..likelihood.row_losses import bounded, likelihood_losses, lowest
+from ..likelihood.fit import likelihood_losses
 from ..pool import losses as pool_losses
+from ..utils.row_losses import bounded, lowest
 from .batches import Data, LoaderData
 from .patience import ProxyPlateau
 
@@ -71,7 +72,7 @@ def flow_losses(
         losses.append(loss)
         weights.append(kernel(x))
     loss, weight = torch.cat(losses), torch.cat(weights)
-    # Zero times infinity is no number, and what has no weight has no say.
+    # Zero times infinity is NaN, and a row without weight has no say.
     plain, limited = (
         torch.where(weight == 0, weight, weight * each) for each in (loss, bounded(loss))
     )
@@ -80,7 +81,7 @@ def flow_losses(
 
 @dataclass
 class ProxyLooks:
-    """What was seen of the proxy, and whether it has stopped to improve.
+    """What was seen of the proxy, and whether it has stopped improving.
 
     Args:
         watch: Whether its best weights are kept, to be put back.
@@ -132,7 +133,7 @@ class ProxyLooks:
 
 @torch.no_grad()
 def center_partition(estimator: JeffreysEstimator, data: Data | LoaderData, device: str) -> None:
-    """Let the mean of log Z over x be zero: a running mean of proxies is none of its own.
+    """Let the mean of log Z over x be zero: averaging weights does not average log Z.
 
     Args:
         estimator: Flow and proxy; a proxy that is no likelihood stays as it is.

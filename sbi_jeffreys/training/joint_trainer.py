@@ -1,14 +1,14 @@
 """What sbi's trainer calls: an estimator is built, trained, once more if need be, and pickled."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import le
 from typing import Any
 
 import torch
-from sbi.inference.trainers._contracts import LossArgs, TrainConfig
+from sbi.inference.trainers._contracts import LossArgs, LossArgsNPE, TrainConfig
 from sbi.inference.trainers.npe.npe_c import NPE_C
 from sbi.utils import RestrictedPrior
 from torch import Tensor
@@ -17,20 +17,21 @@ from tqdm.auto import tqdm
 from ..base import Base
 from ..draws import Draws
 from ..duals import Weighting, is_maximum_likelihood
+from ..embedding import evaluating
 from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
-from ..features.screening import missed
-from ..flows import DEFAULT_FLOW, accelerate, flow_builder, starts_in_closed_form
-from ..layers.embedded import evaluating
-from ..likelihood.forms import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
-from ..priors import proper
+from ..flows import DEFAULT_FLOW, flow_builder, starts_in_closed_form
+from ..inputs.priors import proper
+from ..inputs.simulations import fraction_outside_prior
+from ..layers.autoregressive import accelerate
 from ..proxy import ProxyBuilder, check_network, proxy_builder
+from ..selection.screening import missed
 from ..utils.checks import check_atomic
 from ..utils.seeding import forked, generator_states
-from ..utils.simulations import fraction_outside_prior
 from ..utils.warn import warn
-from .batches import ones
+from .batches import Data, LoaderData, ones
 from .first_steps import default_rates
 from .held_out import center_partition
+from .likelihood_form import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
 from .record import report_epoch, report_run
 from .run import begin, run
 from .second_proxy import is_better, likelihood_is_doubtful
@@ -53,13 +54,25 @@ _OF_A_CALL = (
 _ROWS_TO_TRY = 6
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call of ``train``: what is trained on, what is held out, and how."""
+
+    data: Data | LoaderData
+    held_out: Data | LoaderData
+    config: TrainConfig
+    kernel: Callable[[Tensor], Tensor]
+    force_first_round_loss: bool
+
+
 class JointTrainer(NPE_C):
     """The part of :class:`~sbi_jeffreys.trainer.JeffreysNPE` that nobody calls but sbi.
 
     Attributes that have no value here are set by that class.
     """
 
-    _neural_net: Any
+    # None before the first training, a flow while it is being joined with a proxy.
+    _neural_net: JeffreysEstimator
     _build_neural_net: Any
     _default_flow: bool
     # What a saved posterior is rebuilt from; builders without a name must be handed in again.
@@ -194,18 +207,22 @@ class JointTrainer(NPE_C):
         summarization_kwargs: dict[str, Any] | None = None,
     ) -> JeffreysEstimator:
         """Run the joint training in place of sbi's loop; once more if its proxy is doubtful."""
+        assert isinstance(loss_args, LossArgsNPE)
+        kernel, first = loss_args.calibration_kernel, loss_args.force_first_round_loss
+        assert kernel is not None
+        call = _Call(train_loader, val_loader, train_config, kernel, first)
         recorded = len(self._summary["training_loss"])
         if self._begins_first_round:
             # It is looked at anew.
             self._too_high = JointTrainer._too_high
         if self._formless:
-            self._choose_form(train_loader, val_loader, loss_args)
-        training = self._begin(train_loader, val_loader, train_config, loss_args)
+            self._choose_form(call)
+        training = self._begin(call)
         self._training = training
         try:
-            self._run(training, train_loader, val_loader, train_config)
-            if self._doubts_proxy(training, train_loader, val_loader, train_config):
-                self._try_pairs(training, train_loader, val_loader, train_config, loss_args)
+            self._run(training, call)
+            if self._doubts_proxy(training, call):
+                self._try_pairs(training, call)
         finally:
             # Also on Ctrl-C: a usable estimator, and a trainer that can resume.
             assert self._training is not None
@@ -219,7 +236,7 @@ class JointTrainer(NPE_C):
                 "more epochs in all."
             )
         with forked(self._device):
-            center_partition(training.estimator, train_loader, self._device)
+            center_partition(training.estimator, call.data, self._device)
         return training.estimator
 
     @property
@@ -227,61 +244,59 @@ class JointTrainer(NPE_C):
         """Whether a first few steps can tell what learning rates do."""
         return self._simple_start and self._round == 0
 
-    def _begin(self, data: Any, held_out: Any, config: TrainConfig, loss_args: Any) -> Training:
+    def _begin(self, call: _Call) -> Training:
         """Return the training to run, new or resumed, after a first look at held-out data."""
-        training = self._prepare(config, loss_args)
-        asked = training.settings
-        if begin(training, data, held_out, max_num_epochs=config.max_num_epochs):
+        training = self._prepare(call)
+        asked, most = training.settings, call.config.max_num_epochs
+        if begin(training, call.data, call.held_out, max_num_epochs=most):
             self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
         return training
 
-    def _run(self, training: Training, data: Any, held_out: Any, config: TrainConfig) -> None:
+    def _run(self, training: Training, call: _Call) -> None:
         """Train to the end, in sight of the user."""
+        most = call.config.max_num_epochs
         with tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch") as bar:
             after_epoch = partial(report_epoch, self._summary, self._tracker, bar)
-            run(training, data, held_out, after_epoch, max_num_epochs=config.max_num_epochs)
+            run(training, call.data, call.held_out, after_epoch, max_num_epochs=most)
 
-    def _choose_form(self, data: Any, held_out: Any, loss_args: Any) -> None:
+    def _choose_form(self, call: _Call) -> None:
         """Give a likelihood that has just been built the form that held-out data prefer."""
         estimator = self._neural_net
         # In a space that is still to be learnt no form is better than another; and a form that is
         # better for all x alike may not be so for those that a kernel chooses.
-        plain = loss_args.calibration_kernel is ones and not estimator.learns_embedding
+        plain = call.kernel is ones and not estimator.learns_embedding
         likelihood = None if estimator.proxy is None else estimator.proxy.likelihood
         if plain and likelihood is not None:
-            rows, judges = data.head(ROWS_TO_FIT, "cpu"), held_out.head(ROWS_TO_JUDGE, "cpu")
+            rows = call.data.head(ROWS_TO_FIT, "cpu")
+            judges = call.held_out.head(ROWS_TO_JUDGE, "cpu")
             take_fittest_form(estimator.to("cpu"), rows, judges)
 
-    def _doubts_proxy(
-        self, training: Training, data: Any, held_out: Any, config: TrainConfig
-    ) -> bool:
+    def _doubts_proxy(self, training: Training, call: _Call) -> bool:
         """Whether the default proxy was trained to the end, and a critic has found it wanting."""
-        ended = training.converged and not (training.diverged or config.resume_training)
+        ended = training.converged and not (training.diverged or call.config.resume_training)
         # Of an unpickled trainer, what built its flow may be gone.
         ended &= self._build_neural_net is not None
         # Otherwise the critic would have to know of weights, proposals or a moving embedding.
         plain = training.from_prior and training.kernel is ones and training.patience.trials
         plain &= self._spec["proxy"] == "likelihood" and not training.estimator.learns_embedding
-        asked = ended and plain
-        return asked and likelihood_is_doubtful(training.estimator, data, held_out, self._device)
+        rows = call.data, call.held_out
+        return ended and plain and likelihood_is_doubtful(training.estimator, *rows, self._device)
 
-    def _try_pairs(
-        self, first: Training, data: Any, held_out: Any, config: TrainConfig, loss_args: Any
-    ) -> None:
+    def _try_pairs(self, first: Training, call: _Call) -> None:
         """Train once more, with a proxy of pairs; keep of the two what held-out data prefer."""
         kept = first
         try:
             self._build(True, 0, proxy_builder("mlp"), self._spec | {"proxy": "mlp"})
-            second = self._begin(data, held_out, config, loss_args)
-            self._run(second, data, held_out, config)
-            if is_better(second.estimator, first.estimator, held_out, self._device):
+            second = self._begin(call)
+            self._run(second, call)
+            if is_better(second.estimator, first.estimator, call.held_out, self._device):
                 kept = second
         finally:
             self._neural_net, self._training = kept.estimator, kept
 
-    def _prepare(self, config: TrainConfig, loss_args: Any) -> Training:
+    def _prepare(self, call: _Call) -> Training:
         """Return the training to run: a new one, or the last one to resume."""
-        estimator = self._neural_net
+        estimator, config = self._neural_net, call.config
         estimator.to(self._device)
         settings = Settings(
             training_batch_size=config.training_batch_size,
@@ -300,14 +315,14 @@ class JointTrainer(NPE_C):
                     RuntimeWarning,
                 )
             settings = default_rates(settings)
-        atomic = self._round > 0 and not loss_args.force_first_round_loss
+        atomic = self._round > 0 and not call.force_first_round_loss
         hook = self._atomic_loss if atomic else None
         if atomic:
             others = self._validation_data
             num_held_out = len(self.val_indices if others is None else others[0])
             check_atomic(config.training_batch_size, num_held_out)
         if config.resume_training and self._training is not None:
-            return self._training.resumed(settings, loss_args.calibration_kernel, hook)
+            return self._training.resumed(settings, call.kernel, hook)
         restricted = any(isinstance(p, RestrictedPrior) for p in self._proposal_roundwise)
         draws = replace(self._draws, simulated=0.0) if proper(self._prior) is None else self._draws
         return Training(
@@ -315,7 +330,7 @@ class JointTrainer(NPE_C):
             self._weighting,
             draws,
             settings,
-            loss_args.calibration_kernel,
+            call.kernel,
             hook,
             from_prior=self._round == 0 and not restricted,
             simple_start=self._simple_start and not estimator.learns_embedding,

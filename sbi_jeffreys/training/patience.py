@@ -5,7 +5,7 @@ Held-out data decide both:
 
 - The proxy learns from few simulations in a hundred steps what the flow needs hundreds to follow,
   and overfits from there. So its best weights are kept, and put back at a lower learning rate when
-  it stops to improve (:class:`ProxyPlateau`).
+  it stops improving (:class:`ProxyPlateau`).
 - Where held-out data see no more progress, the price of :math:`D_2` is lowered, for a trial: some
   flows do better with less of a proxy that is a little wrong, others memorise the data within a few
   epochs. If nothing comes of it, the run goes back to its best weights and the old price, and on at
@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MOST_OF_A_ROW", "Patience", "ProxyPlateau", "copy_of_weights", "pace_of"]
+from ..optim.weights import copy_of_weights
+
+__all__ = ["MOST_OF_A_ROW", "Patience", "ProxyPlateau", "pace_of"]
 
 # Progress in nats within the patience that postpones a trial, and that still counts after one has
 # failed. Less is kept, but a run that only creeps has arrived.
@@ -45,11 +47,6 @@ _PLATEAU, _LOOKS = 96, 4
 MOST_OF_A_ROW = 3.0
 """Nats by which one held-out row can speak for or against a model. Far from all other x it may lose
 thousands while it gains everywhere else: a mean would listen to that x alone."""
-
-
-def copy_of_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Return the module's state, apart from the module."""
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def pace_of(rate: float, default: float) -> float:
@@ -119,7 +116,7 @@ class Patience:
             return False
         progress = _PROGRESS if self.trials and self.failed is None else _CREEPING
         if loss < self.mark - progress:
-            # A trial that has come to something is none any more.
+            # Progress ends a trial: the lower price stays.
             self.mark, self.stall, self.before = loss, 0.0, None
             if self.failed is not None and loss < self.failed - _FORGIVEN:
                 self.failed = None
@@ -175,7 +172,7 @@ class Patience:
 
 @dataclass
 class ProxyPlateau:
-    """The best weights of a proxy, put back at a lower learning rate when it stops to improve.
+    """The best weights of a proxy, put back at a lower learning rate when it stops improving.
 
     ``pace`` is how far a step goes, 1 at the default learning rate.
     """
@@ -197,7 +194,7 @@ class ProxyPlateau:
             steps: Training steps so far.
         """
         self.steps = steps
-        # A loss that is no number is as bad as one can be.
+        # NaN is as bad as a loss can be.
         losses = losses.nan_to_num(nan=torch.finfo(losses.dtype).max)
         best = self.best
         if (
@@ -211,7 +208,7 @@ class ProxyPlateau:
             self.looks += 1
 
     def reached(self) -> bool:
-        """Whether the proxy has stopped to improve; if so, counting begins anew."""
+        """Whether the proxy has stopped improving; if so, counting begins anew."""
         looks, steps = self.pace * self.looks, self.pace * (self.steps - self.since)
         enough = looks >= _LOOKS and steps >= _PLATEAU
         if enough and self.weights:

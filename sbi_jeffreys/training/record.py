@@ -47,7 +47,8 @@ EPOCH_KEYS = (
 """Lists with one entry per epoch, over all calls of ``train``."""
 
 RUN_KEYS = ("epochs_trained", "best_validation_loss")
-"""Lists with one entry per call of ``train``."""
+"""Lists with one entry per call of ``train``; ``JeffreysNPE`` has ``pool_weight`` beside these, the
+weight of the proxy in the pool."""
 
 _DIVERGENCES = ("forward", "reverse", "proxy")
 

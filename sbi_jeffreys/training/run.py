@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..optim.weights import copy_of_weights
 from ..utils.seeding import forked
 from ..utils.warn import warn
 from .batches import Data, LoaderData
@@ -11,7 +12,6 @@ from .descent import TrainingDiverged
 from .first_steps import check_rates
 from .graphs import StepGraphs
 from .held_out import pool_weight
-from .patience import copy_of_weights
 from .training import Training
 
 __all__ = ["begin", "run", "run_epochs"]

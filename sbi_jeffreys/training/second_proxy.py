@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from ..estimator import JeffreysEstimator
 from ..likelihood.energy import LikelihoodEnergy
-from ..likelihood.row_losses import surest
+from ..optim.muon import adam
+from ..optim.weights import copy_of_weights
 from ..pool import log_ratio
-from ..recording.cpu import Repeated
+from ..replay.cpu import Repeated
+from ..utils.row_losses import surest
 from ..utils.seeding import forked
 from .batches import Data, LoaderData
-from .muon import adam
-from .patience import copy_of_weights
 
 __all__ = ["is_better", "likelihood_is_doubtful"]
 

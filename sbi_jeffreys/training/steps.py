@@ -20,7 +20,7 @@ from ..draws import Draws, ReverseQueue, negatives
 from ..duals import DualState, Weighting
 from ..estimator import JeffreysEstimator
 from ..objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms, lagrangian
-from .averaging import RunningMean, moving
+from ..optim.weights import RunningMean, moving
 from .batches import Data, LoaderData
 from .descent import (
     Gradients,
@@ -51,9 +51,9 @@ class Settings:
     """Hyper-parameters of the training loop; those of sbi have sbi's meaning.
 
     ``limits`` bound how hard D2 pulls. ``proxy_plateau`` puts the proxy's best weights back when it
-    stops to improve; ``trials`` is whether a lower price of D2 is tried before a run ends
+    stops improving; ``trials`` is whether a lower price of D2 is tried before a run ends
     (:mod:`sbi_jeffreys.training.patience`). ``muon`` trains the flow's matrices by
-    :class:`~sbi_jeffreys.training.muon.Muon`; maximum likelihood, which has no proxy to follow,
+    :class:`~sbi_jeffreys.optim.muon.Muon`; maximum likelihood, which has no proxy to follow,
     overfits sooner with it and stays with Adam, whose decoupled ``weight_decay`` is there to
     compare with.
     """

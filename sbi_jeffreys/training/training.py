@@ -24,10 +24,11 @@ from torch import Tensor
 
 from ..draws import ReverseQueue
 from ..duals import settled
+from ..optim.weights import copy_of_weights
 from .batches import Data, LoaderData
 from .descent import TrainingDiverged
 from .held_out import LossHook, ProxyLooks, flow_losses
-from .patience import Patience, ProxyPlateau, copy_of_weights, pace_of
+from .patience import Patience, ProxyPlateau, pace_of
 from .record import dual_entries
 from .steps import JointSteps, Settings
 
@@ -38,8 +39,8 @@ _ENTROPY_MARGIN = 0.1
 # Factor on the proxy's learning rate when its best weights are put back, and on both when a trial
 # has failed.
 _DROP, _DROP_BOTH = 0.3, 0.5
-# A price that leaves the multiplier of D2 above this share is lowered further, to a tenth, so often
-# at most.
+# A trial's price is divided by ten again, so often at most, while it leaves the multiplier of D2
+# above this share of what it was.
 _UNMOVED, _MORE_TENTHS = 0.9, 2
 
 
@@ -290,7 +291,7 @@ class Training(JointSteps):
             measured = self.validate(held_out)
             self.observe(measured)
             loss = measured["validation_loss"]
-            # A start that is nowhere near some row is none to go back to.
+            # A start without a finite loss at some row is nothing to go back to.
             if math.isfinite(loss):
                 self.judge(loss, measured["validation_loss_bounded"])
             if not self.best_weights:

@@ -83,11 +83,19 @@ def check_seed(seed: Any) -> int | None:
 
     Raises:
         TypeError: If it is none, nor ``None``.
+        ValueError: If torch takes no such seed.
     """
+    if seed is None:
+        return None
     try:
-        return None if seed is None else operator.index(seed)
+        if isinstance(seed, bool):
+            raise TypeError("a truth value")
+        number = operator.index(seed)
     except TypeError as error:
         raise TypeError(f"seed must be an integer or None, got {seed!r}.") from error
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"seed must lie in [-2^63, 2^64), as torch has it, got {seed!r}.")
+    return number
 
 
 def check_training(

@@ -5,6 +5,7 @@ threads: what runs under a seed runs in one thread at a time.
 """
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "forked",
     "generator_states",
     "in_place_of_global",
+    "of_round",
     "restore_generators",
     "seed_generators",
     "seeded",
@@ -66,6 +68,19 @@ def seed_generators(seed: int, device: str | torch.device = "cpu") -> None:
             torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+
+
+def of_round(seed: int, number: int) -> int:
+    """Return the seed of a later round: the next integers are seeds of other trainings.
+
+    Args:
+        seed: Seed of the training.
+        number: Number of the round; the first, 0, has the seed itself.
+    """
+    if number == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 @contextlib.contextmanager

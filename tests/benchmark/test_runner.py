@@ -18,6 +18,8 @@ from sbi_jeffreys.benchmark import backends
 from sbi_jeffreys.benchmark.jobs import Evaluation
 from sbi_jeffreys.benchmark.runner import run_benchmark
 
+pytestmark = pytest.mark.full_fit
+
 PLUGIN = Path(__file__).parent / "plugin_methods.py"
 EVALUATION = Evaluation(
     observations=(1,), num_samples=20, num_test=20, metrics=("nll", "mode_mass"), quick=True

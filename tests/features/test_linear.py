@@ -17,11 +17,8 @@ from torch.distributions import (
 
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
-from sbi_jeffreys.features.linear import (
-    LinearPosterior,
-    LinearRegression,
-    to_standard_space,
-)
+from sbi_jeffreys.features.linear_posterior import LinearPosterior, to_standard_space
+from sbi_jeffreys.features.regression import LinearRegression
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.proxy import FromLinear, PairMLP, proxy_nn
 
@@ -342,3 +339,12 @@ def test_a_normal_that_is_known():
     found = posterior.log_prob(points, torch.randn(3, 2, dtype=torch.float64))
     # The jitter of 1e-6 on the variance, up to eight squared standard deviations.
     torch.testing.assert_close(found, expected.expand(50, 3), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("num", [2, 3, 5])
+def test_a_line_through_few_points_is_not_taken_for_a_law(num):
+    theta = torch.randn(num, 2)
+    regression = LinearRegression(theta, theta + 0.1 * torch.randn(num, 2), 2)
+    # Residuals are no smaller, in any direction, than rows so few can tell: a third of the bound.
+    smallest = torch.linalg.svdvals(regression.lower).min()
+    assert smallest > theta.std(dim=0, correction=0).min() / num**2.5 / 3

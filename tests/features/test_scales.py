@@ -8,7 +8,7 @@ from sbi.utils import BoxUniform
 from torch.distributions import Independent, Normal
 
 from sbi_jeffreys import JeffreysNPE
-from sbi_jeffreys.features.linear import shrunk_cholesky
+from sbi_jeffreys.features.regression import shrunk_cholesky
 from sbi_jeffreys.features.scales import (
     magnitude,
     nearer_as_logarithms,
@@ -121,3 +121,12 @@ def test_units_of_columns_that_stay_are_one():
 @pytest.mark.parametrize("rows", [0, 1, 19])
 def test_few_rows_are_no_reason_for_logarithms(rows):
     assert not nearer_as_logarithms(torch.randn(rows, 2).exp())[0].any()
+
+
+@pytest.mark.parametrize("value", [1.0, -9999.0, 1.7e9, 1e12, 1e20, 3e-21])
+@pytest.mark.parametrize("num", [54, 60, 1000])
+def test_a_column_that_never_varies_is_zero_whatever_its_value(num, value):
+    # The mean of many equal numbers, rounded, is another number.
+    x = torch.full((num, 2), value)
+    mean, scale = shift_and_scale(x)
+    assert torch.equal((x - mean) / scale, torch.zeros(num, 2))

@@ -13,10 +13,7 @@ from torch.distributions import (
     Uniform,
 )
 
-from sbi_jeffreys.features.linear import (
-    over_decades,
-    to_standard_space,
-)
+from sbi_jeffreys.features.linear_posterior import over_decades, to_standard_space
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.proxy import proxy_nn
 

@@ -9,8 +9,7 @@ import zuko
 from torch import nn
 from zuko.transforms import MonotonicRQSTransform
 
-from sbi_jeffreys.flows import accelerate
-from sbi_jeffreys.layers.autoregressive import AutoregressiveSpline
+from sbi_jeffreys.layers.autoregressive import AutoregressiveSpline, accelerate
 
 # float64 against float64: products and splines in another order of summation.
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}

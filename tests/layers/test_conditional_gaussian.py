@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from sbi_jeffreys.features.linear import LinearRegression, column_scales
+from sbi_jeffreys.features.regression import LinearRegression
+from sbi_jeffreys.features.scales import column_scales
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.layers.conditional_gaussian import ConditionalGaussian
 

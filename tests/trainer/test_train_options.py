@@ -217,3 +217,33 @@ def test_resuming_continues_bit_for_bit_within_a_trial(simulations, monkeypatch)
     parts.train(max_num_epochs=33, resume_training=True, **arguments)
     assert torch.equal(weights_of(whole), weights_of(parts))
     assert whole._training.patience == parts._training.patience
+
+
+class Falsy(torch.nn.Sequential):
+    """A kernel without layers, which has length zero."""
+
+    def forward(self, x):
+        return (x[:, 0] < 0).float()
+
+
+def test_a_kernel_that_is_false_is_a_kernel(simulations):
+    weights = []
+    for kernel in (Falsy(), Falsy().forward, None):
+        trainer = make().append_simulations(*simulations)
+        trainer.train(max_num_epochs=1, calibration_kernel=kernel)
+        weights.append(weights_of(trainer))
+    assert torch.equal(*weights[:2])
+    assert not torch.equal(*weights[1:])
+
+
+@pytest.mark.parametrize(
+    ("seed", "error", "message"),
+    [
+        (2**64, ValueError, "seed must lie in"),
+        (-(2**63) - 1, ValueError, "seed must lie in"),
+        (True, TypeError, "seed must be an integer or None, got True"),
+    ],
+)
+def test_seeds_that_torch_does_not_take(seed, error, message):
+    with pytest.raises(error, match=message):
+        make(seed=seed)

@@ -15,7 +15,7 @@ from torch.distributions import Independent, LogNormal, MultivariateNormal
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.draws import Draws
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.recording import cuda
+from sbi_jeffreys.replay import cuda
 from sbi_jeffreys.training import graphs
 from sbi_jeffreys.training.graphs import RecordedStep, StepGraphs
 from sbi_jeffreys.training.held_out import flow_losses

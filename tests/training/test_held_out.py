@@ -11,11 +11,12 @@ from sbi_jeffreys.base import Base
 from sbi_jeffreys.diagnostics import diagnose_proxy
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.likelihood.row_losses import bounded, likelihood_losses
+from sbi_jeffreys.likelihood.fit import likelihood_losses
 from sbi_jeffreys.proxy import proxy_nn
 from sbi_jeffreys.training import held_out
 from sbi_jeffreys.training.batches import Data, ones
 from sbi_jeffreys.training.held_out import ProxyLooks, center_partition, flow_losses, pool_weight
+from sbi_jeffreys.utils.row_losses import bounded
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 

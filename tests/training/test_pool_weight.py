@@ -3,9 +3,9 @@
 import torch
 from pools import FLOW, PRIOR, Constant, gaussians, pooled, simulations
 
-from sbi_jeffreys.likelihood.row_losses import lowest, surest
 from sbi_jeffreys.training.batches import Data, ones
 from sbi_jeffreys.training.held_out import pool_weight
+from sbi_jeffreys.utils.row_losses import lowest, surest
 
 
 def test_held_out_data_choose_the_weight():

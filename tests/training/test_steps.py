@@ -14,9 +14,9 @@ from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.layers.conditional_gaussian import ConditionalGaussian
 from sbi_jeffreys.objective import Limits
+from sbi_jeffreys.optim.muon import Muon
 from sbi_jeffreys.training import steps as steps_module
 from sbi_jeffreys.training.descent import flow_optimizer
-from sbi_jeffreys.training.muon import Muon
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,13 @@ import torch
 from sbi_jeffreys.tasks import get_task
 from trainers import THETA, X, make
 
-from sbi_jeffreys.utils.seeding import forked, generator_states, in_place_of_global, seeded
+from sbi_jeffreys.utils.seeding import (
+    forked,
+    generator_states,
+    in_place_of_global,
+    of_round,
+    seeded,
+)
 
 
 def test_a_seed_gives_its_own_numbers_and_leaves_the_generator():
@@ -150,3 +156,12 @@ def test_large_and_negative_seeds_are_seeds(seed):
         with seeded(seed):
             drawn.append((torch.rand(2).tolist(), numbers()))
     assert drawn[0] == drawn[1]
+
+
+def test_later_rounds_have_seeds_of_their_own():
+    # Consecutive seeds are what people give to repetitions.
+    seeds = [of_round(seed, number) for seed in range(10) for number in range(4)]
+    assert len(set(seeds)) == 40
+    assert [of_round(seed, 0) for seed in (-3, 0, 2**64 - 1)] == [-3, 0, 2**64 - 1]
+    with seeded(max(seeds)):
+        torch.rand(1)

@@ -1,0 +1,140 @@
+"""Flows at data that are embedded already: an embedding is evaluated once for both models."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from torch import Tensor, nn
+from zuko.flows.core import Flow
+
+from .layers.autoregressive import AutoregressiveSpline
+
+__all__ = [
+    "embedded",
+    "embedding_owner",
+    "evaluating",
+    "is_learnt",
+    "without_embedding",
+    "zuko_log_prob",
+    "zuko_sample_with_log_prob",
+]
+
+# Rows that a network for x gets at a time.
+_AT_ONCE = 200
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Run with a module, and what is in it, in evaluation mode."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
+
+
+def embedded(embedding: nn.Module, x: Tensor) -> Tensor:
+    """Return what an embedding makes of x (n, *event), shape (n, c).
+
+    Where no gradient is kept, a network with weights gets so many rows at a time as a batch has by
+    default: of images, all that are held out may be more than memory holds.
+    """
+    together = torch.is_grad_enabled() or embedding.training
+    if together or next(embedding.parameters(), None) is None:
+        return embedding(x)
+    return torch.cat([embedding(part) for part in x.split(_AT_ONCE)])
+
+
+def zuko_log_prob(flow: Flow, theta: Tensor, context: Tensor) -> Tensor:
+    """Return a zuko flow's log density, without composing a distribution for every call.
+
+    Args:
+        flow: Of sbi's estimator, without its embedding.
+        theta: Shape (*, d).
+        context: Embedded data, shape (*, c).
+
+    Returns:
+        Nats, shape (*).
+    """
+    total = theta.new_zeros(())
+    # An empty condition is none to zuko.
+    condition = context if context.shape[-1] else None
+    for lazy in flow.transform.transforms:
+        theta, log_slope = lazy(condition).call_and_ladj(theta)
+        # Elementwise maps give a slope for each entry, the others one for each row.
+        total = total + (log_slope.sum(-1) if log_slope.dim() == theta.dim() else log_slope)
+    return flow.base(condition).log_prob(theta) + total
+
+
+def zuko_sample_with_log_prob(
+    flow: Flow, num: int, context: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Return samples of the default flow and its log density there, in one pass.
+
+    Args:
+        flow: Of sbi's estimator, without its embedding.
+        num: Number of samples for each x.
+        context: Embedded data, shape (B, c).
+        generator: Source of the random numbers, the same noise for all x, in place of torch's
+            global one.
+
+    Returns:
+        Shapes (num, B, d) and (num, B).
+    """
+    # A standard normal.
+    base, rows = flow.base(context), len(context) if generator is None else 1
+    noise = base.mean.new_empty(num, rows, base.mean.shape[-1]).normal_(generator=generator)
+    theta = noise.expand(-1, len(context), -1)
+    total = base.log_prob(theta)
+    for lazy in reversed(flow.transform.transforms):
+        transform = lazy(context)
+        if isinstance(transform, AutoregressiveSpline):
+            theta, log_slope = transform.inverse_and_ladj(theta)
+        else:
+            image, theta = theta, transform.inv(theta)
+            log_slope = transform.log_abs_det_jacobian(theta, image)
+        total = total + (log_slope.sum(-1) if log_slope.dim() == theta.dim() else log_slope)
+    return theta, total
+
+
+def embedding_owner(flow: ConditionalDensityEstimator) -> nn.Module | None:
+    """Return the module in which sbi keeps the embedding: the estimator itself, or its net."""
+    for module in (flow, getattr(flow, "net", None)):
+        if module is not None and "_embedding_net" in module._modules:
+            return module
+    return None
+
+
+def without_embedding(
+    flow: ConditionalDensityEstimator, condition_shape: torch.Size
+) -> ConditionalDensityEstimator:
+    """Return a view of the flow, sharing its parameters, that takes embedded data.
+
+    Args:
+        flow: With an embedding (:func:`embedding_owner`).
+        condition_shape: Shape of one of the embedded data.
+    """
+    view = _shallow_copy(flow)
+    view._condition_shape = condition_shape
+    if embedding_owner(flow) is not flow:
+        view._modules["net"] = _shallow_copy(flow.net)
+    owner = embedding_owner(view)
+    assert owner is not None
+    owner._modules["_embedding_net"] = nn.Identity()
+    return view
+
+
+def _shallow_copy(module: nn.Module) -> Any:
+    duplicate = copy.copy(module)
+    duplicate._modules = dict(module._modules)
+    return duplicate
+
+
+def is_learnt(embedding: nn.Module) -> bool:
+    """Return whether an embedding is still to be learnt: nothing is worth fitting to it yet."""
+    return any(parameter.requires_grad for parameter in embedding.parameters())

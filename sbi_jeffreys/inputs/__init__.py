@@ -1,0 +1,1 @@
+"""What users bring (priors, simulations, samples), checked and as tensors."""

@@ -1,1 +1,0 @@
-"""Steps without Python: operations recorded once and done again, on a CPU and on a GPU."""

@@ -1,0 +1,37 @@
+"""The form of a likelihood that is the proxy, chosen before the joint training."""
+
+import torch
+
+from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
+from ..likelihood.energy import LikelihoodEnergy
+from ..likelihood.fit import Rows
+from ..likelihood.forms import fittest
+from ..proxy import proxy_nn
+
+__all__ = ["ROWS_TO_FIT", "ROWS_TO_JUDGE", "take_fittest_form"]
+
+ROWS_TO_FIT, ROWS_TO_JUDGE = 5000, 2000
+"""Rows to fit and to judge by, at most."""
+
+
+def take_fittest_form(estimator: JeffreysEstimator, rows: Rows, held_out: Rows) -> None:
+    """Give the proxy of an estimator, on the CPU, the form that held-out rows prefer.
+
+    Args:
+        estimator: Its proxy is a likelihood that has not been trained.
+        rows: Parameters (n, d) and data (n, *event) to fit.
+        held_out: Such to judge by.
+    """
+    proxy = estimator.proxy
+    assert proxy is not None
+    theta, x = (each[:ROWS_FOR_SCALE] for each in rows)
+
+    def build(common: int) -> LikelihoodEnergy:
+        network = estimator.new_network(theta, x, proxy.base, proxy_nn(common=common))
+        assert isinstance(network, LikelihoodEnergy)
+        return network
+
+    estimator.eval()
+    with torch.no_grad():
+        embedded, judges = [(t, estimator.embed(x)) for t, x in (rows, held_out)]
+    proxy.network = fittest(build, embedded, judges)

@@ -1,0 +1,126 @@
+"""When the likelihood's form is chosen in a training, and what of it stays."""
+
+import math
+
+import pytest
+import torch
+from sbi.neural_nets import posterior_nn
+from torch import nn
+from trainers import PRIOR, make
+
+import sbi_jeffreys
+from sbi_jeffreys.proxy import proxy_nn
+from sbi_jeffreys.training import joint_trainer, likelihood_form
+
+pytestmark = pytest.mark.full_fit
+
+
+def crescents(n):
+    theta = PRIOR.sample((n,))
+    angle = math.pi * (torch.rand(n) - 0.5)
+    noise = 0.1 * torch.stack((angle.cos(), angle.sin()), 1)
+    return theta, torch.stack((theta.sum(1).abs(), theta[:, 1]), 1) + noise
+
+
+@pytest.fixture
+def data():
+    torch.manual_seed(1)
+    return crescents(400)
+
+
+def train(made, data, **kwargs):
+    return made.append_simulations(*data).train(**{"max_num_epochs": 2} | kwargs)
+
+
+def test_noise_around_a_mean(data, tmp_path):
+    made = make(seed=3)
+    estimator = train(made, data)
+    form = estimator.proxy.network.common
+    assert form > 0
+    sbi_jeffreys.save(estimator, tmp_path / "estimator")
+    loaded = sbi_jeffreys.load(tmp_path / "estimator")
+    assert loaded.proxy.network.common == form
+    theta, x = data[0][:5], data[1][:5]
+    expected = estimator.proxy.log_prob_unnormalized(theta, x)
+    assert torch.equal(loaded.proxy.log_prob_unnormalized(theta, x), expected)
+
+
+def test_it_is_chosen_once(data, monkeypatch):
+    calls = []
+
+    def choose(estimator, *args):
+        calls.append(estimator)
+
+    monkeypatch.setattr(joint_trainer, "take_fittest_form", choose)
+    made = make()
+    train(made, data, max_num_epochs=1)
+    made.train(max_num_epochs=2, resume_training=True)
+    again = {"max_num_epochs": 1, "force_first_round_loss": True}
+    made.train(**again)
+    assert len(calls) == 1
+    made.train(**again, retrain_from_scratch=True)
+    assert len(calls) == 2
+    assert calls[0] is not calls[1]
+
+
+@pytest.mark.parametrize(
+    ("made", "trained"),
+    [
+        ({"proxy": "mlp"}, {}),
+        ({"proxy": proxy_nn("likelihood")}, {}),
+        ({"objective": "ml"}, {}),
+        ({}, {"calibration_kernel": lambda x: torch.ones(len(x))}),
+        ({"density_estimator": posterior_nn("zuko_maf", embedding_net=nn.Linear(2, 2))}, {}),
+    ],
+    ids=["mlp", "builder", "ml", "kernel", "learnt embedding"],
+)
+def test_no_form_is_chosen(made, trained, data, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a form")
+
+    monkeypatch.setattr(joint_trainer, "take_fittest_form", refuse)
+    train(make(**made), data, max_num_epochs=1, **trained)
+
+
+def test_through_loaders_of_torch(data):
+    kwargs = {"dataloader_kwargs": {"num_workers": 0}}
+    estimator = train(make(seed=3), data, **kwargs)
+    assert estimator.proxy.network.common > 0
+
+
+def test_held_out_rows_of_the_user(data):
+    torch.manual_seed(2)
+    held_out = crescents(100)
+    estimator = train(make(seed=3), data, validation_data=held_out)
+    assert estimator.proxy.network.common > 0
+
+
+def interrupted(made, monkeypatch, **kwargs):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(likelihood_form, "fittest", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            made.train(**kwargs)
+
+
+def test_after_an_interruption_a_form_is_still_chosen(data, monkeypatch):
+    made = make(seed=3).append_simulations(*data)
+    interrupted(made, monkeypatch)
+    assert made.train(max_num_epochs=2).proxy.network.common > 0
+
+
+def test_an_interrupted_retraining_leaves_what_was_trained(data, monkeypatch):
+    made = make(seed=None)
+    estimator = train(made, data)
+    rows, few = made.train_indices, (data[0][None, :5], data[1][:5])
+    weights = estimator.state_dict()
+    kept = {name: value.clone() for name, value in weights.items()}
+    interrupted(made, monkeypatch, retrain_from_scratch=True, force_first_round_loss=True)
+    assert made._neural_net is made._training.estimator is estimator
+    posterior = made.build_posterior().posterior_estimator
+    assert torch.equal(posterior.flow.log_prob(*few), estimator.flow.log_prob(*few))
+    assert all(torch.equal(value, kept[name]) for name, value in estimator.state_dict().items())
+    assert torch.equal(made.train_indices, rows)
+    assert made.train(max_num_epochs=3, resume_training=True) is estimator
