@@ -142,6 +142,11 @@ class JointSteps:
         """Present learning rates, of the flow and, where there is one, of the proxy."""
         return [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
 
+    def scale_rates(self, *factors: float) -> None:
+        """Multiply the learning rates, of the flow and of the proxy, by these factors."""
+        for optimizer, factor in zip(self.optimizers, factors, strict=False):
+            optimizer.param_groups[0]["lr"] *= factor
+
     def run_epoch(self, data: Data | LoaderData) -> dict[str, float]:
         """Take one pass over the data; return means over its batches.
 

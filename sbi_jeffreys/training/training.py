@@ -222,7 +222,7 @@ class Training(JointSteps):
         assert proxy is not None
         proxy.load_state_dict(self._looks.plateau.weights)
         self.average.begin_anew(proxy.parameters())
-        self.optimizers[1].param_groups[0]["lr"] *= _DROP
+        self.scale_rates(1.0, _DROP)
 
     def _go_back(self) -> None:
         """Put the best weights back, and learn more slowly from there."""
@@ -231,8 +231,7 @@ class Training(JointSteps):
         # What the abandoned flow has drawn, and what its proxy was seen to do, is gone with it.
         self.queue = ReverseQueue()
         self._looks.plateau.begin_anew(self.steps)
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] *= _DROP_BOTH
+        self.scale_rates(_DROP_BOTH, _DROP_BOTH)
 
     def restore_best(self) -> None:
         """Put the best weights back."""
