@@ -1,9 +1,11 @@
 """What gets installed: all packages, no top-level `tasks`, pins that hold for every Python."""
 
+import ast
 import configparser
 import importlib
 import re
 import sysconfig
+from graphlib import TopologicalSorter
 from importlib.metadata import distribution, distributions
 from pathlib import Path
 
@@ -101,3 +103,31 @@ def test_what_is_asked_for_is_pinned_once(python, config):
 def test_plots_of_sbi_can_be_imported():
     # sbi does not declare all that they need.
     importlib.import_module("sbi.analysis")
+
+
+def part_of(module):
+    """Return the package that a module of ours is in, or the module where it is in none."""
+    return module.split(".")[0]
+
+
+def imported_parts(path):
+    """Return the parts of the package that a file imports when it is imported."""
+    *packages, _ = path.relative_to(ROOT / "sbi_jeffreys").parts
+    # Imports that only type checkers see stand under an if, lazy ones in functions.
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = packages[: len(packages) + 1 - node.level]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from (part_of(".".join((*above, name))) for name in names)
+
+
+def test_packages_do_not_import_in_circles():
+    graph = {}
+    for path in (ROOT / "sbi_jeffreys").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT / "sbi_jeffreys").with_suffix("").parts)
+        part = part_of(module)
+        graph.setdefault(part, set()).update(set(imported_parts(path)) - {part})
+    assert {"training", "likelihood", "features"} < set(graph)
+    assert "likelihood" in graph["selection"]
+    # Raises CycleError, which names the circle.
+    assert list(TopologicalSorter(graph).static_order())
