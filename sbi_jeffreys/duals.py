@@ -26,7 +26,7 @@ References:
       https://arxiv.org/abs/2306.02426, algorithm 1
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -100,6 +100,8 @@ class ResilientDual:
         check_positive(rate=self.rate)
         if not isinstance(self.costs, Sequence):
             raise TypeError(f"costs must be a sequence, a price for each, got {self.costs!r}.")
+        if self.initial is not None and not isinstance(self.initial, Sized):
+            raise TypeError(f"initial must be a sequence of multipliers, got {self.initial!r}.")
         if self.initial is not None and len(self.initial) != len(self.costs):
             raise ValueError(
                 f"initial has {len(self.initial)} multipliers for {len(self.costs)} costs; "
@@ -168,7 +170,7 @@ class FixedWeights:
     weights: Sequence[float] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if len(self.weights) != 3:
+        if not isinstance(self.weights, Sized) or len(self.weights) != 3:
             raise ValueError(f"weights must be three numbers, got {self.weights!r}.")
         for value in self.weights:
             check_not_negative(weights=value)

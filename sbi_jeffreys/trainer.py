@@ -295,6 +295,7 @@ class JeffreysNPE(JointTrainer):
             stop_after_epochs=stop_after_epochs,
             max_num_epochs=max_num_epochs,
             clip_max_norm=clip_max_norm,
+            calibration_kernel=calibration_kernel,
             validation_fraction=validation_fraction,
             validation_data=validation_data,
             dataloader_kwargs=dataloader_kwargs,

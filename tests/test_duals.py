@@ -289,6 +289,8 @@ class OnlyInit:
         ),
         (lambda: ResilientDual((LinearCost(),) * 3, initial=(1, -1, 1)), ValueError, "initial.*-1"),
         (lambda: FixedWeights(("a", 1.0, 1.0)), TypeError, "weights must be a number, got 'a'"),
+        (lambda: ResilientDual((LinearCost(),) * 3, initial=3.0), TypeError, "initial.*3.0"),
+        (lambda: FixedWeights(3.0), ValueError, "three numbers, got 3.0"),
         (lambda: FixedWeights((1.0, 1.0)), ValueError, "three"),
         (lambda: FixedWeights((1.0,) * 4), ValueError, "three"),
         (lambda: FixedWeights((1.0, -1.0, 1.0)), ValueError, "-1.0"),

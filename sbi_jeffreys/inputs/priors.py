@@ -68,9 +68,7 @@ def _check_distribution(prior: Distribution) -> Distribution:
             "is defined relative to the prior's density: implement log_prob, or pass prior=None."
         ) from error
     prior = process_prior(prior)[0]
-    if isinstance(prior, PytorchReturnTypeWrapper) and _has_doubles(prior.support):
-        # sbi has single precision made of its draws, and would map them by bounds in double.
-        prior = process_prior(_in_single(copy.deepcopy(prior.prior)))[0]
+    prior = _with_single_bounds(prior)
     try:
         within_support(prior, draw(prior, 2))
     except RuntimeError as error:
@@ -80,6 +78,26 @@ def _check_distribution(prior: Distribution) -> Distribution:
             "Dirichlet, with others, take one in coordinates that are free (its logits)."
         ) from error
     return prior
+
+
+def _with_single_bounds(prior: Distribution) -> Distribution:
+    """Return a prior whose bounds are in single precision, itself if they are.
+
+    sbi makes single precision of the draws of a prior in double, and then maps them by its bounds.
+    """
+    if isinstance(prior, RestrictedPrior):
+        restricted = copy.copy(prior)
+        restricted._prior = _with_single_bounds(prior._prior)
+        return prior if restricted._prior is prior._prior else restricted
+    if not isinstance(prior, PytorchReturnTypeWrapper):
+        return prior
+    try:
+        support = prior.support
+    except (NotImplementedError, AttributeError):
+        return prior
+    if not (_may_hold_tensors(support) and _has_doubles(support)):
+        return prior
+    return process_prior(_in_single(copy.deepcopy(prior.prior)))[0]
 
 
 def _has_doubles(part: Any) -> bool:

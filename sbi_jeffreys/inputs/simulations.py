@@ -202,7 +202,7 @@ def fraction_outside_prior(theta: Tensor, prior: Distribution | None) -> float:
     low, high = (bound.to(theta) for bound in support_bounds(prior, theta.shape[1]))
     low, high = low - _ROUNDING * low.abs(), high + _ROUNDING * high.abs()
     inside &= ((theta >= low) & (theta <= high)).all(dim=1)
-    return (~inside).double().mean().item()
+    return (~inside).sum().item() / len(inside)
 
 
 def warn_outside_prior(theta: Tensor, prior: Distribution | None) -> None:

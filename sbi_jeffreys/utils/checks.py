@@ -100,6 +100,7 @@ def check_seed(seed: Any) -> int | None:
 
 def check_training(
     *,
+    calibration_kernel: Any,
     clip_max_norm: float | None,
     validation_fraction: float,
     validation_data: Any,
@@ -109,6 +110,7 @@ def check_training(
     """Refuse arguments of ``JeffreysNPE.train`` that are out of range, or do not go together.
 
     Args:
+        calibration_kernel: A function, or ``None``.
         clip_max_norm: Positive, or ``None``.
         validation_fraction: Between 0 and 1.
         validation_data: Held-out simulations, or ``None``; not with ``dataloader_kwargs``.
@@ -116,10 +118,15 @@ def check_training(
         positive: The others, by their names.
 
     Raises:
-        TypeError: If a number is none.
+        TypeError: If a number is none, or the kernel no function.
         ValueError: With the name and the value of the first that will not do.
     """
     check_positive(**positive)
+    if calibration_kernel is not None and not callable(calibration_kernel):
+        raise TypeError(
+            "calibration_kernel must be a function of x that returns one weight for each, or None, "
+            f"got {calibration_kernel!r}."
+        )
     if clip_max_norm is not None:
         check_positive(clip_max_norm=clip_max_norm)
     if not 0 < validation_fraction < 1:

@@ -193,3 +193,32 @@ def test_bounds_in_double_precision_make_posteriors(prior):
         assert posterior.potential(theta[:3], x=x[:1]).dtype == torch.float32
     # The user's own stays what it was.
     assert prior.sample((1,)).dtype == before
+
+
+class WithoutSupport(torch.distributions.Distribution):
+    """A prior of a user's own, in double precision."""
+
+    def __init__(self):
+        self.normal = Normal(torch.zeros(2).double(), torch.ones(2).double())
+        super().__init__(torch.Size(), torch.Size([2]), validate_args=False)
+
+    def sample(self, sample_shape=()):
+        return self.normal.sample(sample_shape)
+
+    def log_prob(self, value):
+        return self.normal.log_prob(value).sum(-1)
+
+
+def test_a_prior_in_double_precision_may_lack_a_support():
+    assert priors.check_prior(WithoutSupport()).sample((3,)).dtype == torch.float32
+
+
+def test_bounds_of_a_restricted_prior_are_in_single_precision():
+    inner = next(doubles())
+    restricted = RestrictedPrior(process_prior(inner)[0], lambda theta: theta[:, 0] > 0.5)
+    checked = priors.check_prior(restricted)
+    assert checked._prior.support.base_constraint.lower_bound.dtype == torch.float32
+    assert (priors.draw(checked, 20)[:, 0] > 0.5).all()
+    # The user's own stays what it was.
+    assert inner.support.base_constraint.lower_bound.dtype == torch.float64
+    assert restricted._prior is not checked._prior

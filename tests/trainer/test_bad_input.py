@@ -354,6 +354,13 @@ def test_a_kernel_of_another_shape_is_refused():
         trainer.train(calibration_kernel=lambda x: torch.ones(len(x), 1))
 
 
+@pytest.mark.parametrize("kernel", [0, False, 0.5, "weights"])
+def test_a_kernel_is_a_function(kernel):
+    trainer = make().append_simulations(THETA, X)
+    with pytest.raises(TypeError, match=f"calibration_kernel must be a function.*got {kernel!r}"):
+        trainer.train(calibration_kernel=kernel)
+
+
 @pytest.mark.parametrize("seed", ["a", 1.5])
 def test_a_seed_is_an_integer(seed):
     with pytest.raises(TypeError, match=f"seed must be an integer or None, got {seed!r}"):
