@@ -1,1 +1,1 @@
-"""What flow and proxy see of x: which columns, in which scale, or their principal components."""
+"""How parameters and data are scaled and bent, and the linear posterior in closed form."""

@@ -1,1 +1,1 @@
-"""Checks of what users bring, seeds, warnings and files."""
+"""Checks of arguments, seeds, warnings, losses of held-out rows, and files."""
