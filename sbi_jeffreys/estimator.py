@@ -33,8 +33,8 @@ from .features.scales import shift_and_scale
 from .flows import starts_in_closed_form
 from .likelihood.energy import LikelihoodEnergy
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder
-from .selection.components import Components
-from .selection.screening import Columns
+from .selection.components import num_components
+from .selection.screening import Columns, kept_columns
 from .utils.seeding import in_place_of_global
 
 __all__ = ["ROWS_FOR_SCALE", "JeffreysEstimator"]
@@ -118,11 +118,10 @@ class JeffreysEstimator(ConditionalDensityEstimator):
 
     def _follow_steps(self, network: LikelihoodEnergy, x: Tensor) -> None:
         """Let a likelihood know the steps of data (n, *event) that are bent, if it sees columns."""
-        modules = list(self.flow.modules())
-        # Components are sums of columns, and come in no steps.
-        if any(isinstance(module, Components) for module in modules):
+        if self.num_components:
+            # Sums of columns come in no steps.
             return
-        for module in modules:
+        for module in self.flow.modules():
             if isinstance(module, Columns):
                 x = module(x)
             if isinstance(module, Features):
@@ -131,13 +130,12 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     @property
     def columns_seen(self) -> list[int] | None:
         """Numbers of the columns of x that the default flow was given; ``None`` if all were."""
-        kept = (m.kept.tolist() for m in self.flow.modules() if isinstance(m, Columns))
-        return next(kept, None)
+        return kept_columns(self.flow)
 
     @property
     def num_components(self) -> int:
         """Number of principal components that the default flow sees in their place; 0 if none."""
-        return next((len(m.offset) for m in self.flow.modules() if isinstance(m, Components)), 0)
+        return num_components(self.flow)
 
     @property
     def weight(self) -> float:

@@ -22,8 +22,8 @@ import torch
 
 from ..tasks import get_task
 from ..utils.quiet import quiet
-from ..utils.seeding import forked
-from .jobs import Evaluation, Job, derive_seed
+from ..utils.seeding import derive_seed, forked
+from .jobs import Evaluation, Job
 from .machine import Stopwatch, describe_machine, peak_memory_mb, reset_peak_memory, versions
 from .measures import at_observation, draw, over_simulations
 from .methods import Fitted, get_method

@@ -6,7 +6,6 @@ the same; test simulations and new observations on task and seed; reference samp
 observation. Everything else depends on the whole job.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +15,7 @@ from typing import Any
 from ..tasks import NUM_OBSERVATIONS
 from .published import has_published_reference
 
-__all__ = ["DEFAULT_METRICS", "METRICS", "Evaluation", "Job", "derive_seed", "grid"]
+__all__ = ["DEFAULT_METRICS", "METRICS", "Evaluation", "Job", "grid"]
 
 METRICS = (
     "nll",
@@ -168,21 +167,6 @@ class Evaluation:
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
         return cls(**tuples)
-
-
-def derive_seed(*parts: str | int) -> int:
-    """Return a seed in 0..2**32 - 1 that is a hash of what it is for.
-
-    Args:
-        parts: Words and numbers.
-
-    Example:
-        >>> derive_seed("simulations", "slcp", 1) == derive_seed("simulations", "slcp", 2)
-        False
-    """
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    # numpy takes 32 bits.
-    return int.from_bytes(digest[:4], "big")
 
 
 def grid(

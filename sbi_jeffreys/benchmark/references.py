@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..tasks import Task
 from ..utils.files import atomic_write
-from .jobs import Evaluation, Job, derive_seed
+from ..utils.seeding import derive_seed
+from .jobs import Evaluation, Job
 from .published import published_reference_posterior
 
 __all__ = ["Observation", "generator", "observations", "reference_samples"]
@@ -36,7 +37,7 @@ class Observation(NamedTuple):
 
 
 def generator(*parts: str | int) -> torch.Generator:
-    """Return a generator seeded by what it is for, see :func:`.jobs.derive_seed`."""
+    """Return a generator seeded by what it is for."""
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 

@@ -32,7 +32,7 @@ from ..utils.row_losses import bounded
 from .information import information
 from .screening import informative
 
-__all__ = ["Components", "components_of"]
+__all__ = ["Components", "components_of", "num_components"]
 
 # Numbers of components to try, of half as many as columns at most.
 _NUMBERS = (10, 20, 40)
@@ -104,6 +104,12 @@ def components_of(theta: Tensor, x: Tensor, num: int | None = None) -> Component
         return None
     chosen = every.only(torch.arange(num)) if num else _that_tell_more(few_theta, few_x, every)
     return None if chosen is None else chosen.to(x)
+
+
+def num_components(module: nn.Module) -> int:
+    """Return the number of principal components that a flow sees, 0 if it sees columns."""
+    numbers = (len(each.offset) for each in module.modules() if isinstance(each, Components))
+    return next(numbers, 0)
 
 
 def _principal(x: Tensor) -> Components | None:

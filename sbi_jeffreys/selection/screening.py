@@ -36,7 +36,7 @@ from ..features.principal import principal_axes
 from ..features.regression import MOST_FEATURES, LinearRegression, linear_entropy
 from ..features.scales import cut_outliers, finite_sample, shift_and_scale
 
-__all__ = ["Columns", "informative", "missed"]
+__all__ = ["Columns", "informative", "kept_columns", "missed"]
 
 # So few rows tell nothing.
 _FEWEST_ROWS = 80
@@ -109,6 +109,12 @@ def informative(theta: Tensor, x: Tensor) -> Tensor:
     return every if sharper > _SHARPER else every[kept]
 
 
+def kept_columns(module: nn.Module) -> list[int] | None:
+    """Return the numbers of the columns of x that a flow was given, ``None`` if all were."""
+    kept = (each.kept.tolist() for each in module.modules() if isinstance(each, Columns))
+    return next(kept, None)
+
+
 def missed(flow: nn.Module, theta: Tensor, x: Tensor, rows: Tensor) -> list[int]:
     """Return the columns of x that a flow leaves out, and that would be looked at now.
 
@@ -118,11 +124,11 @@ def missed(flow: nn.Module, theta: Tensor, x: Tensor, rows: Tensor) -> list[int]
         x: Data, shape (n, *event).
         rows: Which of them are trained on.
     """
-    for module in flow.modules():
-        if isinstance(module, Columns):
-            now = informative(theta[rows], x[rows])
-            return sorted(set(now.tolist()) - set(module.kept.tolist()))
-    return []
+    kept = kept_columns(flow)
+    if kept is None:
+        return []
+    now = informative(theta[rows], x[rows])
+    return sorted(set(now.tolist()) - set(kept))
 
 
 def _kept(theta: Tensor, columns: Tensor, cut: Tensor) -> Tensor:

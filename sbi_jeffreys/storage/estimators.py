@@ -21,8 +21,8 @@ from ..estimator import JeffreysEstimator
 from ..flows import DEFAULT_FLOW, FlowBuilder, flow_nn
 from ..layers.autoregressive import accelerate
 from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
-from ..selection.components import Components
-from ..selection.screening import Columns
+from ..selection.components import num_components
+from ..selection.screening import kept_columns
 from ..utils.seeding import seeded
 from ..walls import SoftWalls
 from .distributions import (
@@ -72,12 +72,8 @@ def describe_estimator(
         "density_estimator": name,
         "density_estimator_kwargs": dict(spec.get("density_estimator_kwargs", {})),
         "walls": any(getattr(m, "f", None) is SoftWalls for m in estimator.modules()),
-        "columns": next(
-            (m.kept.tolist() for m in estimator.modules() if isinstance(m, Columns)), None
-        ),
-        "components": next(
-            (len(m.offset) for m in estimator.modules() if isinstance(m, Components)), 0
-        ),
+        "columns": kept_columns(estimator),
+        "components": num_components(estimator),
         "input_shape": list(estimator.input_shape),
         "condition_shape": list(estimator.condition_shape),
         "proxy": None,

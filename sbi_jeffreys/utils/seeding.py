@@ -15,6 +15,7 @@ import torch
 
 __all__ = [
     "aside",
+    "derive_seed",
     "forked",
     "generator_states",
     "in_place_of_global",
@@ -70,6 +71,21 @@ def seed_generators(seed: int, device: str | torch.device = "cpu") -> None:
         torch.mps.manual_seed(seed)
 
 
+def derive_seed(*parts: str | int) -> int:
+    """Return a seed in 0..2**32 - 1 that is a hash of what it is for.
+
+    Args:
+        parts: Words and numbers.
+
+    Example:
+        >>> derive_seed("simulations", "slcp", 1) == derive_seed("simulations", "slcp", 2)
+        False
+    """
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    # numpy takes 32 bits.
+    return int.from_bytes(digest[:4], "big")
+
+
 def of_round(seed: int, number: int) -> int:
     """Return the seed of a later round: the next integers are seeds of other trainings.
 
@@ -77,10 +93,7 @@ def of_round(seed: int, number: int) -> int:
         seed: Seed of the training.
         number: Number of the round; the first, 0, has the seed itself.
     """
-    if number == 0:
-        return seed
-    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+    return derive_seed("round", seed, number) if number else seed
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sbi_jeffreys.benchmark.jobs import METRICS, Evaluation, Job, derive_seed, grid
+from sbi_jeffreys.benchmark.jobs import METRICS, Evaluation, Job, grid
 
 BAD_JOBS = {
     "no simulations": ({"num_simulations": 0}, "num_simulations must be .* got 0"),
@@ -83,10 +83,3 @@ def test_grid_has_every_job_once_seed_by_seed():
     jobs = grid(["a", "b"], ["m", "m"], [10, 20], [0, 1])
     assert len(jobs) == len({job.id for job in jobs}) == 8
     assert [job.seed for job in jobs] == [0] * 4 + [1] * 4
-
-
-def test_seeds_are_fixed_and_tell_purposes_apart():
-    # A value that changes would change every record of the past.
-    assert derive_seed("simulations", "slcp", 1000, 0) == 3134658018
-    parts = [("a", 1), ("a", "1"), ("a1",), (1, "a"), ("a", 1, 0)]
-    assert len({derive_seed(*part) for part in parts}) == len(parts)

@@ -10,6 +10,7 @@ from sbi_jeffreys.tasks import get_task
 from trainers import THETA, X, make
 
 from sbi_jeffreys.utils.seeding import (
+    derive_seed,
     forked,
     generator_states,
     in_place_of_global,
@@ -165,3 +166,10 @@ def test_later_rounds_have_seeds_of_their_own():
     assert [of_round(seed, 0) for seed in (-3, 0, 2**64 - 1)] == [-3, 0, 2**64 - 1]
     with seeded(max(seeds)):
         torch.rand(1)
+
+
+def test_seeds_are_fixed_and_tell_purposes_apart():
+    # A value that changes would change every record of the past.
+    assert derive_seed("simulations", "slcp", 1000, 0) == 3134658018
+    parts = [("a", 1), ("a", "1"), ("a1",), (1, "a"), ("a", 1, 0)]
+    assert len({derive_seed(*part) for part in parts}) == len(parts)
