@@ -18,7 +18,7 @@ The two populations are kept within :math:`[10^{-10}, 10^4]` before the noise.
 
 Likelihood: the product of the twenty log-normal densities. The equations are solved for
 :math:`\log X` and :math:`\log Y` in float64; the solution is within :math:`10^{-5}` of SciPy's at a
-tolerance of :math:`10^{-10}` (docs/tasks.md).
+tolerance of :math:`10^{-12}` (docs/tasks.md).
 
 Posterior: for :math:`\log \theta`, by rejection under a fitted envelope (:mod:`.envelope`).
 

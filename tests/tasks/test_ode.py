@@ -79,17 +79,17 @@ def solve_sir(theta):
 
 
 def solve_lotka_volterra(theta):
-    """The log-populations by SciPy, from the equations for X and Y themselves."""
+    """The log-populations by SciPy, of which X and Y themselves lose digits near extinction."""
     alpha, beta, gamma, delta = theta
 
     def f(t, y):
-        return [alpha * y[0] - beta * y[0] * y[1], delta * y[0] * y[1] - gamma * y[1]]
+        return [alpha - beta * np.exp(y[1]), delta * np.exp(y[0]) - gamma]
 
     times = 0.1 * np.arange(0, 201, 21)
     solution = solve_ivp(
-        f, (0, times[-1]), [30, 1], method="DOP853", rtol=1e-10, atol=1e-12, t_eval=times
+        f, (0, times[-1]), np.log([30, 1]), method="DOP853", rtol=1e-12, atol=1e-12, t_eval=times
     )
-    return np.log(solution.y.reshape(-1).clip(1e-10, 1e4))
+    return solution.y.reshape(-1).clip(np.log(1e-10), np.log(1e4))
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def solve_lotka_volterra(theta):
     ],
 )
 def test_against_scipy(name, ours, scipys):
-    theta, _ = get_task(name).simulate(30, generator=torch.Generator().manual_seed(1))
+    theta, _ = get_task(name).simulate(100, generator=torch.Generator().manual_seed(1))
     exact = np.stack([scipys(t) for t in theta.double().numpy()])
     # The noise has standard deviation 0.1 (Lotka-Volterra) or at least 0.03 (SIR) on this scale.
-    assert np.abs(ours(theta).numpy() - exact).max() < 2e-5
+    assert np.abs(ours(theta).numpy() - exact).max() < 1e-5
 
 
 def test_epidemic_that_dies_out_has_a_finite_likelihood():
