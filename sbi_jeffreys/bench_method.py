@@ -31,6 +31,7 @@ from .tasks import get_task, list_tasks
 from .trainer import JeffreysNPE
 from .utils.files import atomic_write
 from .utils.quiet import QuietTracker, quiet
+from .utils.seeding import derive_seed
 
 __all__ = ["differences", "main"]
 
@@ -91,6 +92,8 @@ def _simulations(task: Any, num: int, noise: int, seed: int) -> tuple[torch.Tens
     generator = torch.Generator().manual_seed(seed)
     theta, x = task.simulate(num, generator=generator)
     if noise:
+        # Simulators seed torch's generator by this one, which would draw the same numbers again.
+        generator.manual_seed(derive_seed("noise", seed))
         x = torch.cat((x.flatten(1), torch.randn(num, noise, generator=generator)), dim=1)
     return theta, x
 
@@ -151,6 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     for what, asked, known in (
         ("tasks", tasks, [*list_tasks(), *SIMULATORS, "simulators"]),
         ("variants", options.variants, VARIANTS),
+        ("baselines", [options.baseline], [*options.variants, _FLOW_ALONE, _DEFAULT]),
     ):
         if unknown := [name for name in asked if name not in known]:
             parser.error(f"unknown {what} {unknown}, known are {', '.join(known)}")

@@ -1,6 +1,7 @@
 """The comparison of variants: every variant can be built, runs are completed and not repeated."""
 
 import math
+import warnings
 from functools import partial
 
 import pandas as pd
@@ -9,17 +10,27 @@ import torch
 from sbi.utils import BoxUniform
 
 from sbi_jeffreys import JeffreysNPE
-from sbi_jeffreys.bench_method import differences, main
+from sbi_jeffreys.bench_method import _simulations, differences, main
 from sbi_jeffreys.benchmark.variants import VARIANTS
+from sbi_jeffreys.simulators import SIMULATORS
+from sbi_jeffreys.training.steps import Settings
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_variants_are_trainers_with_arguments(name):
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
-    trainer_class, arguments, _ = VARIANTS[name](prior)
+    trainer_class, arguments, train = VARIANTS[name](prior)
     own = {"settings", "members", "times"}
+    Settings(**arguments.get("settings", {}))
     arguments = {key: value for key, value in arguments.items() if key not in own}
-    trainer_class(prior, show_progress_bars=False, **arguments)
+    theta = prior.sample((60,))
+    trainer = trainer_class(prior, show_progress_bars=False, **arguments)
+    # Enough columns for an embedding of convolutions.
+    trainer.append_simulations(theta, (theta @ torch.randn(2, 16)).exp())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Maximum number of epochs", UserWarning)
+        warnings.filterwarnings("ignore", "learning_rate=.* is too high", RuntimeWarning)
+        trainer.train(**train | {"max_num_epochs": 1})
 
 
 def test_a_run_is_completed_and_not_repeated(tmp_path, capsys):
@@ -48,6 +59,7 @@ def test_a_run_is_completed_and_not_repeated(tmp_path, capsys):
     [
         (["--tasks", "slcp", "foo"], "unknown tasks ['foo'], known are"),
         (["--variants", "bar"], "unknown variants ['bar'], known are sbi NPE (maf)"),
+        (["--baseline", "foo"], "unknown baselines ['foo'], known are"),
     ],
 )
 def test_unknown_names_are_refused_before_anything_runs(arguments, message, capsys):
@@ -90,6 +102,14 @@ def test_noise_beside_x_is_left_out_unless_all_columns_are_asked_for(tmp_path, m
     assert rows.noise.tolist() == [0, 0, 5, 5]
     assert rows.nll[0] == rows.nll[1]
     assert rows.nll[2] != rows.nll[3]
+
+
+def test_noise_has_nothing_to_do_with_theta():
+    # Normal parameters, drawn from a generator of the same seed as the noise is.
+    theta, x = _simulations(SIMULATORS["hierarchy"], 1000, 3, 7)
+    both = torch.cat((theta, x[:, -3:]), dim=1).T.corrcoef()[: theta.shape[1], -3:]
+    # Three and a half standard errors of a correlation of nothing.
+    assert both.abs().max() < 3.5 / 1000**0.5
 
 
 def test_the_flow_alone_is_compared_beside_the_pool(tmp_path, monkeypatch, capsys):

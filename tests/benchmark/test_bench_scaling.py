@@ -19,7 +19,7 @@ def test_one_small_case(monkeypatch, capsys):
 
 def test_table(monkeypatch, tmp_path):
     def run(command, **kwargs):
-        found = '{"seconds_per_epoch": 2.0, "megabytes": 3.0, "nll": 1.0}'
+        found = '{"seconds_per_epoch": 2.0, "megabytes": 3.0, "training_nll": 1.0}'
         return type("Done", (), {"stdout": f"a line before\n{found}\n"})
 
     monkeypatch.setattr(bench_scaling.subprocess, "run", run)
