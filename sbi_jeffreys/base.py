@@ -35,11 +35,12 @@ class Base:
             normal = Normal(theta.mean(dim=0), 2 * spread(theta))
             prior = Independent(normal, 1, validate_args=False)
         self.distribution: Distribution = prior
-        self.anchor = self._with_density(theta[within_support(prior, theta)][:_ROWS])
-        self.floor = prior.log_prob(self.anchor)[0] - WALL
+        some = self._with_density(theta[within_support(prior, theta)][:_ROWS])
+        self.anchor = some[:1]
+        self.floor = prior.log_prob(some).median() - WALL
 
     def _with_density(self, theta: Tensor) -> Tensor:
-        """Return the first of these parameters, or else of the prior's, that has a density, (1, d).
+        """Return those of these parameters (n, d), or else of the prior's, that have a density.
 
         Bounds may be in the support and have none, or an infinite one.
         """
@@ -47,7 +48,7 @@ class Base:
             if len(theta):
                 has = self.distribution.log_prob(theta).isfinite()
                 if bool(has.any()):
-                    return theta[has][:1]
+                    return theta[has]
             theta = draw(self.distribution, _ROWS)
         return theta[:1]
 

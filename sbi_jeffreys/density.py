@@ -204,6 +204,9 @@ class JeffreysDensity:
         with seeded(self._seed):
             if held_out is None:
                 samples, held_out = split_samples(samples, validation_fraction)
+            else:
+                # Scales and starts look at the first rows.
+                samples = samples[torch.randperm(len(samples))]
             check_trainable(samples)
             batch = min(self._settings["training_batch_size"], len(samples))
             settings = Settings(
@@ -381,7 +384,7 @@ class JeffreysDensity:
 
     def sample(self, num: int) -> Tensor:
         """Return samples of the flow, shape (num, d), from torch's global generator."""
-        check_positive(num=num)
+        check_counts(1, num=num)
         return self._fitted.sample_embedded(num, torch.empty(1, 0)).squeeze(1)
 
 

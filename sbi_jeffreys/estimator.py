@@ -128,6 +128,11 @@ class JeffreysEstimator(ConditionalDensityEstimator):
                 network.follow(module, x)
 
     @property
+    def likelihood(self) -> LikelihoodEnergy | None:
+        """The proxy's network if it is a likelihood; ``None`` also where there is no proxy."""
+        return None if self.proxy is None else self.proxy.likelihood
+
+    @property
     def columns_seen(self) -> list[int] | None:
         """Numbers of the columns of x that the default flow was given; ``None`` if all were."""
         return kept_columns(self.flow)
@@ -199,11 +204,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         input, condition = self._in_own_type(input), self._in_own_type(condition)
         if not self.weight:
             return self.flow.log_prob(input, condition, **kwargs)
-        if kwargs:
-            raise TypeError(
-                f"log_prob of the pool of flow and proxy takes no {', '.join(sorted(kwargs))}: it "
-                "is for the flow alone, estimator.flow."
-            )
+        _refuse("log_prob", kwargs)
         if condition.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "x requires a gradient, which the pool of flow and proxy does not have: its "
@@ -234,11 +235,13 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         """Return samples, shape (*sample_shape, B, d), for x (B, *event).
 
         Raises:
+            TypeError: If the pool is given keyword arguments.
             ValueError: If an x is so far from all training data that there are none.
         """
         if not self.weight:
             drawn = self.flow.sample(sample_shape, self._in_own_type(condition), **kwargs)
         else:
+            _refuse("sample", kwargs)
             drawn = pool.sample(self, torch.Size(sample_shape).numel(), self.embed(condition))
             drawn = drawn.reshape(*sample_shape, *drawn.shape[1:])
         if not drawn.isfinite().all():
@@ -339,3 +342,12 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         if self.proxy is not None:
             self.proxy.base.to(next(self.parameters()).device)
         return self
+
+
+def _refuse(method: str, kwargs: dict[str, Any]) -> None:
+    """Refuse keyword arguments that only a flow may know."""
+    if kwargs:
+        raise TypeError(
+            f"{method} of the pool of flow and proxy takes no {', '.join(sorted(kwargs))}: it is "
+            "for the flow alone, estimator.flow."
+        )

@@ -55,8 +55,10 @@ _FORMAT = "sbi_jeffreys.posterior"
 # 3.3 the default flow may see some columns of x only; before, it saw all. Since 3.4 the likelihood
 # may have more than three Gaussians; how many is the length of its offsets. Since 3.5 theta may
 # move them as one; before, each on its own. Since 3.6 columns of x may be bent around a center.
-# Since 3.7 the default flow may see components of x in place of columns.
-_FORMAT_VERSION = (3, 7)
+# Since 3.7 the default flow may see components of x in place of columns. Since 3.8 the floor of the
+# proxy's base is held; before, it followed from the anchor; and how many layers the likelihood's
+# network has is the number of its weights.
+_FORMAT_VERSION = (3, 8)
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 

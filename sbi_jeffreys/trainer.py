@@ -405,4 +405,6 @@ class JeffreysNPE(JointTrainer):
         if held_out is None:
             return train, Data(theta, x, masks, self.val_indices, training_batch_size)
         others = masks.new_ones(len(held_out[0]), 1).to(held_out[0].device)
-        return train, Data(*held_out, others, torch.arange(len(others)), training_batch_size)
+        # They may be ordered, and some looks are at the first few; resumed, at the same again.
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))
+        return train, Data(*held_out, others, order, training_batch_size)

@@ -34,6 +34,17 @@ def test_a_parameter_without_a_density_is_no_anchor(prior, row, others):
         assert torch.equal(base.anchor, theta[1:2])
 
 
+def test_one_parameter_of_a_high_density_does_not_lift_the_floor():
+    prior = Independent(Gamma(0.1 * torch.ones(2), torch.ones(2)), 1)
+    torch.manual_seed(0)
+    theta = prior.sample((100,)).clamp_min(1e-6)
+    odd = torch.full((1, 2), 1e-30)
+    floors = [Base(prior, torch.cat(rows)).floor for rows in ((theta, odd), (odd, theta))]
+    # At the odd one the density is higher by a hundred nats; it is one of a hundred parameters.
+    assert floors[1] == pytest.approx(floors[0].item(), abs=1.0)
+    assert prior.log_prob(odd)[0] > floors[0] + 100
+
+
 def test_the_first_parameter_is_the_anchor_if_it_can_be():
     theta = BOX.sample((10,))
     before = torch.get_rng_state()

@@ -305,7 +305,7 @@ def test_what_is_asked_too_early_or_in_vain(fitted):
             ask()
     with pytest.raises(ValueError, match="x has 3 columns, the samples have 2"):
         fitted.log_prob(torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="num must be a positive number"):
+    with pytest.raises(ValueError, match="num must be an integer of at least 1"):
         fitted.sample(0)
 
 

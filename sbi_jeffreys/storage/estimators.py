@@ -5,6 +5,7 @@ What has no name (functions that build a flow or a proxy) must be handed in agai
 a few points tell whether what was rebuilt is what was stored.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,6 +87,7 @@ def describe_estimator(
         }
         structure["base"] = describe_distribution(proxy.base.distribution, "base", tensors)
         tensors["base_anchor"] = proxy.base.anchor
+        tensors["base_floor"] = proxy.base.floor
     return tensors | _probe(estimator), structure
 
 
@@ -212,10 +214,11 @@ def _join(
                 "This proxy was built by a function of its own, which a file cannot hold: pass it "
                 "again, load(path, build_proxy=...)."
             )
-        build_proxy = proxy_nn(proxy["name"], **proxy["kwargs"] | _number_of_gaussians(tensors))
+        build_proxy = proxy_nn(proxy["name"], **proxy["kwargs"] | _sizes_of_likelihood(tensors))
     distribution = rebuild_distribution(structure["base"], "base", tensors, prior)
-    # The anchor is all that a base keeps of the training data.
+    # All that a base keeps of the training data; in older files the floor follows from the anchor.
     base = Base(distribution, tensors["base_anchor"])
+    base.floor = tensors.get("base_floor", base.floor)
     return JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
 
 
@@ -224,10 +227,16 @@ def _form(proxy: EnergyProxy) -> dict[str, int]:
     return {} if proxy.likelihood is None else {"common": proxy.likelihood.common}
 
 
-def _number_of_gaussians(tensors: Tensors) -> dict[str, int]:
-    """Return how many a likelihood has, as a keyword argument: the default is not that of old."""
-    offsets = tensors.get("estimator.proxy.network.offsets")
-    return {} if offsets is None else {"num_components": len(offsets)}
+def _sizes_of_likelihood(tensors: Tensors) -> dict[str, int]:
+    """Return a likelihood's keyword arguments whose defaults are not those of old."""
+    network = "estimator.proxy.network."
+    if network + "offsets" not in tensors:
+        return {}
+    weights = re.compile(re.escape(network) + r"of_theta\.\d+\.weight")
+    return {
+        "num_components": len(tensors[network + "offsets"]),
+        "hidden_layers": sum(map(bool, map(weights.fullmatch, tensors))) - 1,
+    }
 
 
 @torch.no_grad()

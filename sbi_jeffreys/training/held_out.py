@@ -141,7 +141,7 @@ def center_partition(estimator: JeffreysEstimator, data: Data | LoaderData, devi
         device: Where to evaluate.
     """
     estimator.eval()
-    likelihood = None if estimator.proxy is None else estimator.proxy.likelihood
+    likelihood = estimator.likelihood
     if likelihood is None:
         return
     theta, x = data.head(_CENTER_ROWS, device)

@@ -265,8 +265,7 @@ class JointTrainer(NPE_C):
         # In a space that is still to be learnt no form is better than another; and a form that is
         # better for all x alike may not be so for those that a kernel chooses.
         plain = call.kernel is ones and not estimator.learns_embedding
-        likelihood = None if estimator.proxy is None else estimator.proxy.likelihood
-        if plain and likelihood is not None:
+        if plain and estimator.likelihood is not None:
             rows = call.data.head(ROWS_TO_FIT, "cpu")
             judges = call.held_out.head(ROWS_TO_JUDGE, "cpu")
             take_fittest_form(estimator.to("cpu"), rows, judges)

@@ -9,7 +9,8 @@ Lagrangian is not, since it moves with its multipliers. What held-out data decid
 The entropy H in :math:`D_1` and :math:`D_3` is unknown. With linear prices for these two (the
 default) it drops out of the problem. Where a price is curved, H is taken to be the lowest held-out
 cross-entropy that either model has reached, less a margin, and :math:`D_1` and :math:`D_3` are the
-held-out ones: they stay above the margin, so that the data terms never die.
+held-out ones: they stay above the margin, so that the data terms never die. The proxy's counts
+where the flow's draws cover it: elsewhere the estimate of its Z, and with it the loss, is too low.
 """
 
 import copy
@@ -34,8 +35,9 @@ from .steps import JointSteps, Settings
 
 __all__ = ["Training"]
 
-# Margin below the best held-out cross-entropy in the entropy estimate, nats.
-_ENTROPY_MARGIN = 0.1
+# Margin below the best held-out cross-entropy in the entropy estimate, nats; effective sample size,
+# a fraction of the draws, from which on the proxy's is believed.
+_ENTROPY_MARGIN, _COVERED = 0.1, 0.5
 # Factor on the proxy's learning rate when its best weights are put back, and on both when a trial
 # has failed.
 _DROP, _DROP_BOTH = 0.3, 0.5
@@ -167,10 +169,11 @@ class Training(JointSteps):
             [held_out["validation_loss"], held_out.get("validation_loss_proxy", float("nan"))],
             dtype=torch.float64,
         )
-        finite = losses[losses.isfinite()]
-        if len(finite):
-            self.entropy = min(self.entropy, finite.min().item() - _ENTROPY_MARGIN)
-        self._held_out = losses - self.entropy
+        covered = held_out.get("effective_sample_size", 0.0) >= _COVERED
+        for loss in losses[: 1 + covered].tolist():
+            if math.isfinite(loss):
+                self.entropy = min(self.entropy, loss - _ENTROPY_MARGIN)
+        self._held_out = (losses - self.entropy).clamp_min(_ENTROPY_MARGIN)
         return dict(
             zip(("divergence_forward", "divergence_proxy"), self._held_out.tolist(), strict=True)
         )

@@ -88,7 +88,7 @@ def check_seed(seed: Any) -> int | None:
     if seed is None:
         return None
     try:
-        if isinstance(seed, bool):
+        if isinstance(seed, bool) or getattr(seed, "dtype", None) in (bool, torch.bool):
             raise TypeError("a truth value")
         number = operator.index(seed)
     except TypeError as error:
@@ -100,6 +100,8 @@ def check_seed(seed: Any) -> int | None:
 
 def check_training(
     *,
+    num_atoms: int,
+    training_batch_size: int,
     calibration_kernel: Any,
     clip_max_norm: float | None,
     validation_fraction: float,
@@ -110,6 +112,8 @@ def check_training(
     """Refuse arguments of ``JeffreysNPE.train`` that are out of range, or do not go together.
 
     Args:
+        num_atoms: A positive integer.
+        training_batch_size: A positive integer.
         calibration_kernel: A function, or ``None``.
         clip_max_norm: Positive, or ``None``.
         validation_fraction: Between 0 and 1.
@@ -121,6 +125,7 @@ def check_training(
         TypeError: If a number is none, or the kernel no function.
         ValueError: With the name and the value of the first that will not do.
     """
+    check_counts(1, num_atoms=num_atoms, training_batch_size=training_batch_size)
     check_positive(**positive)
     if calibration_kernel is not None and not callable(calibration_kernel):
         raise TypeError(

@@ -70,13 +70,25 @@ def test_round_trip_without_proxy_and_with_keyword_arguments(tmp_path):
     assert torch.equal(loaded.default_x, original.default_x)
 
 
-def test_a_file_says_how_many_gaussians_the_proxy_has(tmp_path):
-    """Files from before the default depended on x have three, and say nothing of it but this."""
-    original = train(spec=NAMED, proxy=proxy_nn("likelihood", num_components=3))
+@pytest.mark.parametrize("num_layers", [0, 3])
+def test_a_file_says_how_many_gaussians_and_layers_the_proxy_has(num_layers, tmp_path):
+    """Files from before today's defaults have three of both, and say nothing of it but this."""
+    sizes = {"num_components": 3, "hidden_layers": num_layers}
+    original = train(spec=NAMED, proxy=proxy_nn("likelihood", **sizes))
     save(original, tmp_path / "posterior")
     loaded = load(tmp_path / "posterior")
     assert loaded.posterior_estimator.proxy.network.num_components == 3
     assert_same(loaded, original, torch.ones(1, 3))
+
+
+def test_a_file_holds_the_floor_of_the_base(tmp_path):
+    """Before format 3.8 the floor followed from the anchor, and was another."""
+    original = train()
+    floor = original.posterior_estimator.proxy.base.floor
+    floor -= 1.0
+    save(original, tmp_path / "posterior")
+    loaded = load(tmp_path / "posterior")
+    assert torch.equal(loaded.posterior_estimator.proxy.base.floor, floor)
 
 
 def test_round_trip_of_the_flow_alone(tmp_path):

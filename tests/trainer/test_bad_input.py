@@ -217,7 +217,7 @@ INIT = {
 
 TRAIN = {
     "batch": ({"training_batch_size": 0}, ValueError, ("training_batch_size", "0")),
-    "broken batch": ({"training_batch_size": 1.5}, TypeError, ("training_batch_size", "1.5")),
+    "broken batch": ({"training_batch_size": 1.5}, ValueError, ("training_batch_size", "1.5")),
     "atoms": ({"num_atoms": 0}, ValueError, ("num_atoms", "0")),
     "rate": ({"learning_rate": 0.0}, ValueError, ("learning_rate", "0.0")),
     "negative rate": ({"learning_rate": -1e-3}, ValueError, ("learning_rate", "-0.001")),
