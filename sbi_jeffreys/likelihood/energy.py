@@ -114,7 +114,7 @@ class LikelihoodEnergy(nn.Module):
         context: Tensor,
         *,
         hidden_features: int = 128,
-        hidden_layers: int = 3,
+        hidden_layers: int = 4,
         num_components: int | None = None,
         common: int = 0,
     ) -> None:
