@@ -414,3 +414,5 @@ def test_a_pool_takes_no_arguments_of_the_flow():
     estimator.weight = 0.5
     with pytest.raises(TypeError, match="takes no nonsense: it is for the flow alone"):
         estimator.log_prob(theta, x, nonsense=1)
+    with pytest.raises(TypeError, match="sample of the pool of flow and proxy takes no nonsense"):
+        estimator.sample(torch.Size((2,)), x, nonsense=1)

@@ -38,8 +38,8 @@ def check_prior(prior: Any) -> Distribution | None:
 
     Raises:
         TypeError: If it is no torch distribution, or cannot evaluate its density.
-        ValueError: If it is a scalar distribution, or one with several batch dimensions, or if
-            torch cannot tell what lies in its support.
+        ValueError: If it is a scalar distribution, a discrete one, or one with several batch
+            dimensions, or if torch cannot tell what lies in its support.
     """
     if proper(prior) is None:
         return prior
@@ -77,7 +77,22 @@ def _check_distribution(prior: Distribution) -> Distribution:
             "it joins a distribution of vectors whose entries depend on each other, such as a "
             "Dirichlet, with others, take one in coordinates that are free (its logits)."
         ) from error
+    if _is_discrete(prior):
+        raise ValueError(
+            f"prior is discrete: {prior!r} draws numbers in steps, of which no flow has a density. "
+            "Infer a continuous parameter in its place (a logit, a rate), or one posterior for "
+            "each value."
+        )
     return prior
+
+
+def _is_discrete(prior: Distribution) -> bool:
+    """Whether some parameter takes single values only, as far as its support says."""
+    try:
+        support = prior.support
+    except (NotImplementedError, AttributeError):
+        return False
+    return support is not None and support.is_discrete
 
 
 def _with_single_bounds(prior: Distribution) -> Distribution:

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from ..density import DRAWS
 from ..duals import FixedWeights
-from ..plotting import PALETTE
+from ..plotting import PALETTE, style
 from .claims import Claim, judge
 from .data import Sizes, gaussian_mixture, split
-from .figures import save, styled
+from .figures import save
 from .models import best_and_last, curve, train
 from .runs import Result, run_all
 
@@ -166,7 +166,7 @@ def plot(table: pd.DataFrame) -> Figure:
     """
     table = table.assign(partition=np.exp(table["log_partition"]))
     panels = {"nll": "flow", "nll_proxy": "proxy", "partition": r"$Z_\psi$"}
-    with styled():
+    with style():
         figure = Figure(figsize=(9.6, 3.2), layout="constrained")
         axes = figure.subplots(1, 3)
         for ax, (column, title) in zip(axes, panels.items(), strict=True):

@@ -17,10 +17,10 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from ..density import STEPS_PER_EPOCH, JeffreysDensity
-from ..plotting import PALETTE
+from ..plotting import PALETTE, style
 from .claims import Claim, judge
 from .data import gaussian_mixture, split
-from .figures import save, styled
+from .figures import save
 from .models import best_and_last, curve, train
 from .runs import Result, run_all
 from .wgan import train_wgan
@@ -181,7 +181,7 @@ def _claims(table: pd.DataFrame) -> list[Claim]:
 
 def plot(table: pd.DataFrame) -> Figure:
     """Return the figure: KL to the truth over training, a panel for each rate."""
-    with styled():
+    with style():
         figure = Figure(figsize=(7.0, 3.0), layout="constrained")
         axes = figure.subplots(1, len(RATES), sharey=True)
         for ax, (rate, value) in zip(axes, RATES.items(), strict=True):

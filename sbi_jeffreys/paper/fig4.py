@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..density import JeffreysDensity
+from ..plotting import style
 from .claims import Claim, judge
 from .data import DATA_SETS, Sizes, split
-from .figures import bare, save, styled
+from .figures import bare, save
 from .models import METHODS, best_and_last, curve, density_maps, train
 from .runs import Arrays, Result, run_all
 
@@ -140,7 +141,7 @@ def plot(runs: dict[str, dict[str, Arrays]]) -> Figure:
     Args:
         runs: Arrays of the runs "flow" and "ours", by data set.
     """
-    with styled():
+    with style():
         figure = Figure(figsize=(1.7 * len(_COLUMNS), 1.75 * len(runs)), layout="constrained")
         axes = figure.subplots(len(runs), len(_COLUMNS), squeeze=False)
         for row, (name, arrays) in zip(axes, runs.items(), strict=True):

@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..density import JeffreysDensity
+from ..plotting import style
 from .claims import Claim, judge
 from .data import Split
-from .figures import bare, save, styled
+from .figures import bare, save
 from .images import Autoencoder, Classifier, Images, frechet_distance, load_images
 from .models import METHODS
 from .runs import Arrays, Result, run_all
@@ -157,7 +158,7 @@ def plot(flow: Arrays, ours: Arrays) -> Figure:
         "flow, max. likelihood": flow["samples"],
         "ours": ours["samples"],
     }
-    with styled():
+    with style():
         figure = Figure(figsize=(10.2, 1.9), layout="constrained")
         figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]
         for ax, (title, pictures) in zip(figure.subplots(1, 3), parts.items(), strict=True):

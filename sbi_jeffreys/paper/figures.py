@@ -1,24 +1,12 @@
-"""What the figures share: the package's style, and saving."""
+"""What the figures share beside the package's style."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..plotting import STYLE
-
-__all__ = ["bare", "save", "styled"]
-
-
-@contextlib.contextmanager
-def styled() -> Iterator[None]:
-    """Build a figure in the package's style; settings of matplotlib are as before afterwards."""
-    with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
-        yield
+__all__ = ["bare", "save"]
 
 
 def bare(ax: Axes) -> None:

@@ -42,9 +42,9 @@ from scipy.optimize import minimize, nnls
 
 from ..costs import QuadraticCost
 from ..duals import ResilientDual
-from ..plotting import PALETTE
+from ..plotting import PALETTE, style
 from .claims import Claim, judge
-from .figures import save, styled
+from .figures import save
 
 __all__ = [
     "Gap",
@@ -235,7 +235,7 @@ def run(out: Path, *, quick: bool = False) -> list[Claim]:
 
 def plot(table: pd.DataFrame) -> Figure:
     """Return the figure: gap and bound against ν."""
-    with styled():
+    with style():
         figure = Figure(figsize=(4.2, 3.0), layout="constrained")
         ax = figure.subplots()
         shown = table[table["gap"] > 1e-12]

@@ -32,9 +32,9 @@ def crescents(n):
 
 
 def scaled(n):
-    """Noise of two sizes, both of which grow with theta, in five columns."""
+    """Noise of two sizes, both of which grow with theta, in eight columns."""
     theta = 2 * torch.rand(n, 2) - 1
-    noise = torch.randn(n, 5) * torch.where(torch.rand(n, 1) < 0.2, 4.0, 1.0)
+    noise = torch.randn(n, 8) * torch.where(torch.rand(n, 1) < 0.2, 4.0, 1.0)
     return theta, theta[:, :1] + 0.1 * (1.5 * theta[:, 1:]).exp() * noise
 
 

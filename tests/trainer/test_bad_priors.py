@@ -6,11 +6,13 @@ import pytest
 import torch
 from sbi.utils import MultipleIndependent, RestrictedPrior
 from torch.distributions import (
+    Bernoulli,
     Dirichlet,
     Distribution,
     ExpTransform,
     Independent,
     Normal,
+    Poisson,
     TransformedDistribution,
     Uniform,
     constraints,
@@ -35,6 +37,12 @@ PRIORS = {
     "batch of numbers": (Normal(torch.zeros(2), 1.0), ValueError, ("batch_shape", "Independent")),
     "no distribution": (lambda n: n, TypeError, ("function", "process_prior", "prior=None")),
     "list": ([PRIOR], TypeError, ("list", "process_prior")),
+    "a coin": (Independent(Bernoulli(0.5 * torch.ones(2)), 1), ValueError, ("discrete", "logit")),
+    "a count and a number": (
+        MultipleIndependent([Poisson(torch.ones(1)), Normal(torch.zeros(1), torch.ones(1))]),
+        ValueError,
+        ("discrete", "continuous parameter in its place"),
+    ),
     "a simplex and a number": (
         MultipleIndependent([Dirichlet(torch.ones(3)), Normal(torch.zeros(1), torch.ones(1))]),
         ValueError,

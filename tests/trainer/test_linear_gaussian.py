@@ -50,6 +50,5 @@ def test_c2st_against_the_exact_posterior(dim):
         found = posterior.sample((NUM_SAMPLES,), x=x_o, show_progress_bars=False)
         exact = exact_posterior(matrix, x_o).sample((NUM_SAMPLES,)).float()
         scores.append(c2st(found, exact, seed=0))
-    print(f"C2ST in {dim} dimensions: {[round(float(s), 3) for s in scores]}")  # noqa: T201
     # Equal distributions score one half, give or take 0.011 with 2,000 samples classified.
     assert sum(scores) / len(scores) < 0.55

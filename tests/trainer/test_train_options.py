@@ -7,6 +7,7 @@ from trainers import NO_MEAN, NO_SUPPORT, Shaking, make, weights_of, without_dur
 
 from sbi_jeffreys.likelihood.energy import LikelihoodEnergy
 from sbi_jeffreys.proxy import proxy_nn
+from sbi_jeffreys.training import joint_trainer
 from sbi_jeffreys.training.training import Training
 
 # Seed and resuming
@@ -152,6 +153,22 @@ def test_validation_data_takes_the_place_of_the_split(simulations):
     found = -estimator.flow.log_prob(held_out[0][None], held_out[1]).mean().item()
     # The same numbers summed in float32.
     assert found == pytest.approx(trainer.summary["best_validation_loss"][-1], abs=1e-5)
+
+
+def test_looks_at_the_first_held_out_rows_see_all_of_an_ordered_file(simulations, monkeypatch):
+    theta, x = simulations
+    order = theta[:, 0].argsort()
+    seen = []
+    monkeypatch.setattr(
+        joint_trainer, "begin", lambda training, data, held_out, **_: seen.append(held_out)
+    )
+    monkeypatch.setattr(joint_trainer, "run", lambda *args, **_: None)
+    trainer = make().append_simulations(theta, x)
+    with pytest.warns(UserWarning, match="Maximum number of epochs"):
+        trainer.train(max_num_epochs=1, validation_data=(theta[order], x[order]))
+    first, _ = seen[0].head(len(theta) // 2, "cpu")
+    # Of the lower half none would lie above the median; as many as not do so in a random half.
+    assert 0.3 < (first[:, 0] > theta[:, 0].median()).float().mean() < 0.7
 
 
 def test_dataloader_kwargs_reach_the_loaders(simulations):

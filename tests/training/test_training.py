@@ -364,6 +364,16 @@ def test_observe_keeps_data_divergences_above_the_margin():
     assert found["divergence_forward"] > 5
 
 
+def test_a_proxy_that_the_flow_does_not_cover_has_no_say_in_the_entropy():
+    training, *_ = make()
+    looks = {"validation_loss": 1.0, "validation_loss_proxy": -10.0}
+    uncovered = training.observe(looks | {"effective_sample_size": 0.07})
+    assert training.entropy == pytest.approx(0.9)
+    assert uncovered == pytest.approx({"divergence_forward": 0.1, "divergence_proxy": 0.1})
+    training.observe(looks | {"effective_sample_size": 0.7})
+    assert training.entropy == pytest.approx(-10.1)
+
+
 def test_what_is_looked_at_and_kept_is_the_running_mean():
     training, data, held_out = make(learning_rate=2e-2)
     training.start(held_out)
