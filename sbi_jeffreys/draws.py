@@ -27,14 +27,16 @@ class Draws:
         flow: Samples K of the flow for each x in D2, at least 2.
         base: Draws M of the base, shared by the batch, at least 1.
         fraction: Fraction of a batch's x that enter D2 in one step, rounded to 1/n. Samples for a
-            whole batch last for n steps. D3 ranks the data of these x among the flow's samples as
-            well, with this fraction as the weight: they speak for no more of the batch.
+            whole batch last for n steps. D3 also ranks the data of these x among the flow's
+            samples; that loss has this fraction as its weight, since it covers no more of the
+            batch.
         simulated: Pairs that the proxy simulates itself, for each row of the batch.
         jitter: Scale of the noise on x in D2, in standard deviations of the embedded x.
         gauge: Weight of the gauge.
-        every: Steps from one evaluation of all terms to the next, where the proxy simulates pairs,
-            and its Gaussians move as one or it is past its first thousand steps; between them the
-            flow learns alone, from data and these pairs.
+        every: The full objective is evaluated every so many steps; in between only the flow is
+            trained, on data and pairs that the proxy simulates. A likelihood whose Gaussians each
+            move on their own needs the full objective in the first 1,000 steps; proxies that
+            cannot simulate need it always.
     """
 
     flow: int = 4

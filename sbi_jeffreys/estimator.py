@@ -55,7 +55,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     Args:
         flow: Any conditional density estimator of sbi.
         theta: Parameters of the training simulations, shape (n, d).
-        x: Data of some of them, shape (m, *event).
+        x: Data of the first m of them, shape (m, *event).
         base: Base density of the proxy; ``None`` for a flow without a proxy.
         build_proxy: Builds the energy network from (theta, embedded x); needed with a base.
 

@@ -58,9 +58,9 @@ class Limits(NamedTuple):
     """Deviations between flow and proxy, in nats, from which on D2 pulls no harder.
 
     A flow that starts far away from its proxy (a prior much narrower than its marginals) deviates
-    by hundreds of nats, which would drown the data; where the two are near it is a few tenths. A
-    proxy with a bound near zero grows mass, in many dimensions, where no draw of the base looks;
-    with a wide one, a slow flow holds a good proxy back.
+    by hundreds of nats, which would drown the data; where the two are near it is a few tenths. With
+    a limit near zero the proxy can put mass, in many dimensions, where no sample of the base falls;
+    with a loose one a lagging flow pulls a good proxy off.
     """
 
     flow: float = 3.0
@@ -74,7 +74,9 @@ class BatchTerms(NamedTuple):
     """What one batch says: losses to descend, and an estimate to report; scalars, nats.
 
     ``forward``, ``reverse``, ``proxy`` and ``gauge`` are means over the batch with gradients;
-    ``reverse_estimate`` is KL(flow || proxy) without: what the multiplier of D2 follows.
+    ``reverse_estimate`` stands for KL(flow || proxy), without a gradient, and is what the
+    multiplier of D2 follows. It comes from K self-normalised samples at each x, in part of the flow
+    of earlier steps, half of them at jittered x: biased downwards, so that only its scale matters.
     """
 
     forward: Tensor
@@ -248,8 +250,8 @@ def _gauge_loss(
     base = found.ratio_base[:, -len(log_z) :] if with_base else None
     if found.shift is None:
         return (_PULL * reverse_set.weights * _gauge(log_z, base)).mean()
-    # What moves Z alone leaves the likelihood undisturbed. Jittered x may lie where log Z is
-    # anything, and there is no need to know it.
+    # The gauge trains g(x) only, so that the likelihood stays as it is. Jittered x are skipped:
+    # their log Z does not matter.
     few = slice(0, reverse_set.plain or len(log_z))
     alone = found.shift[few]
     base = None if base is None else _moved_by(alone, base[:, few])

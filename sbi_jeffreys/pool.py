@@ -53,7 +53,7 @@ _NORMALISING, _CHOOSING = 256, 128
 _SEED = 251_111_159
 # Pairs evaluated at once.
 _CHUNK = 2**16
-# Bound on the log ratio, nats: what a proxy that says infinity, or no number, counts for.
+# Bound on the absolute log ratio, nats; infinities and NaN are moved to it.
 _LARGEST = 1e4
 
 

@@ -30,7 +30,7 @@ __all__ = [
     "shrunk_cholesky",
 ]
 
-# Fewer rows than these are not believed that residuals vanish.
+# Residuals near zero of fewer rows than these are taken for overfitting.
 _FEW = 20
 # More rows add nothing to a regression; more features than these want an embedding net.
 _MOST_ROWS, MOST_FEATURES = 50_000, 500

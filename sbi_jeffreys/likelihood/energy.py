@@ -141,7 +141,7 @@ class LikelihoodEnergy(nn.Module):
         self.common = common
         # How many numbers move all Gaussians as one.
         self.num_common = sum(self.sizes[:common])
-        # What is the same for every theta, where not all of it follows from theta.
+        # Offsets of each Gaussian that are the same for every theta, in the forms that tie them.
         self.noise = nn.Parameter(torch.zeros_like(self.offsets)) if common else None
         apart = 1 if common else sum(self.sizes)
         outputs = self.num_common + self.num_components * apart

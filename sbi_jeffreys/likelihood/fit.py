@@ -38,7 +38,7 @@ class LikelihoodFit:
 
     def __init__(self, network: LikelihoodEnergy, rows: Rows, held_out: Rows) -> None:
         self.network, self._rows, self._held_out = network, rows, held_out
-        # What moves Z alone the likelihood does not know.
+        # The gauge g(x) is no part of the likelihood.
         gauge = set(network.gauge.parameters())
         self._parameters = [p for p in network.parameters() if p not in gauge]
         self._optimizer = adam(self._parameters, _RATE, _WEIGHT_DECAY)

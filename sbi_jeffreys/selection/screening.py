@@ -154,7 +154,7 @@ def _kept(theta: Tensor, columns: Tensor, cut: Tensor) -> Tensor:
     rows = (columns, moments, parts, first, left)
     columns, moments, parts, first, left = (_standard(each[:_SOME_ROWS]) for each in rows)
     if num <= MOST_FEATURES:
-        # Pairs are many: of the moments, parameters and their squares must do.
+        # There are many pairs, so only parameters and their squares are tested, no products.
         kept = kept | _depend_in_pairs(columns, torch.cat((first, left), dim=1), kept)
     if bool(kept.all()):
         return kept

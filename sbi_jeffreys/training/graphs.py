@@ -11,9 +11,10 @@ optimizers, the second part of a recording, is recorded anew where they change.
 
 A recording knows nothing of what Python does meanwhile. On a CPU, steps with a prior, a network or
 a kernel of a user's own are not recorded (:mod:`sbi_jeffreys.replay.known`), and what the
-recording finds for other data is compared with what a step finds. On a GPU, where more is gained,
-those are left out that wait for the device: waiting is an error while that is tried, for one step,
-to other threads, too. Steps that are not recorded are taken as they are.
+recording finds for other data is compared with what a step finds. On a GPU a step that
+waits for the device is not recorded. To find out, one step runs while waiting is an error (torch's
+sync debug mode, which is the whole process's: other threads see it, too). Steps that are not
+recorded are taken as they are.
 """
 
 import contextlib

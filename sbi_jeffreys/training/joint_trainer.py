@@ -96,7 +96,7 @@ class JointTrainer(NPE_C):
     _too_high = (float("inf"), float("inf"))
 
     def _progress(self) -> tuple[int, int]:
-        """Return what is another after a training has begun or gone on."""
+        """Return what tells whether a training has begun or gone on: which one, and its steps."""
         training = self._training
         return id(training), 0 if training is None else training.steps
 

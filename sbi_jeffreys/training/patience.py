@@ -71,8 +71,8 @@ class Patience:
         start: Loss of the start.
         mark: Loss from which progress is counted; where there are trials, not that of the start.
         stall: Epochs without progress, counted by their steps.
-        failed: Loss to which the last trial went back that came to nothing, ``None`` without one,
-            or where enough was gained since.
+        failed: Best loss when the last trial failed and was taken back; ``None`` if none has, or
+            if the loss has improved by 0.05 nats since.
         steps: Training steps at the last look.
         before: Stiffness before the trial that is under way, ``None`` without one.
     """

@@ -29,7 +29,7 @@ EPOCH_KEYS = (
     "validation_loss_bounded",  # the same, outliers bounded: what early stopping goes by
     "validation_loss_proxy",  # proxy's; see the note on looks, nats
     "divergence_forward",  # D1: held-out cross-entropy of the flow less the entropy estimate
-    "divergence_reverse",  # D2: KL(flow || proxy), mean over the epoch's batches
+    "divergence_reverse",  # D2: estimate of KL(flow || proxy), biased low, mean over batches
     "divergence_proxy",  # D3: held-out cross-entropy of the proxy less the entropy estimate
     "multiplier_forward",
     "multiplier_reverse",
@@ -124,7 +124,7 @@ def dual_entries(dual: DualState, stiffness: float = 1.0) -> dict[str, float]:
 
     Args:
         dual: What the dual holds.
-        stiffness: What it has seen D2 times: its slack is in the same units.
+        stiffness: Factor by which D2 was multiplied before the dual saw it; so is its slack.
     """
     slacks = dual.slacks / dual.slacks.new_tensor([1.0, stiffness, 1.0])
     return {

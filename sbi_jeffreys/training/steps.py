@@ -1,9 +1,9 @@
 r"""One step of the joint training: both models descend, then the multipliers ascend.
 
 A whole step descends :math:`\lambda_1 D_1 + \lambda_2 D_2 + \lambda_3 D_3` in both models. Every
-other step descends in the flow alone what can be had cheaply of it: what costs is to sample the
-flow and to train the proxy, which learns faster than the flow. A proxy whose Gaussians each move on
-their own needs whole steps at first. After each step the weighting moves the multipliers.
+other step trains the flow only, because to sample the flow and to train the proxy are what costs,
+and the proxy converges first. A proxy whose Gaussians each move on their own needs whole steps at
+first. After each step the weighting moves the multipliers.
 
 What is looked at, and kept, is a running mean of the weights over the last steps (Polyak
 averaging), at the start over fewer: at a constant learning rate the weights themselves

@@ -271,7 +271,7 @@ class Training(JointSteps):
         return best.mean().item()
 
     def forget_rows(self) -> None:
-        """Compare the proxy with none of before: what is held out from here on are other rows."""
+        """Forget the proxy's best losses: the held-out rows are others from here on."""
         self._looks.plateau.best = None
 
     @property
