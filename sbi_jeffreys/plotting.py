@@ -148,6 +148,10 @@ def _plot_panel(ax: Axes, summary: Mapping[str, Any], name: str) -> None:
         ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     elif name == "effective_sample_size":
         ax.set_ylim(0, 1.02)
+    elif name == "divergences":
+        # Hundreds of nats in the first epoch, tenths in the last.
+        ax.set_yscale("symlog", linthresh=1.0)
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     handles = ax.get_legend_handles_labels()[0]
     if any(_values(summary, key).size for key, _, style in series if style == "--"):
         handles.append(Line2D([], [], color="0.4", linestyle="--", linewidth=1.0, label="slack"))

@@ -5,7 +5,8 @@ for one: ``epochs_trained`` has the epochs of each call of ``train``, also where
 sbi has those of the calls before as well. Held-out numbers of the proxy come from importance
 sampling at a few x; where an epoch has few steps they are taken every few epochs, and the last look
 stands until the next. As long as the flow is far from the proxy (``effective_sample_size`` near
-zero) its draws miss most of Z, and the proxy's cross-entropy is too low, by nats.
+zero) its draws miss most of Z, and the proxy's cross-entropy is too low, by nats; below 0.1
+``divergence_proxy`` is NaN.
 """
 
 from collections.abc import Mapping

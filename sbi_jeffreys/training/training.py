@@ -37,7 +37,7 @@ __all__ = ["Training"]
 
 # Margin below the best held-out cross-entropy in the entropy estimate, nats; effective sample size,
 # a fraction of the draws, from which on the proxy's is believed.
-_ENTROPY_MARGIN, _COVERED = 0.1, 0.5
+_ENTROPY_MARGIN, _COVERED = 0.1, 0.1
 # Factor on the proxy's learning rate when its best weights are put back, and on both when a trial
 # has failed.
 _DROP, _DROP_BOTH = 0.3, 0.5
@@ -169,11 +169,12 @@ class Training(JointSteps):
             [held_out["validation_loss"], held_out.get("validation_loss_proxy", float("nan"))],
             dtype=torch.float64,
         )
-        covered = held_out.get("effective_sample_size", 0.0) >= _COVERED
-        for loss in losses[: 1 + covered].tolist():
-            if math.isfinite(loss):
-                self.entropy = min(self.entropy, loss - _ENTROPY_MARGIN)
-        self._held_out = (losses - self.entropy).clamp_min(_ENTROPY_MARGIN)
+        if held_out.get("effective_sample_size", 0.0) < _COVERED:
+            losses[1] = float("nan")
+        finite = losses[losses.isfinite()]
+        if len(finite):
+            self.entropy = min(self.entropy, finite.min().item() - _ENTROPY_MARGIN)
+        self._held_out = losses - self.entropy
         return dict(
             zip(("divergence_forward", "divergence_proxy"), self._held_out.tolist(), strict=True)
         )
