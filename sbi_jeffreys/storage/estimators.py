@@ -5,7 +5,6 @@ What has no name (functions that build a flow or a proxy) must be handed in agai
 a few points tell whether what was rebuilt is what was stored.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -232,10 +231,11 @@ def _sizes_of_likelihood(tensors: Tensors) -> dict[str, int]:
     network = "estimator.proxy.network."
     if network + "offsets" not in tensors:
         return {}
-    weights = re.compile(re.escape(network) + r"of_theta\.\d+\.weight")
+    layers = [name for name in tensors if name.startswith(network + "of_theta.")]
+    num_layers = sum(name.endswith(".weight") for name in layers)
     return {
         "num_components": len(tensors[network + "offsets"]),
-        "hidden_layers": sum(map(bool, map(weights.fullmatch, tensors))) - 1,
+        "hidden_layers": num_layers - 1,
     }
 
 

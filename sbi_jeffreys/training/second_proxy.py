@@ -60,9 +60,8 @@ def likelihood_is_doubtful(
         device: Where to evaluate.
     """
     estimator.eval()
-    assert estimator.proxy is not None
     theta, x = held_out.head(_HELD_OUT, device)
-    likelihood = estimator.proxy.likelihood
+    likelihood = estimator.likelihood
     if likelihood is None or len(theta) < _FEWEST:
         return False
     # Draws are none of the training's, which may be resumed.
