@@ -2,13 +2,14 @@ r"""The joint model: flow and proxy in one module, an sbi density estimator.
 
 To sbi it is one density: ``log_prob``, ``sample`` and ``loss`` are those of the pool of flow and
 proxy (:mod:`sbi_jeffreys.pool`) under ``.weight``, and the flow's where that is zero, as it is
-while training runs. The two are there as ``.flow`` and ``.proxy``. Training looks at both through
-the embedded x, which is computed once per x and shared; see :meth:`JeffreysEstimator.embed`.
+while training runs. The two are there as ``.flow`` and ``.proxy``; beside the proxy the pool may
+hear the likelihoods in ``.stack``. Training looks at flow and proxy through the embedded x, which
+is computed once per x and shared; see :meth:`JeffreysEstimator.embed`.
 """
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimator
@@ -32,15 +33,26 @@ from .features.linear_posterior import LinearPosterior
 from .features.scales import shift_and_scale
 from .flows import starts_in_closed_form
 from .likelihood.energy import LikelihoodEnergy
+from .likelihood.stacking import Stack
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder
 from .selection.components import num_components
 from .selection.screening import Columns, kept_columns
 from .utils.seeding import in_place_of_global
 
-__all__ = ["ROWS_FOR_SCALE", "JeffreysEstimator"]
+__all__ = ["FLOW_ALONE", "ROWS_FOR_SCALE", "JeffreysEstimator", "Pooling"]
 
 # The scale of the proxy's inputs needs no more rows than this, and embedding may be costly.
 ROWS_FOR_SCALE = 1000
+
+
+class Pooling(NamedTuple):
+    """What is pooled with the flow: the proxy with a weight, and likelihoods beside its own."""
+
+    weight: float
+    stack: Stack | None
+
+
+FLOW_ALONE = Pooling(0.0, None)
 
 
 class JeffreysEstimator(ConditionalDensityEstimator):
@@ -51,6 +63,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         proxy: The proxy, if there is one.
         weight: Weight of the proxy in the density that ``log_prob`` and ``sample`` give; zero, the
             flow alone, until a training has ended. It is part of the ``state_dict``.
+        stack: Likelihoods that the pool hears beside the proxy's own, if held-out rows prefer that.
 
     Args:
         flow: Any conditional density estimator of sbi.
@@ -88,6 +101,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             self.register_buffer("_x_mean", mean)
             self.register_buffer("_x_std", std)
         self.proxy: EnergyProxy | None = None
+        self.stack: Stack | None = None
         if base is not None and build_proxy is not None:
             network = self.new_network(theta, x, base, build_proxy)
             self.proxy = EnergyProxy(network, base, self.embed)
@@ -150,6 +164,31 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     @weight.setter
     def weight(self, value: float) -> None:
         self.pool_weight.fill_(value)
+
+    @property
+    def pooling(self) -> Pooling:
+        """What is pooled with the flow."""
+        return Pooling(self.weight, self.stack)
+
+    @pooling.setter
+    def pooling(self, value: Pooling) -> None:
+        self.weight, self.stack = value
+
+    def energy(self, theta: Tensor, context: Tensor) -> Tensor:
+        r"""Return :math:`f_\psi` as the pool takes it: the proxy's, or that of the stack.
+
+        Args:
+            theta: Shape (S, B, d), or (S, 1, d) for parameters that all conditions share.
+            context: Embedded data, shape (B, c).
+
+        Returns:
+            Nats, shape (S, B).
+        """
+        assert self.proxy is not None
+        if self.stack is None:
+            return self.proxy.network(theta, context)
+        assert self.proxy.likelihood is not None
+        return self.stack(self.proxy.likelihood, theta, context)
 
     @property
     def learns_embedding(self) -> bool:

@@ -57,8 +57,9 @@ _FORMAT = "sbi_jeffreys.posterior"
 # move them as one; before, each on its own. Since 3.6 columns of x may be bent around a center.
 # Since 3.7 the default flow may see components of x in place of columns. Since 3.8 the floor of the
 # proxy's base is held; before, it followed from the anchor; and how many layers the likelihood's
-# network has is the number of its weights.
-_FORMAT_VERSION = (3, 8)
+# network has is the number of its weights. Since 3.9 the pool may hear a stack of likelihoods;
+# before, the proxy's own alone.
+_FORMAT_VERSION = (3, 9)
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 

@@ -206,5 +206,5 @@ def log_ratio(
 ) -> Tensor:
     """Return the proxy's log density relative to the flow's, which is given, both (S, B)."""
     assert estimator.proxy is not None
-    proxy = estimator.proxy.network(theta, context) + estimator.proxy.base.log_prob_soft(theta)
+    proxy = estimator.energy(theta, context) + estimator.proxy.base.log_prob_soft(theta)
     return (proxy - flow).nan_to_num(nan=-_LARGEST).clamp(-_LARGEST, _LARGEST)

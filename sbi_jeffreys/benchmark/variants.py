@@ -138,6 +138,7 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "jeffreys, D2 trains the proxy in full": _jeffreys(settings={"limits": Limits(proxy=3.0)}),
     "jeffreys, D2 does not train the proxy": _jeffreys(settings={"limits": Limits(proxy=1e-6)}),
     "jeffreys, the proxy is never put back": _jeffreys(settings={"proxy_plateau": False}),
+    "jeffreys, one likelihood in the pool": _jeffreys(settings={"stack": False}),
     "jeffreys, no lower price is tried": _jeffreys(settings={"trials": False}),
     "jeffreys, rates times ten": _jeffreys({"learning_rate": 4e-2}, proxy_learning_rate=5e-2),
     "jeffreys, rates by ten": _jeffreys({"learning_rate": 4e-4}, proxy_learning_rate=5e-4),

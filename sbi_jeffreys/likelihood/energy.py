@@ -215,8 +215,22 @@ class LikelihoodEnergy(nn.Module):
         Returns:
             Nats, shape (S, B).
         """
-        c = self.standardized(context)
-        return self._log_mixture(theta, c) + self._shift(c)
+        return self.log_mixture(theta, context) + self.shift(context)
+
+    def log_mixture(self, theta: Tensor, context: Tensor) -> Tensor:
+        """Return the summand of :meth:`forward` that is a likelihood, up to a constant.
+
+        Likelihoods that start from the same simulations have the same constant. Arguments and
+        result as there.
+        """
+        w = self.standardized(context) @ self.whitening.T
+        if theta.shape[-2] == 1 and context.shape[-2] != 1:
+            return log_prob_of_all(w, self._components(theta.squeeze(-2)), self._entries)
+        return log_prob_of_pairs(w, self._components(theta), self._entries)
+
+    def shift(self, context: Tensor) -> Tensor:
+        """Return the summand that embedded data (B, c) alone decide, shape (B,), nats."""
+        return self._shift(self.standardized(context))
 
     def at_pairs_and_all(
         self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor
@@ -285,7 +299,7 @@ class LikelihoodEnergy(nn.Module):
         Returns:
             Nats, shape (B,).
         """
-        return self._log_mixture(theta.unsqueeze(0), self.standardized(context))[0]
+        return self.log_mixture(theta.unsqueeze(0), context)[0]
 
     def standardized(self, context: Tensor) -> Tensor:
         """Return embedded data, shape (*, c), in units of their spread, outliers cut off."""
@@ -324,13 +338,6 @@ class LikelihoodEnergy(nn.Module):
         as_one = nn.functional.pad(as_one, (0, fixed)).unsqueeze(-2)
         moved = torch.cat((as_one.expand(*apart.shape[:-1], -1), apart), dim=-1)
         return moved + _FAST * self.noise
-
-    def _log_mixture(self, theta: Tensor, c: Tensor) -> Tensor:
-        """Return the log mixture (S, B) of data (B, c) for theta (S, B, d) or (S, 1, d)."""
-        w = c @ self.whitening.T
-        if theta.shape[-2] == 1 and c.shape[-2] != 1:
-            return log_prob_of_all(w, self._components(theta.squeeze(-2)), self._entries)
-        return log_prob_of_pairs(w, self._components(theta), self._entries)
 
     @property
     def _entries(self) -> LowerEntries:

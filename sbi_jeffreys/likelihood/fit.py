@@ -9,7 +9,7 @@ from ..replay.cpu import Repeated
 from ..utils.row_losses import bounded
 from .energy import LikelihoodEnergy
 
-__all__ = ["LikelihoodFit", "Rows", "likelihood_losses"]
+__all__ = ["LikelihoodFit", "Rows", "likelihood_losses", "spread_rows"]
 
 # Steps of a fit at most, and between two looks at held-out rows; looks without progress, in nats,
 # that end it.
@@ -118,7 +118,11 @@ def likelihood_losses(network: LikelihoodEnergy, theta: Tensor, context: Tensor)
     Returns:
         Its losses, shape (n,), or several times as many where data in steps are spread at random.
     """
-    if network.is_discrete:
-        theta = theta.repeat(_COPIES, 1)
-        context = network.dequantize(context.repeat(_COPIES, 1))
-    return -network.log_likelihood(theta, context)
+    return -network.log_likelihood(*spread_rows(network, theta, context))
+
+
+def spread_rows(network: LikelihoodEnergy, theta: Tensor, context: Tensor) -> Rows:
+    """Return rows as they are, or several times with data in steps spread over them at random."""
+    if not network.is_discrete:
+        return theta, context
+    return theta.repeat(_COPIES, 1), network.dequantize(context.repeat(_COPIES, 1))

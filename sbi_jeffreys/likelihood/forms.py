@@ -9,8 +9,12 @@ are fitted for a few hundred.
 A form whose Gaussians move as one also starts the joint training where its fit has ended. The one
 whose Gaussians each move on their own starts it anew: of few simulations it is sure of too much,
 and a flow that meets it at once follows.
+
+All that were fitted are of use once more after the training
+(:mod:`sbi_jeffreys.likelihood.stacking`).
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -24,8 +28,10 @@ __all__ = ["fittest"]
 
 def fittest(
     build: Callable[[int], LikelihoodEnergy], rows: Rows, held_out: Rows
-) -> LikelihoodEnergy:
-    """Return the likelihood of the form that held-out rows are surest of, ready to be trained.
+) -> tuple[LikelihoodEnergy, list[LikelihoodEnergy]]:
+    """Return the likelihood of the form that held-out rows are surest of, and all that were fitted.
+
+    The former is ready to be trained; the latter have their best weights, the chosen form first.
 
     Surest that it is better than the first, whose Gaussians each move on their own: with ten rows
     another may seem so that is not, and it would start the joint training.
@@ -43,4 +49,8 @@ def fittest(
         fit.run()
     # Starts of several forms differ by chance: skip those that have not improved.
     fits = [fit for fit in fits if fit.network is first or fit.has_learnt]
-    return fits[surest(torch.stack([fit.losses for fit in fits]))].network_to_train()
+    chosen = fits[surest(torch.stack([fit.losses for fit in fits]))]
+    fitted = [fit.restore_best() for fit in fits if fit is not chosen]
+    # The original is the one to train: what it knows of the embedding it shares with the flow.
+    fitted.insert(0, copy.deepcopy(chosen.restore_best()))
+    return chosen.network_to_train(), fitted

@@ -20,6 +20,8 @@ from ..base import Base
 from ..estimator import JeffreysEstimator
 from ..flows import DEFAULT_FLOW, FlowBuilder, flow_nn
 from ..layers.autoregressive import accelerate
+from ..likelihood.energy import LikelihoodEnergy
+from ..likelihood.stacking import Stack
 from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
 from ..selection.components import num_components
 from ..selection.screening import kept_columns
@@ -78,6 +80,7 @@ def describe_estimator(
         "condition_shape": list(estimator.condition_shape),
         "proxy": None,
         "base": None,
+        "stack": None,
     }
     if proxy is not None:
         structure["proxy"] = {
@@ -87,6 +90,8 @@ def describe_estimator(
         structure["base"] = describe_distribution(proxy.base.distribution, "base", tensors)
         tensors["base_anchor"] = proxy.base.anchor
         tensors["base_floor"] = proxy.base.floor
+        if estimator.stack is not None:
+            structure["stack"] = [member.common for member in estimator.stack.others]
     return tensors | _probe(estimator), structure
 
 
@@ -213,12 +218,23 @@ def _join(
                 "This proxy was built by a function of its own, which a file cannot hold: pass it "
                 "again, load(path, build_proxy=...)."
             )
-        build_proxy = proxy_nn(proxy["name"], **proxy["kwargs"] | _sizes_of_likelihood(tensors))
+        sizes = _sizes_of_likelihood(tensors, "proxy.network")
+        build_proxy = proxy_nn(proxy["name"], **proxy["kwargs"] | sizes)
     distribution = rebuild_distribution(structure["base"], "base", tensors, prior)
     # All that a base keeps of the training data; in older files the floor follows from the anchor.
     base = Base(distribution, tensors["base_anchor"])
     base.floor = tensors.get("base_floor", base.floor)
-    return JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
+    estimator = JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
+    if forms := structure.get("stack"):
+        others = []
+        for number, form in enumerate(forms):
+            sizes = _sizes_of_likelihood(tensors, f"stack.others.{number}")
+            build = proxy_nn("likelihood", **proxy["kwargs"] | sizes | {"common": form})
+            network = estimator.new_network(theta, x, base, build)
+            assert isinstance(network, LikelihoodEnergy)
+            others.append(network)
+        estimator.stack = Stack(others, torch.zeros(1 + len(others)))
+    return estimator
 
 
 def _form(proxy: EnergyProxy) -> dict[str, int]:
@@ -226,9 +242,9 @@ def _form(proxy: EnergyProxy) -> dict[str, int]:
     return {} if proxy.likelihood is None else {"common": proxy.likelihood.common}
 
 
-def _sizes_of_likelihood(tensors: Tensors) -> dict[str, int]:
+def _sizes_of_likelihood(tensors: Tensors, module: str) -> dict[str, int]:
     """Return a likelihood's keyword arguments whose defaults are not those of old."""
-    network = "estimator.proxy.network."
+    network = f"estimator.{module}."
     if network + "offsets" not in tensors:
         return {}
     layers = [name for name in tensors if name.startswith(network + "of_theta.")]
@@ -260,6 +276,8 @@ def _log_probs(estimator: ConditionalDensityEstimator, theta: Tensor, x: Tensor)
     proxy = getattr(estimator, "proxy", None)
     if proxy is not None:
         found["probe_proxy"] = proxy.log_prob_unnormalized(theta, x)
+    if isinstance(estimator, JeffreysEstimator) and estimator.stack is not None:
+        found["probe_stack"] = estimator.energy(theta, estimator.embed(x))
     return found
 
 

@@ -5,26 +5,30 @@ for each x, so that it is looked at for few x, and not after every step: an epoc
 otherwise spend its time on looking. A proxy that is a likelihood is judged by that, without draws.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..diagnostics import diagnose_proxy
-from ..estimator import JeffreysEstimator
+from ..estimator import FLOW_ALONE, JeffreysEstimator, Pooling
+from ..likelihood.energy import LikelihoodEnergy
 from ..likelihood.fit import likelihood_losses
+from ..likelihood.stacking import stacked
 from ..pool import losses as pool_losses
 from ..utils.row_losses import bounded, lowest
+from ..utils.seeding import forked
 from .batches import Data, LoaderData
 from .patience import ProxyPlateau
 
 __all__ = [
     "LossHook",
     "ProxyLooks",
+    "best_pooling",
     "center_partition",
     "flow_losses",
-    "pool_weight",
 ]
 
 # Rows evaluated at once: enough to be fast, few enough for any memory.
@@ -157,26 +161,47 @@ def center_partition(estimator: JeffreysEstimator, data: Data | LoaderData, devi
 
 
 @torch.no_grad()
-def pool_weight(
+def best_pooling(
     estimator: JeffreysEstimator,
     data: Data | LoaderData,
     device: str,
     kernel: Callable[[Tensor], Tensor],
-) -> float:
-    """Return the weight of the proxy in the pool with the lowest loss on held-out rows.
+    fitted: Sequence[LikelihoodEnergy] = (),
+) -> Pooling:
+    """Return what to pool with the flow: of what is tried, that with the lowest held-out loss.
 
-    A row that gains at one weight gains at others, so that even ten rows are a good guide. A gain
-    that has to be sure is mostly given away.
+    Tried are the proxy and, where its network is a likelihood, a stack of that and others, each
+    with several weights. A row that gains at one weight gains at others, so that even ten rows are
+    a good guide. A gain that has to be sure is mostly given away.
 
     Args:
-        estimator: Flow and proxy.
+        estimator: Flow and proxy; its pooling is left as it was.
         data: The rows.
         device: Where to evaluate.
         kernel: Calibration kernel, a function of x, that weighs the rows.
+        fitted: Other likelihoods of the same embedded data, on the CPU.
     """
     if estimator.proxy is None:
-        return 0.0
+        return FLOW_ALONE
     estimator.eval()
     theta, x = data.head(_POOL_ROWS, device)
-    losses = pool_losses(estimator, theta, estimator.embed(x), _WEIGHTS)
-    return _WEIGHTS[lowest(losses, kernel(x))]
+    context, weights = estimator.embed(x), kernel(x)
+    tried, losses = [FLOW_ALONE], []
+    if fitted and estimator.likelihood is not None:
+        # Of copies: a training that is resumed stacks them anew.
+        others = [copy.deepcopy(each).to(device) for each in fitted]
+        stack = stacked(estimator.likelihood, others, (theta, context), weights)
+        if stack is not None:
+            tried.append(Pooling(0.0, stack))
+    before = estimator.pooling
+    try:
+        for pooling in tried:
+            estimator.pooling = pooling
+            # All with the same draws of the flow.
+            with forked(device):
+                losses.append(pool_losses(estimator, theta, context, _WEIGHTS))
+    finally:
+        # Also on Ctrl-C.
+        estimator.pooling = before
+    which, weight = divmod(lowest(torch.cat(losses), weights), len(_WEIGHTS))
+    return tried[which]._replace(weight=_WEIGHTS[weight]) if weight else FLOW_ALONE

@@ -1,7 +1,7 @@
 """What sbi's trainer calls: an estimator is built, trained, once more if need be, and pickled."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import le
@@ -23,6 +23,7 @@ from ..flows import DEFAULT_FLOW, flow_builder, starts_in_closed_form
 from ..inputs.priors import proper
 from ..inputs.simulations import fraction_outside_prior
 from ..layers.autoregressive import accelerate
+from ..likelihood.energy import LikelihoodEnergy
 from ..proxy import ProxyBuilder, check_network, proxy_builder
 from ..selection.screening import missed
 from ..utils.checks import check_atomic
@@ -215,9 +216,8 @@ class JointTrainer(NPE_C):
         if self._begins_first_round:
             # It is looked at anew.
             self._too_high = JointTrainer._too_high
-        if self._formless:
-            self._choose_form(call)
-        training = self._begin(call)
+        fitted = self._choose_form(call) if self._formless else []
+        training = self._begin(call, fitted)
         self._training = training
         try:
             self._run(training, call)
@@ -244,9 +244,9 @@ class JointTrainer(NPE_C):
         """Whether a first few steps can tell what learning rates do."""
         return self._simple_start and self._round == 0
 
-    def _begin(self, call: _Call) -> Training:
+    def _begin(self, call: _Call, fitted: Sequence[LikelihoodEnergy] = ()) -> Training:
         """Return the training to run, new or resumed, after a first look at held-out data."""
-        training = self._prepare(call)
+        training = self._prepare(call, fitted)
         asked, most = training.settings, call.config.max_num_epochs
         if begin(training, call.data, call.held_out, max_num_epochs=most):
             self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
@@ -259,16 +259,21 @@ class JointTrainer(NPE_C):
             after_epoch = partial(report_epoch, self._summary, self._tracker, bar)
             run(training, call.data, call.held_out, after_epoch, max_num_epochs=most)
 
-    def _choose_form(self, call: _Call) -> None:
-        """Give a likelihood that has just been built the form that held-out data prefer."""
+    def _choose_form(self, call: _Call) -> list[LikelihoodEnergy]:
+        """Give a likelihood that has just been built the form that held-out data prefer.
+
+        Returns:
+            All that were fitted for that; none where none was.
+        """
         estimator = self._neural_net
         # In a space that is still to be learnt no form is better than another; and a form that is
         # better for all x alike may not be so for those that a kernel chooses.
         plain = call.kernel is ones and not estimator.learns_embedding
-        if plain and estimator.likelihood is not None:
-            rows = call.data.head(ROWS_TO_FIT, "cpu")
-            judges = call.held_out.head(ROWS_TO_JUDGE, "cpu")
-            take_fittest_form(estimator.to("cpu"), rows, judges)
+        if not plain or estimator.likelihood is None:
+            return []
+        rows = call.data.head(ROWS_TO_FIT, "cpu")
+        judges = call.held_out.head(ROWS_TO_JUDGE, "cpu")
+        return take_fittest_form(estimator.to("cpu"), rows, judges)
 
     def _doubts_proxy(self, training: Training, call: _Call) -> bool:
         """Whether the default proxy was trained to the end, and a critic has found it wanting."""
@@ -293,7 +298,7 @@ class JointTrainer(NPE_C):
         finally:
             self._neural_net, self._training = kept.estimator, kept
 
-    def _prepare(self, call: _Call) -> Training:
+    def _prepare(self, call: _Call, fitted: Sequence[LikelihoodEnergy]) -> Training:
         """Return the training to run: a new one, or the last one to resume."""
         estimator, config = self._neural_net, call.config
         estimator.to(self._device)
@@ -333,6 +338,7 @@ class JointTrainer(NPE_C):
             hook,
             from_prior=self._round == 0 and not restricted,
             simple_start=self._simple_start and not estimator.learns_embedding,
+            fitted=fitted,
         )
 
     def _atomic_loss(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:

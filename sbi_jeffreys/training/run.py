@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..estimator import FLOW_ALONE
 from ..optim.weights import copy_of_weights
 from ..utils.seeding import forked
 from ..utils.warn import warn
@@ -11,7 +12,7 @@ from .batches import Data, LoaderData
 from .descent import TrainingDiverged
 from .first_steps import check_rates
 from .graphs import StepGraphs
-from .held_out import pool_weight
+from .held_out import best_pooling
 from .training import Training
 
 __all__ = ["begin", "run", "run_epochs"]
@@ -45,7 +46,7 @@ def begin(
         training.forget_rows()
     estimator = training.estimator
     # As in the epochs to come, the density is the flow's.
-    weight, estimator.weight = estimator.weight, 0.0
+    before, estimator.pooling = estimator.pooling, FLOW_ALONE
     try:
         training.start(
             held_out,
@@ -54,7 +55,7 @@ def begin(
         )
         return training.steps == 0 and check_rates(training, data, held_out)
     finally:
-        estimator.weight = weight
+        estimator.pooling = before
 
 
 def run(
@@ -79,13 +80,13 @@ def run(
         RuntimeError, ValueError, AssertionError: What :func:`run_epochs` raises.
     """
     estimator, first = training.estimator, training.epoch
-    weight = estimator.weight
+    before, estimator.pooling = estimator.pooling, FLOW_ALONE
     failed, training.diverged = True, False
     try:
         if training.last_weights is not None:
             # It goes on where it stopped, not from the best.
             estimator.load_state_dict(training.last_weights)
-        estimator.weight, training.running = 0.0, True
+        training.running = True
         failed = training.diverged = run_epochs(
             training, data, held_out, after_epoch, max_num_epochs=max_num_epochs, outliers_in="x"
         )
@@ -100,7 +101,7 @@ def run(
         if not failed:
             training.kept_loss = _settle(training, held_out)
         elif training.epoch == first:
-            estimator.weight = weight
+            estimator.pooling = before
 
 
 def run_epochs(
@@ -161,7 +162,8 @@ def _settle(training: Training, held_out: Data | LoaderData) -> float:
     with forked(device):
         loss = training.settle(held_out)
         if training.from_prior:
-            estimator.weight = pool_weight(estimator, held_out, device, training.kernel)
+            fitted = training.fitted if training.settings.stack else ()
+            estimator.pooling = best_pooling(estimator, held_out, device, training.kernel, fitted)
     return loss
 
 

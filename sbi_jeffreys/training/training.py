@@ -16,7 +16,7 @@ where the flow's draws cover it: elsewhere the estimate of its Z, and with it th
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..draws import ReverseQueue
 from ..duals import settled
+from ..likelihood.energy import LikelihoodEnergy
 from ..optim.weights import copy_of_weights
 from .batches import Data, LoaderData
 from .descent import TrainingDiverged
@@ -53,6 +54,7 @@ class Training(JointSteps):
     Args:
         simple_start: Whether the weights at the start are a model in their own right, the linear
             posterior in closed form, which what is learnt must beat.
+        fitted: Likelihoods that were fitted before, on the CPU, for the pool.
 
     Attributes:
         diverged: Whether the last run did.
@@ -64,6 +66,7 @@ class Training(JointSteps):
     """
 
     simple_start: bool = True
+    fitted: Sequence[LikelihoodEnergy] = ()
     epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_loss: float = float("inf")

@@ -61,7 +61,7 @@ def test_the_form_is_that_of_the_noise(simulate, forms):
     torch.manual_seed(1)
     theta, x = simulate(1000)
     rows, held_out = (theta[:800], x[:800]), (theta[800:], x[800:])
-    assert fittest(build_for(*rows), rows, held_out).common in forms
+    assert fittest(build_for(*rows), rows, held_out)[0].common in forms
 
 
 def losses(network, rows):
@@ -73,7 +73,7 @@ def test_a_form_that_moves_as_one_begins_where_its_fit_ended():
     torch.manual_seed(2)
     theta, x = crescents(600)
     rows, held_out, made = (theta[:500], x[:500]), (theta[500:], x[500:]), []
-    network = fittest(build_for(*rows, made), rows, held_out)
+    network, _ = fittest(build_for(*rows, made), rows, held_out)
     assert network.common
     start = build_for(*rows)(network.common)
     assert losses(network, held_out) < losses(start, held_out) - 0.5
@@ -86,7 +86,7 @@ def test_a_form_that_does_not_begins_anew():
     torch.manual_seed(3)
     theta, x = torn(1000)
     rows, held_out = (theta[:800], x[:800]), (theta[800:], x[800:])
-    network = fittest(build_for(*rows), rows, held_out)
+    network, _ = fittest(build_for(*rows), rows, held_out)
     assert network.common == 0
     expected = build_for(*rows)(0).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
@@ -119,7 +119,7 @@ def test_the_same_seed_gives_the_same_network():
         build = build_for(*rows)
         networks = build(0), build(1), build(2), build(3)
         torch.manual_seed(5)
-        found.append(fittest(networks.__getitem__, rows, held_out).state_dict())
+        found.append(fittest(networks.__getitem__, rows, held_out)[0].state_dict())
     assert all(map(torch.equal, found[0].values(), found[1].values()))
 
 
@@ -131,7 +131,7 @@ def test_losses_that_are_no_numbers_leave_the_first_form(row, seed):
     x = theta + 0.1 * torch.randn(60, 2)
     x[row] = math.nan
     rows, held_out = (theta[:50], x[:50]), (theta[50:], x[50:])
-    network = fittest(build_for(*rows), rows, held_out)
+    network, _ = fittest(build_for(*rows), rows, held_out)
     assert network.common == 0
     assert all(p.isfinite().all() for p in network.parameters())
 
@@ -141,7 +141,7 @@ def test_data_in_steps_are_spread():
     theta = torch.rand(400, 1) * 2 - 1
     x = torch.bernoulli(torch.sigmoid(3 * theta).expand(-1, 3))
     rows, held_out = (theta[:300], x[:300]), (theta[300:], x[300:])
-    network = fittest(build_for(*rows), rows, held_out)
+    network, _ = fittest(build_for(*rows), rows, held_out)
     # Undisturbed, zeros and ones would be told by Gaussians without width: losses below -5.
     with torch.no_grad():
         spread = -network.log_likelihood(theta[300:], network.dequantize(x[300:])).mean()
@@ -151,7 +151,7 @@ def test_data_in_steps_are_spread():
 @pytest.mark.parametrize("rows", [3, 12])
 def test_few_rows(rows):
     theta, x = torch.randn(rows, 2), torch.randn(rows, 3)
-    network = fittest(build_for(theta, x), (theta[1:], x[1:]), (theta[:1], x[:1]))
+    network, _ = fittest(build_for(theta, x), (theta[1:], x[1:]), (theta[:1], x[:1]))
     # One row tells nothing.
     assert network.common == 0
     assert all(p.isfinite().all() for p in network.parameters())

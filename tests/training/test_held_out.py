@@ -15,7 +15,7 @@ from sbi_jeffreys.likelihood.fit import likelihood_losses
 from sbi_jeffreys.proxy import proxy_nn
 from sbi_jeffreys.training import held_out
 from sbi_jeffreys.training.batches import Data, ones
-from sbi_jeffreys.training.held_out import ProxyLooks, center_partition, flow_losses, pool_weight
+from sbi_jeffreys.training.held_out import ProxyLooks, best_pooling, center_partition, flow_losses
 from sbi_jeffreys.utils.row_losses import bounded
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -167,7 +167,7 @@ def test_a_log_z_that_is_no_number_moves_nothing():
     assert torch.equal(estimator.proxy.network.log_ratio, before)
 
 
-@pytest.mark.parametrize("call", [center_partition, lambda *a: pool_weight(*a, ones)])
+@pytest.mark.parametrize("call", [center_partition, lambda *a: best_pooling(*a, ones)])
 def test_models_are_looked_at_in_evaluation_mode(call):
     estimator, data = make(20)
     call(estimator.train(), data, "cpu")

@@ -50,6 +50,7 @@ def test_it_is_chosen_once(data, monkeypatch):
 
     def choose(estimator, *args):
         calls.append(estimator)
+        return []
 
     monkeypatch.setattr(joint_trainer, "take_fittest_form", choose)
     made = make()
@@ -92,7 +93,9 @@ def test_held_out_rows_of_the_user_judge(data, monkeypatch):
     torch.manual_seed(2)
     held_out = crescents(100)
     seen = []
-    monkeypatch.setattr(joint_trainer, "take_fittest_form", lambda *args: seen.append(args[1:]))
+    monkeypatch.setattr(
+        joint_trainer, "take_fittest_form", lambda *args: seen.append(args[1:]) or []
+    )
     train(make(seed=3), data, validation_data=held_out)
     ((rows, judges),) = seen
     assert len(rows[0]) == len(data[0])

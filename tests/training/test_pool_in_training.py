@@ -9,16 +9,17 @@ from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameter
 from sbi.utils import BoxUniform
 
 from sbi_jeffreys import JeffreysNPE, load, save
+from sbi_jeffreys.estimator import Pooling
 from sbi_jeffreys.training import run
 from sbi_jeffreys.training.batches import Data, ones
-from sbi_jeffreys.training.held_out import pool_weight
+from sbi_jeffreys.training.held_out import best_pooling
 from sbi_jeffreys.training.training import Training
 
 
 @pytest.fixture
 def a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let held-out data say a quarter."""
-    monkeypatch.setattr(run, "pool_weight", lambda *args: 0.25)
+    monkeypatch.setattr(run, "best_pooling", lambda *args: Pooling(0.25, None))
 
 
 def _trainer(**kwargs: object) -> JeffreysNPE:
@@ -35,7 +36,7 @@ def test_training_ends_with_the_weight_that_held_out_data_choose():
     theta, x, _ = trainer.get_simulations()
     rows = Data(theta, x, torch.ones(300, 1), trainer.val_indices)
     # The trainer's own draws are others; within one step of the grid.
-    assert abs(pool_weight(estimator, rows, "cpu", ones) - estimator.weight) <= 0.125
+    assert abs(best_pooling(estimator, rows, "cpu", ones).weight - estimator.weight) <= 0.125
     assert trainer.summary["pool_weight"] == [estimator.weight]
 
 

@@ -1,18 +1,22 @@
-"""Held-out data choose the weight of the proxy in the pool."""
+"""Held-out data choose the weight of the proxy in the pool, and what stands beside it."""
 
 import torch
 from pools import FLOW, PRIOR, Constant, gaussians, pooled, simulations
 
 from sbi_jeffreys.training.batches import Data, ones
-from sbi_jeffreys.training.held_out import pool_weight
+from sbi_jeffreys.training.held_out import best_pooling
 from sbi_jeffreys.utils.row_losses import lowest, surest
+
+
+def pool_weight(estimator, data, kernel=ones):
+    return best_pooling(estimator, data, "cpu", kernel).weight
 
 
 def test_held_out_data_choose_the_weight():
     # Data as the proxy says, as the flow says, and in between: precisions 4, 1 and 1.75.
     estimator = gaussians(0.0, shift=0.0, scale=0.5)
     of_proxy, of_flow, between = (
-        pool_weight(estimator, simulations(500, scale), "cpu", ones)
+        pool_weight(estimator, simulations(500, scale))
         for scale in (0.5, FLOW, pooled(0.25, scale=0.5)[1])
     )
     assert of_flow == 0.0
@@ -24,7 +28,7 @@ def test_held_out_data_choose_the_weight():
 def test_a_proxy_that_says_no_number_has_no_weight():
     estimator = gaussians(0.0)
     estimator.proxy.network = Constant(float("nan"))
-    assert pool_weight(estimator, simulations(50, FLOW), "cpu", ones) == 0.0
+    assert pool_weight(estimator, simulations(50, FLOW)) == 0.0
 
 
 def test_few_rows_choose_only_what_they_can_tell():
@@ -65,8 +69,8 @@ def test_the_weight_is_that_of_the_lowest_mean():
 
 def test_pool_weight_under_a_kernel_of_few_rows():
     estimator, data = gaussians(0.0, shift=0.0, scale=0.5), simulations(500, 0.5)
-    assert pool_weight(estimator, data, "cpu", ones) == 0.75
-    assert pool_weight(estimator, data, "cpu", lambda x: (x[:, 0] > 4).float()) > 0.3
+    assert pool_weight(estimator, data) == 0.75
+    assert pool_weight(estimator, data, lambda x: (x[:, 0] > 4).float()) > 0.3
 
 
 def test_the_kernel_weighs_the_rows_that_choose_the_weight():
@@ -77,7 +81,7 @@ def test_the_kernel_weighs_the_rows_that_choose_the_weight():
     data = Data(theta, x, torch.ones(500, 1), torch.arange(500))
     estimator = gaussians(0.0, shift=0.0, scale=0.5)
     found = [
-        pool_weight(estimator, data, "cpu", lambda x, s=s: torch.where(s * x[:, 0] > 0, 1.0, 0.3))
+        pool_weight(estimator, data, lambda x, s=s: torch.where(s * x[:, 0] > 0, 1.0, 0.3))
         for s in (1, -1)
     ]
     assert found[0] > found[1]
