@@ -28,8 +28,9 @@ __all__ = ["Stack", "stacked"]
 _PRIOR_ROWS = 0.5
 # Steps of expectation maximisation: a step gains hundredths of a nat at first, and soon nothing.
 _STEPS = 200
-# Below this share a likelihood is left out: it takes as long to evaluate as any other.
-_LEAST = 0.05
+# Below this share a likelihood is left out: draws wait for it as long as for any other, and it is
+# worth a hundredth of a nat.
+_LEAST = 0.1
 
 
 class Stack(nn.Module):
@@ -79,17 +80,18 @@ def stacked(
     spread, num = spread_rows(first, *rows), len(rows[0])
     log_likelihoods = torch.stack(
         [each.log_likelihood(*spread).view(-1, num).mean(dim=0) for each in (first, *others)]
-    )
+    ).cpu()
     finite = log_likelihoods.isfinite().all(dim=1).tolist()
     if not finite[0]:
         return None
-    shares = _shares(log_likelihoods[finite], weights)
+    shares = _shares(log_likelihoods[finite], weights.cpu())
     usable = [other for other, ok in zip(others, finite[1:], strict=True) if ok]
     kept = (shares[1:] >= _LEAST).tolist()
     if not any(kept):
         return None
     log_shares = shares[[True, *kept]].log().log_softmax(dim=0)
-    return Stack([other for other, keep in zip(usable, kept, strict=True) if keep], log_shares)
+    members = [other for other, keep in zip(usable, kept, strict=True) if keep]
+    return Stack(members, log_shares.to(rows[0]))
 
 
 def _shares(log_likelihoods: Tensor, weights: Tensor) -> Tensor:
