@@ -77,6 +77,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     """
 
     pool_weight: Tensor
+    stack: Stack | None
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             self.register_buffer("_x_mean", mean)
             self.register_buffer("_x_std", std)
         self.proxy: EnergyProxy | None = None
-        self.stack: Stack | None = None
+        self.register_module("stack", None)
         if base is not None and build_proxy is not None:
             network = self.new_network(theta, x, base, build_proxy)
             self.proxy = EnergyProxy(network, base, self.embed)
@@ -173,22 +174,6 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     @pooling.setter
     def pooling(self, value: Pooling) -> None:
         self.weight, self.stack = value
-
-    def energy(self, theta: Tensor, context: Tensor) -> Tensor:
-        r"""Return :math:`f_\psi` as the pool takes it: the proxy's, or that of the stack.
-
-        Args:
-            theta: Shape (S, B, d), or (S, 1, d) for parameters that all conditions share.
-            context: Embedded data, shape (B, c).
-
-        Returns:
-            Nats, shape (S, B).
-        """
-        assert self.proxy is not None
-        if self.stack is None:
-            return self.proxy.network(theta, context)
-        assert self.proxy.likelihood is not None
-        return self.stack(self.proxy.likelihood, theta, context)
 
     @property
     def learns_embedding(self) -> bool:
@@ -374,6 +359,16 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             return without_embedding(self.flow, context.shape[-1:]), context
         x = context * self._x_std + self._x_mean
         return self.flow, x.unflatten(-1, tuple(self.condition_shape))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load weights, of which those of a stack that is not there are unexpected."""
+        # Torch takes a module that is None for one that may have been removed.
+        unexpected = args[3]
+        if self.stack is None:
+            unexpected += [key for key in state_dict if key.startswith(f"{prefix}stack.")]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "JeffreysEstimator":
         super()._apply(fn, recurse)

@@ -32,10 +32,12 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .estimator import JeffreysEstimator
+    from .likelihood.stacking import Stack
 
 __all__ = [
     "LastLevel",
     "Level",
+    "energy",
     "level_of",
     "levels",
     "log_prob",
@@ -99,7 +101,8 @@ def levels(estimator: "JeffreysEstimator", context: Tensor) -> Level:
     for part in context.split(_CHUNK // _NORMALISING):
         generator = torch.Generator(context.device).manual_seed(_SEED)
         drawn = estimator.sample_with_log_prob(_NORMALISING, part, generator=generator)
-        found.append(level_of(estimator.weight * log_ratio(estimator, part, *drawn)))
+        tilts = estimator.weight * log_ratio(estimator, part, *drawn, estimator.stack)
+        found.append(level_of(tilts))
     return Level(*map(torch.cat, zip(*found, strict=True)))
 
 
@@ -146,7 +149,7 @@ def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> 
     together = len(theta) if torch.is_grad_enabled() else _CHUNK // max(1, len(context))
     for some in theta.split(max(1, together)):
         flow = estimator.log_prob_embedded(some, context)
-        tilt = estimator.weight * log_ratio(estimator, context, some, flow)
+        tilt = estimator.weight * log_ratio(estimator, context, some, flow, estimator.stack)
         found.append(flow + level.bounded(tilt) - level.log_normalizer)
     return torch.cat(found)
 
@@ -165,7 +168,8 @@ def sample(estimator: "JeffreysEstimator", num: int, context: Tensor) -> Tensor:
         wanted = ((num - filled[some]) / kept[some]).mean().item()
         wanted = min(int(1.1 * wanted) + 8, max(1, _CHUNK // len(some)))
         theta, flow = estimator.sample_with_log_prob(wanted, context[some])
-        tilt = estimator.weight * log_ratio(estimator, context[some], theta, flow)
+        ratio = log_ratio(estimator, context[some], theta, flow, estimator.stack)
+        tilt = estimator.weight * ratio
         here = level.of(some)
         keep = here.bounded(tilt) - here.bound > torch.rand_like(tilt).log()
         place = filled[some] + keep.cumsum(dim=0) - 1
@@ -178,7 +182,11 @@ def sample(estimator: "JeffreysEstimator", num: int, context: Tensor) -> Tensor:
 
 @torch.no_grad()
 def losses(
-    estimator: "JeffreysEstimator", theta: Tensor, context: Tensor, weights: tuple[float, ...]
+    estimator: "JeffreysEstimator",
+    theta: Tensor,
+    context: Tensor,
+    weights: tuple[float, ...],
+    stack: "Stack | None" = None,
 ) -> Tensor:
     """Return the negative log densities of pools of these weights, shape (W, B), nats.
 
@@ -187,12 +195,14 @@ def losses(
         theta: Parameters, shape (B, d).
         context: Embedded data, shape (B, c).
         weights: Weights of the proxy.
+        stack: Likelihoods beside the proxy's own.
     """
     found, size = [], _CHUNK // _CHOOSING
     for rows, part in zip(theta.split(size), context.split(size), strict=True):
-        ratios = log_ratio(estimator, part, *estimator.sample_with_log_prob(_CHOOSING, part))
+        drawn = estimator.sample_with_log_prob(_CHOOSING, part)
+        ratios = log_ratio(estimator, part, *drawn, stack)
         flow = estimator.log_prob_embedded(rows.unsqueeze(0), part)
-        ratio = log_ratio(estimator, part, rows.unsqueeze(0), flow)
+        ratio = log_ratio(estimator, part, rows.unsqueeze(0), flow, stack)
         pools = []
         for weight in weights:
             level = level_of(weight * ratios)
@@ -202,9 +212,33 @@ def losses(
 
 
 def log_ratio(
-    estimator: "JeffreysEstimator", context: Tensor, theta: Tensor, flow: Tensor
+    estimator: "JeffreysEstimator",
+    context: Tensor,
+    theta: Tensor,
+    flow: Tensor,
+    stack: "Stack | None" = None,
 ) -> Tensor:
-    """Return the proxy's log density relative to the flow's, which is given, both (S, B)."""
+    """Return the log density of the proxy, or of a stack, relative to the flow's, shape (S, B).
+
+    Args:
+        estimator: Flow and proxy.
+        context: Embedded data, shape (B, c).
+        theta: Parameters, shape (S, B, d).
+        flow: The flow's log density there, shape (S, B).
+        stack: Likelihoods beside the proxy's own.
+    """
     assert estimator.proxy is not None
-    proxy = estimator.energy(theta, context) + estimator.proxy.base.log_prob_soft(theta)
+    proxy = energy(estimator, theta, context, stack) + estimator.proxy.base.log_prob_soft(theta)
     return (proxy - flow).nan_to_num(nan=-_LARGEST).clamp(-_LARGEST, _LARGEST)
+
+
+def energy(
+    estimator: "JeffreysEstimator", theta: Tensor, context: Tensor, stack: "Stack | None"
+) -> Tensor:
+    """Return the energy (S, B) of the proxy, or of a stack of its likelihood with others."""
+    proxy = estimator.proxy
+    assert proxy is not None
+    if stack is None:
+        return proxy.network(theta, context)
+    assert proxy.likelihood is not None
+    return stack(proxy.likelihood, theta, context)

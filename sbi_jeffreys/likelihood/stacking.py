@@ -28,7 +28,7 @@ __all__ = ["Stack", "stacked"]
 _PRIOR_ROWS = 0.5
 # Steps of expectation maximisation: a step gains hundredths of a nat at first, and soon nothing.
 _STEPS = 200
-# Below this share a likelihood is left out: draws wait for it as long as for any other, and it is
+# Below this share one of the others is left out: draws wait for it as long as for any, and it is
 # worth a hundredth of a nat.
 _LEAST = 0.1
 
@@ -37,7 +37,8 @@ class Stack(nn.Module):
     """Likelihoods that stand beside the proxy's own, and the shares of all.
 
     Args:
-        others: The likelihoods, built for the same embedded data as the proxy's own.
+        others: The likelihoods, built for the same embedded data as the proxy's own. They belong
+            to the stack from here on, and are not trained any more.
         log_shares: Logarithms of the shares, that of the proxy's own first, shape (1 + M,).
     """
 
@@ -45,8 +46,10 @@ class Stack(nn.Module):
 
     def __init__(self, others: Sequence[LikelihoodEnergy], log_shares: Tensor) -> None:
         super().__init__()
-        # They stay as they were fitted.
         self.others = nn.ModuleList(others).requires_grad_(False)
+        for other in others:
+            # To spread data over steps. It would stay where it is when the stack is moved.
+            other.__dict__.pop("features", None)
         self.register_buffer("log_shares", log_shares)
 
     def forward(self, first: LikelihoodEnergy, theta: Tensor, context: Tensor) -> Tensor:
@@ -77,14 +80,15 @@ def stacked(
         rows: Parameters and embedded data, none of which a likelihood was fitted to.
         weights: Weights of the rows, shape (n,).
     """
-    spread, num = spread_rows(first, *rows), len(rows[0])
-    log_likelihoods = torch.stack(
-        [each.log_likelihood(*spread).view(-1, num).mean(dim=0) for each in (first, *others)]
-    ).cpu()
+    # Data in steps are spread once for all; each copy of a row counts for its part of it.
+    spread = spread_rows(first, *rows)
+    copies = len(spread[0]) // len(rows[0])
+    weights = weights.cpu().repeat(copies) / copies
+    log_likelihoods = torch.stack([each.log_likelihood(*spread) for each in (first, *others)]).cpu()
     finite = log_likelihoods.isfinite().all(dim=1).tolist()
     if not finite[0]:
         return None
-    shares = _shares(log_likelihoods[finite], weights.cpu())
+    shares = _shares(log_likelihoods[finite], weights)
     usable = [other for other, ok in zip(others, finite[1:], strict=True) if ok]
     kept = (shares[1:] >= _LEAST).tolist()
     if not any(kept):

@@ -20,12 +20,15 @@ _SHARE = 0.02
 def moving(module: nn.Module) -> list[Tensor]:
     """Return what training moves: parameters, and means and variances of batch normalisations.
 
+    Parameters that ask for no gradient stay as they are.
+
     Args:
         module: In training mode, but for the parts whose statistics stay.
     """
     norms = [each for each in module.modules() if isinstance(each, _NormBase) and each.training]
     statistics = [(each.running_mean, each.running_var) for each in norms]
-    return [*module.parameters(), *(s for pair in statistics for s in pair if s is not None)]
+    learnt = (p for p in module.parameters() if p.requires_grad)
+    return [*learnt, *(s for pair in statistics for s in pair if s is not None)]
 
 
 class RunningMean:

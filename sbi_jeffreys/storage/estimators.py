@@ -22,6 +22,7 @@ from ..flows import DEFAULT_FLOW, FlowBuilder, flow_nn
 from ..layers.autoregressive import accelerate
 from ..likelihood.energy import LikelihoodEnergy
 from ..likelihood.stacking import Stack
+from ..pool import energy
 from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
 from ..selection.components import num_components
 from ..selection.screening import kept_columns
@@ -277,7 +278,7 @@ def _log_probs(estimator: ConditionalDensityEstimator, theta: Tensor, x: Tensor)
     if proxy is not None:
         found["probe_proxy"] = proxy.log_prob_unnormalized(theta, x)
     if isinstance(estimator, JeffreysEstimator) and estimator.stack is not None:
-        found["probe_stack"] = estimator.energy(theta, estimator.embed(x))
+        found["probe_stack"] = energy(estimator, theta, estimator.embed(x), estimator.stack)
     return found
 
 

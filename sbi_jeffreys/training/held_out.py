@@ -16,7 +16,7 @@ from ..diagnostics import diagnose_proxy
 from ..estimator import FLOW_ALONE, JeffreysEstimator, Pooling
 from ..likelihood.energy import LikelihoodEnergy
 from ..likelihood.fit import likelihood_losses
-from ..likelihood.stacking import stacked
+from ..likelihood.stacking import Stack, stacked
 from ..pool import losses as pool_losses
 from ..utils.row_losses import bounded, lowest
 from ..utils.seeding import forked
@@ -175,7 +175,7 @@ def best_pooling(
     a good guide. A gain that has to be sure is mostly given away.
 
     Args:
-        estimator: Flow and proxy; its pooling is left as it was.
+        estimator: Flow and proxy.
         data: The rows.
         device: Where to evaluate.
         kernel: Calibration kernel, a function of x, that weighs the rows.
@@ -186,22 +186,17 @@ def best_pooling(
     estimator.eval()
     theta, x = data.head(_POOL_ROWS, device)
     context, weights = estimator.embed(x), kernel(x)
-    tried, losses = [FLOW_ALONE], []
+    stacks: list[Stack | None] = [None]
     if fitted and estimator.likelihood is not None:
         # Of copies: a training that is resumed stacks them anew.
         others = [copy.deepcopy(each).to(device) for each in fitted]
-        stack = stacked(estimator.likelihood, others, (theta, context), weights)
-        if stack is not None:
-            tried.append(Pooling(0.0, stack))
-    before = estimator.pooling
-    try:
-        for pooling in tried:
-            estimator.pooling = pooling
-            # All with the same draws of the flow.
-            with forked(device):
-                losses.append(pool_losses(estimator, theta, context, _WEIGHTS))
-    finally:
-        # Also on Ctrl-C.
-        estimator.pooling = before
+        with forked(device):
+            found = stacked(estimator.likelihood, others, (theta, context), weights)
+        stacks += [] if found is None else [found]
+    losses = []
+    for stack in stacks:
+        # All with the same draws of the flow.
+        with forked(device):
+            losses.append(pool_losses(estimator, theta, context, _WEIGHTS, stack))
     which, weight = divmod(lowest(torch.cat(losses), weights), len(_WEIGHTS))
-    return tried[which]._replace(weight=_WEIGHTS[weight]) if weight else FLOW_ALONE
+    return Pooling(_WEIGHTS[weight], stacks[which]) if weight else FLOW_ALONE

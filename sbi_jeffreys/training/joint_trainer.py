@@ -338,7 +338,7 @@ class JointTrainer(NPE_C):
             hook,
             from_prior=self._round == 0 and not restricted,
             simple_start=self._simple_start and not estimator.learns_embedding,
-            fitted=fitted,
+            fitted=fitted if settings.stack else (),
         )
 
     def _atomic_loss(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:

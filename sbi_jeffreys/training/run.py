@@ -80,13 +80,13 @@ def run(
         RuntimeError, ValueError, AssertionError: What :func:`run_epochs` raises.
     """
     estimator, first = training.estimator, training.epoch
-    before, estimator.pooling = estimator.pooling, FLOW_ALONE
+    before = estimator.pooling
     failed, training.diverged = True, False
     try:
+        estimator.pooling, training.running = FLOW_ALONE, True
         if training.last_weights is not None:
             # It goes on where it stopped, not from the best.
             estimator.load_state_dict(training.last_weights)
-        training.running = True
         failed = training.diverged = run_epochs(
             training, data, held_out, after_epoch, max_num_epochs=max_num_epochs, outliers_in="x"
         )
@@ -162,8 +162,8 @@ def _settle(training: Training, held_out: Data | LoaderData) -> float:
     with forked(device):
         loss = training.settle(held_out)
         if training.from_prior:
-            fitted = training.fitted if training.settings.stack else ()
-            estimator.pooling = best_pooling(estimator, held_out, device, training.kernel, fitted)
+            rows = held_out, device, training.kernel
+            estimator.pooling = best_pooling(estimator, *rows, training.fitted)
     return loss
 
 

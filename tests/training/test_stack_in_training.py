@@ -5,12 +5,13 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 from trainers import PRIOR, make
 
 from sbi_jeffreys import load, save
 from sbi_jeffreys.estimator import FLOW_ALONE, Pooling
 from sbi_jeffreys.likelihood.stacking import Stack
-from sbi_jeffreys.training import run
+from sbi_jeffreys.training import held_out, run, second_proxy
 from sbi_jeffreys.training.batches import Data, ones
 from sbi_jeffreys.training.held_out import best_pooling
 
@@ -51,11 +52,13 @@ def test_held_out_rows_choose_between_the_proxy_and_the_stack():
     trainer, estimator = trained()
     fitted = trainer._training.fitted
     assert {network.common for network in fitted} > {estimator.likelihood.common}
+    # Two epochs have not gone beyond what was fitted.
+    assert estimator.stack is not None
     theta, x, _ = trainer.get_simulations()
-    held_out = Data(theta, x, torch.ones(len(theta), 1), trainer.val_indices)
+    judges = Data(theta, x, torch.ones(len(theta), 1), trainer.val_indices)
     losses = {}
     for given in ([], fitted):
-        estimator.pooling = best_pooling(estimator, held_out, "cpu", ones, given)
+        estimator.pooling = best_pooling(estimator, judges, "cpu", ones, given)
         rows = trainer.val_indices
         losses[len(given)] = estimator.loss(theta[rows], x[rows]).mean().item()
     # Thirty rows, by other draws than those that chose: a tenth of a nat.
@@ -75,6 +78,64 @@ def test_a_stack_is_chosen_where_it_is_right():
     assert found.weight > 0
     assert found.stack.log_shares.exp()[1] > 0.9
     assert found.stack.others[0] is not right
+
+
+def test_counts_are_judged_by_the_same_draws_whether_there_are_others_or_not():
+    torch.manual_seed(2)
+    theta = PRIOR.sample((300,))
+    x = torch.poisson((theta + 1).exp())
+    trainer = make(seed=3).append_simulations(theta, x)
+    estimator = trainer.train(max_num_epochs=2)
+    data = Data(theta, x, torch.ones(300, 1), torch.arange(300))
+    losses = []
+    for fitted in ([], trainer._training.fitted):
+        with pytest.MonkeyPatch.context() as patch:
+            seen = []
+            patch.setattr(
+                held_out, "lowest", lambda rows, weights, seen=seen: seen.append(rows) or 0
+            )
+            torch.manual_seed(4)
+            best_pooling(estimator, data, "cpu", ones, fitted)
+        losses.append(seen[0])
+    alone, both = losses
+    assert len(both) == 2 * len(alone)
+    assert torch.equal(both[: len(alone)], alone)
+
+
+@pytest.mark.usefixtures("always")
+def test_the_critic_judges_the_proxys_own_likelihood():
+    _, estimator = trained()
+    data = Data(*simulations(200), torch.ones(200, 1), torch.arange(200))
+    rows = data.head(200, "cpu")
+    critic = second_proxy._Critic(estimator.likelihood, 2, 2)
+    nn.init.normal_(critic.layers[-1].weight)
+    gains = []
+    for stack in (estimator.stack, None):
+        estimator.stack = stack
+        torch.manual_seed(5)
+        gains.append(second_proxy._gains(critic, estimator, rows[0], estimator.embed(rows[1])))
+    assert torch.equal(*gains)
+
+
+@pytest.mark.usefixtures("always")
+def test_weights_of_a_stack_are_refused_where_there_is_none():
+    _, estimator = trained()
+    weights = estimator.state_dict()
+    estimator.load_state_dict(weights)
+    estimator.stack = None
+    with pytest.raises(RuntimeError, match="stack"):
+        estimator.load_state_dict(weights)
+
+
+@pytest.mark.usefixtures("always")
+def test_nothing_of_it_is_trained_or_left_behind():
+    trainer, estimator = trained()
+    of_stack = {id(p) for p in estimator.stack.parameters()}
+    # What knows the embedding belongs to the flow, and would not be moved with the stack.
+    assert all("features" not in each.__dict__ for each in estimator.stack.others)
+    trainer.append_simulations(*simulations(100))
+    trainer.train(max_num_epochs=1, force_first_round_loss=True)
+    assert not of_stack & {id(p) for p in trainer._training.average._parameters}
 
 
 @pytest.mark.usefixtures("always")
