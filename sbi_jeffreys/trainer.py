@@ -272,7 +272,8 @@ class JeffreysNPE(JointTrainer):
         Returns:
             An sbi density estimator: flow and proxy pooled with the weight ``.weight`` that
             held-out simulations choose (:mod:`sbi_jeffreys.pool`); the two are ``.flow`` and
-            ``.proxy``. The weight is zero, the flow alone, in later rounds, with a restricted prior
+            ``.proxy``, likelihoods that the pool hears beside the proxy's own ``.stack``. The
+            weight is zero, the flow alone, in later rounds, with a restricted prior
             as the proposal, and after a divergence or an error that ended the run.
 
         Raises:
