@@ -21,7 +21,7 @@ from ..pool import losses as pool_losses
 from ..utils.row_losses import bounded, lowest
 from ..utils.seeding import forked
 from .batches import Data, LoaderData
-from .patience import ProxyPlateau
+from .patience import MOST_OF_A_ROW, ProxyPlateau
 
 __all__ = [
     "LossHook",
@@ -92,6 +92,8 @@ class ProxyLooks:
 
     Attributes:
         seen: The last diagnostics, by their names in the record.
+        lead: Nats by which the rows were likelier under the proxy than under the flow, in the mean;
+            no row counts for more than three.
         looked: Steps at which they were made.
         likelihood_looked: Steps at which the likelihood was last looked at.
         plateau: The best weights.
@@ -99,6 +101,7 @@ class ProxyLooks:
 
     watch: bool
     seen: dict[str, float] = field(default_factory=dict)
+    lead: float = 0.0
     looked: int = 0
     likelihood_looked: int = -_LIKELIHOOD_STEPS
     plateau: ProxyPlateau = field(default_factory=ProxyPlateau)
@@ -131,6 +134,9 @@ class ProxyLooks:
             "log_partition_std": std.item(),
             "effective_sample_size": found.effective_sample_size.mean().item(),
         }
+        flow = -estimator.log_prob_embedded(theta.unsqueeze(0), estimator.embed(x))[0]
+        gains = (flow - found.nll).clamp(-MOST_OF_A_ROW, MOST_OF_A_ROW)
+        self.lead = gains.mean().nan_to_num(nan=0.0).item()
         if self.watch and not exact:
             self.plateau.look(found.nll, proxy, steps)
 

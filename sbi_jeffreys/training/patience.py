@@ -9,7 +9,8 @@ Held-out data decide both:
 - Where held-out data see no more progress, the price of :math:`D_2` is lowered, for a trial: some
   flows do better with less of a proxy that is a little wrong, others memorise the data within a few
   epochs. If nothing comes of it, the run goes back to its best weights and the old price, and on at
-  a lower learning rate: to its end or, where it gains by that, to another trial
+  a lower learning rate: to its end or, where it gains by that, to another trial. A proxy that is
+  far ahead of the flow is one to follow for longer: no price is lowered then
   (:class:`Patience`).
 """
 
@@ -40,6 +41,8 @@ _FORGIVEN = 0.05
 _FEWEST, _MOST = 4, 20
 # Steps before patience begins: with a proxy, a flow hardly moves in fewer.
 _FIRST_STEPS = 200
+# Nats by which a proxy is far ahead.
+_FAR_AHEAD = 0.4
 # Least pace: however low a rate, patience lasts ten times as long as at the default at most.
 _SLOWEST = 0.1
 # Steps, and looks, without progress of the proxy until its best weights are put back.
@@ -61,6 +64,7 @@ class Patience:
     Args:
         limit: Epochs without progress after which a run ends. Where there are trials, one begins
             after a quarter of them and has a half; the last quarter begins when it has failed.
+            While the proxy is far ahead of the flow none begins.
         trials: Whether there is a price to lower.
         pace: How far a step goes, 1 at the default learning rate; where there are trials, patience
             lasts for as many more steps as these are shorter.
@@ -75,6 +79,8 @@ class Patience:
             if the loss has improved by 0.05 nats since.
         steps: Training steps at the last look.
         before: Stiffness before the trial that is under way, ``None`` without one.
+        lead: Nats by which held-out rows were likelier under the proxy than under the flow when
+            they were last asked; set from outside.
     """
 
     limit: int
@@ -88,6 +94,7 @@ class Patience:
     failed: float | None = None
     steps: int = 0
     before: float | None = None
+    lead: float = 0.0
 
     def begins(self, steps: int) -> bool:
         """Whether the look after so many steps in all is the first that counts, but for the start.
@@ -114,7 +121,8 @@ class Patience:
         if self.trials and not steps:
             # A start may be better than what comes of it in hundreds of steps that all go forward.
             return False
-        progress = _PROGRESS if self.trials and self.failed is None else _CREEPING
+        next_is_trial = self.trials and self.failed is None and not self._follows
+        progress = _PROGRESS if next_is_trial else _CREEPING
         if loss < self.mark - progress:
             # Progress ends a trial: the lower price stays.
             self.mark, self.stall, self.before = loss, 0.0, None
@@ -139,7 +147,7 @@ class Patience:
         """Begin a trial if it is time to; return whether one has failed, and take it back."""
         begin = _BEGIN * self.limit
         if self.before is None:
-            if self.failed is None and self.stall >= begin:
+            if self.failed is None and self.stall >= begin and not self._follows:
                 self.before = self.stiffness
                 self.lower()
                 # The trial has its share, however far a long epoch went beyond the first.
@@ -151,6 +159,11 @@ class Patience:
         self.mark = self.failed = self.best
         self.stall = 0.0
         return True
+
+    @property
+    def _follows(self) -> bool:
+        """Whether the proxy is far ahead, so that a flow that agrees less can only lose."""
+        return self.lead > _FAR_AHEAD
 
     def lower(self) -> None:
         """Lower the price to a tenth."""
@@ -165,9 +178,8 @@ class Patience:
     @property
     def exhausted(self) -> bool:
         """Whether it is time to stop."""
-        if self.trials:
-            return self.failed is not None and self.stall >= (1 - _END) * self.limit
-        return self.stall >= self.limit
+        last = self.trials and self.failed is not None
+        return self.stall >= (1 - _END if last else 1.0) * self.limit
 
 
 @dataclass

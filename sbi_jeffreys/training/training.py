@@ -318,6 +318,7 @@ class Training(JointSteps):
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"the held-out loss became {loss}.")
             self.epoch += 1
+            self.patience.lead = self._looks.lead
             untried = self.patience.before is None
             failed = self.judge(loss, measured["validation_loss_bounded"])
         if untried and self.patience.before is not None:

@@ -82,6 +82,31 @@ def test_a_trial_that_comes_to_nothing_is_taken_back_and_the_run_ends_soon():
     assert patience.exhausted
 
 
+def test_while_the_proxy_is_far_ahead_no_price_is_lowered():
+    patience = Patience(4, lead=0.5)
+    assert run(patience, [1.0] * 4) == [(1.0, False)] * 4
+    assert not patience.exhausted
+    # What creeps counts here, and the run has all of its patience.
+    run(patience, [0.985], patience.steps)
+    assert patience.stall == 0
+    run(patience, [0.985] * 4, patience.steps)
+    assert patience.exhausted
+
+
+def test_a_flow_that_has_followed_tries_a_lower_price():
+    patience = Patience(4, lead=0.5)
+    run(patience, [1.0] * 3)
+    patience.lead = 0.3
+    found = run(patience, [1.0] * 3, patience.steps)
+    # The trial has the time of one that begins at once, less an epoch.
+    assert found == [(0.1, False), (1.0, True), (1.0, False)]
+    # Nor is one that is under way taken back where the proxy gets ahead.
+    patience = Patience(4)
+    run(patience, [1.0] * 2)
+    patience.lead = 0.5
+    assert run(patience, [1.0] * 2, patience.steps) == [(0.1, False), (1.0, True)]
+
+
 def test_a_run_that_gains_after_a_failed_trial_tries_another():
     patience = Patience(4)
     run(patience, [1.0] * 4)
