@@ -10,7 +10,7 @@ Held-out data decide both:
   flows do better with less of a proxy that is a little wrong, others memorise the data within a few
   epochs. If nothing comes of it, the run goes back to its best weights and the old price, and on at
   a lower learning rate: to its end or, where it gains by that, to another trial. A proxy that is
-  far ahead of the flow is one to follow for longer: no price is lowered then
+  far ahead of the flow is one to follow for longer before a price is lowered
   (:class:`Patience`).
 """
 
@@ -64,7 +64,7 @@ class Patience:
     Args:
         limit: Epochs without progress after which a run ends. Where there are trials, one begins
             after a quarter of them and has a half; the last quarter begins when it has failed.
-            While the proxy is far ahead of the flow none begins.
+            While the proxy is far ahead of the flow one begins after all of them.
         trials: Whether there is a price to lower.
         pace: How far a step goes, 1 at the default learning rate; where there are trials, patience
             lasts for as many more steps as these are shorter.
@@ -121,8 +121,8 @@ class Patience:
         if self.trials and not steps:
             # A start may be better than what comes of it in hundreds of steps that all go forward.
             return False
-        next_is_trial = self.trials and self.failed is None and not self._follows
-        progress = _PROGRESS if next_is_trial else _CREEPING
+        trial_is_next = self.trials and self.failed is None and not self._follows
+        progress = _PROGRESS if trial_is_next else _CREEPING
         if loss < self.mark - progress:
             # Progress ends a trial: the lower price stays.
             self.mark, self.stall, self.before = loss, 0.0, None
@@ -145,13 +145,13 @@ class Patience:
 
     def _fails(self, loss: float) -> bool:
         """Begin a trial if it is time to; return whether one has failed, and take it back."""
-        begin = _BEGIN * self.limit
+        begin = (1.0 if self._follows else _BEGIN) * self.limit
         if self.before is None:
-            if self.failed is None and self.stall >= begin and not self._follows:
+            if self.failed is None and self.stall >= begin:
                 self.before = self.stiffness
                 self.lower()
                 # The trial has its share, however far a long epoch went beyond the first.
-                self.stall = min(self.stall, begin + 1)
+                self.stall = min(self.stall, _BEGIN * self.limit + 1)
             return False
         if self.stall < _END * self.limit and loss <= self.mark + _WORSE:
             return False
@@ -162,7 +162,7 @@ class Patience:
 
     @property
     def _follows(self) -> bool:
-        """Whether the proxy is far ahead, so that a flow that agrees less can only lose."""
+        """Whether the proxy is far ahead, and the flow gains by agreeing with it."""
         return self.lead > _FAR_AHEAD
 
     def lower(self) -> None:
@@ -178,8 +178,9 @@ class Patience:
     @property
     def exhausted(self) -> bool:
         """Whether it is time to stop."""
-        last = self.trials and self.failed is not None
-        return self.stall >= (1 - _END if last else 1.0) * self.limit
+        if self.trials:
+            return self.failed is not None and self.stall >= (1 - _END) * self.limit
+        return self.stall >= self.limit
 
 
 @dataclass

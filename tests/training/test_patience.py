@@ -82,14 +82,15 @@ def test_a_trial_that_comes_to_nothing_is_taken_back_and_the_run_ends_soon():
     assert patience.exhausted
 
 
-def test_while_the_proxy_is_far_ahead_no_price_is_lowered():
+def test_while_the_proxy_is_far_ahead_a_trial_begins_after_all_of_the_patience():
     patience = Patience(4, lead=0.5)
     assert run(patience, [1.0] * 4) == [(1.0, False)] * 4
-    assert not patience.exhausted
-    # What creeps counts here, and the run has all of its patience.
+    # What creeps counts here.
     run(patience, [0.985], patience.steps)
     assert patience.stall == 0
-    run(patience, [0.985] * 4, patience.steps)
+    found = run(patience, [0.985] * 6, patience.steps)
+    # It has the time of any other, less an epoch.
+    assert found == [(1.0, False)] * 3 + [(0.1, False), (1.0, True), (1.0, False)]
     assert patience.exhausted
 
 
