@@ -153,7 +153,7 @@ def test_a_grid_of_parameters_is_evaluated_in_parts(num_x, monkeypatch):
     seen = []
     real = pool.log_ratio
     monkeypatch.setattr(
-        pool, "log_ratio", lambda e, c, t, f: seen.append(t.shape[:2].numel()) or real(e, c, t, f)
+        pool, "log_ratio", lambda e, c, t, *f: seen.append(t.shape[:2].numel()) or real(e, c, t, *f)
     )
     with torch.no_grad():
         assert torch.allclose(estimator.log_prob(theta, x), expected)

@@ -224,6 +224,8 @@ def test_without_prior_a_likelihood_simulates_nothing(simulations):
 def test_resuming_continues_bit_for_bit_within_a_trial(simulations, monkeypatch):
     # At a rate at which nothing moves patience would last for ten times as long.
     monkeypatch.setattr("sbi_jeffreys.training.patience._SLOWEST", 1.0)
+    # Nor would it follow a proxy that learns at the rate the flow does not.
+    monkeypatch.setattr("sbi_jeffreys.training.patience._FAR_AHEAD", float("inf"))
     # 80 simulations are 7 batches of 10: patience begins after 28 epochs.
     arguments = {"training_batch_size": 10, "stop_after_epochs": 8, "learning_rate": 1e-6}
     whole = make().append_simulations(*simulations)
