@@ -36,6 +36,7 @@ from .likelihood.energy import LikelihoodEnergy
 from .likelihood.stacking import Stack
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder
 from .selection.components import num_components
+from .selection.missing import Filled
 from .selection.screening import Columns, kept_columns
 from .utils.seeding import in_place_of_global
 
@@ -136,8 +137,9 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         if self.num_components:
             # Sums of columns come in no steps.
             return
+        x = x.flatten(1)
         for module in self.flow.modules():
-            if isinstance(module, Columns):
+            if isinstance(module, Columns | Filled):
                 x = module(x)
             if isinstance(module, Features):
                 network.follow(module, x)

@@ -34,6 +34,7 @@ from .features.scales import column_scales, standardizer
 from .inputs.priors import proper
 from .layers.autoregressive import accelerate
 from .layers.conditional_gaussian import ConditionalGaussian
+from .selection.missing import FillingSizes
 from .selection.seen import what_to_see
 from .utils.checks import check_counts
 
@@ -78,7 +79,8 @@ def flow_nn(
         num_bins: Bins of the splines.
         embedding_net: Network for x, applied after z-scoring. The output of one that is not
             trained is z-scored too. Without one, columns of x of one sign may be bent
-            (:func:`sbi_jeffreys.features.columns.features_of`).
+            (:func:`sbi_jeffreys.features.columns.features_of`), and missing values, marked by a
+            code like -999, are filled in (:mod:`sbi_jeffreys.selection.missing`).
         columns: Numbers of the columns of x to look at, where x is a vector and there is no
             embedding net. By default those that say something of theta
             (:func:`sbi_jeffreys.selection.screening.informative`).
@@ -119,6 +121,9 @@ def flow_nn(
 class FlowBuilder:
     """Builds the default flow; arguments as those of :func:`flow_nn`, sizes of :func:`plain_flow`.
 
+    ``filling`` is of a flow that is rebuilt
+    (:func:`~sbi_jeffreys.selection.seen.what_to_see`).
+
     Raises:
         ValueError: When called, if x is no vector or has no such columns or components.
     """
@@ -128,12 +133,15 @@ class FlowBuilder:
     embedding_net: nn.Module | None
     columns: Sequence[int] | None
     components: int | None
+    filling: FillingSizes | None = None
 
-    def that_sees(self, columns: Sequence[int] | None, components: int) -> "FlowBuilder":
+    def that_sees(
+        self, columns: Sequence[int] | None, components: int, filling: FillingSizes | None
+    ) -> "FlowBuilder":
         """Return the builder of a flow of which it is known what of x it sees."""
         if self.embedding_net is not None:
             return self
-        return replace(self, columns=columns, components=components)
+        return replace(self, columns=columns, components=components, filling=filling)
 
     def __call__(self, theta: Tensor, x: Tensor) -> ZukoFlow:
         """Build it for theta (n, d) and x (n, *event)."""
@@ -142,9 +150,8 @@ class FlowBuilder:
         if x[0].numel():
             # A user's network has its own idea of x.
             own = self.embedding_net is not None
-            first = (
-                [standardizer(x)] if own else what_to_see(theta, x, self.columns, self.components)
-            )
+            known = self.columns, self.components, self.filling
+            first = [standardizer(x)] if own else what_to_see(theta, x, *known)
         embedding = nn.Sequential(*first, self.embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
         with torch.no_grad(), evaluating(embedding):

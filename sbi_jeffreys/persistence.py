@@ -58,8 +58,8 @@ _FORMAT = "sbi_jeffreys.posterior"
 # Since 3.7 the default flow may see components of x in place of columns. Since 3.8 the floor of the
 # proxy's base is held; before, it followed from the anchor; and how many layers the likelihood's
 # network has is the number of its weights. Since 3.9 the pool may hear a stack of likelihoods;
-# before, the proxy's own alone.
-_FORMAT_VERSION = (3, 9)
+# before, the proxy's own alone. Since 3.10 the default flow may fill in missing values of x.
+_FORMAT_VERSION = (3, 10)
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 

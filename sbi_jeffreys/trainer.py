@@ -36,6 +36,7 @@ from .inputs.simulations import (
     warn_outside_prior,
 )
 from .proxy import ProxyBuilder, proxy_builder
+from .selection.missing import has_codes
 from .training.batches import Data, PerRow, num_to_train_on, ones, through_loaders
 from .training.joint_trainer import JointTrainer
 from .training.record import new_record
@@ -189,8 +190,9 @@ class JeffreysNPE(JointTrainer):
             if self._default_flow and constant_column(x.flatten(1)) is None:
                 # sbi says so of all that varies by less than 1e-14; our flow takes any unit.
                 warnings.filterwarnings("ignore", "Data has constant values", UserWarning)
-            if self._default_flow and x.dim() == 2:
-                # Where they hide all else, our flow does not see them in standard deviations.
+            if self._default_flow and (x.dim() == 2 or has_codes(x.flatten(1))):
+                # Where they hide all else, our flow does not see them in standard deviations; what
+                # stands for missing values it does not see at all.
                 warnings.filterwarnings("ignore", "Data has extreme outliers", UserWarning)
             super().append_simulations(theta, x, proposal, exclude_invalid_x, data_device)
         return self

@@ -36,7 +36,7 @@ from ..features.principal import principal_axes
 from ..features.regression import MOST_FEATURES, LinearRegression, linear_entropy
 from ..features.scales import cut_outliers, finite_sample, shift_and_scale
 
-__all__ = ["Columns", "informative", "kept_columns", "missed"]
+__all__ = ["Columns", "dependent", "informative", "kept_columns"]
 
 # So few rows tell nothing.
 _FEWEST_ROWS = 80
@@ -115,20 +115,16 @@ def kept_columns(module: nn.Module) -> list[int] | None:
     return next(kept, None)
 
 
-def missed(flow: nn.Module, theta: Tensor, x: Tensor, rows: Tensor) -> list[int]:
-    """Return the columns of x that a flow leaves out, and that would be looked at now.
+def dependent(theta: Tensor, columns: Tensor) -> Tensor:
+    """Return which columns depend on theta, each by itself, shape (k,); none of few rows.
 
     Args:
-        flow: A flow, whatever it sees.
-        theta: Parameters, shape (n, d).
-        x: Data, shape (n, *event).
-        rows: Which of them are trained on.
+        theta: Parameters, shape (n, d), without NaN or inf.
+        columns: Data, shape (n, k), likewise.
     """
-    kept = kept_columns(flow)
-    if kept is None:
-        return []
-    now = informative(theta[rows], x[rows])
-    return sorted(set(now.tolist()) - set(kept))
+    if len(theta) < _FEWEST_ROWS:
+        return torch.zeros(columns.shape[1], dtype=torch.bool)
+    return _depend(_ranks(columns), torch.cat(_places(theta), dim=1), columns.shape[1])
 
 
 def _kept(theta: Tensor, columns: Tensor, cut: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What the default flow sees of x, as modules one after the other.
 
-Which columns (:mod:`sbi_jeffreys.selection.screening`), in which units and how bent
+Which columns (:mod:`sbi_jeffreys.selection.screening`), what stands where a value is missing
+(:mod:`sbi_jeffreys.selection.missing`), in which units and how bent
 (:mod:`sbi_jeffreys.features.columns`), or which components of them
 (:mod:`sbi_jeffreys.selection.components`).
 """
@@ -13,13 +14,18 @@ from torch import Tensor, nn
 from ..features.columns import features_of
 from ..features.scales import standardizer
 from .components import components_of
-from .screening import Columns, informative
+from .missing import Filled, FillingSizes, filling_of
+from .screening import Columns, informative, kept_columns
 
-__all__ = ["what_to_see"]
+__all__ = ["filling_sizes", "missed", "what_to_see"]
 
 
 def what_to_see(
-    theta: Tensor, x: Tensor, columns: Sequence[int] | None, components: int | None
+    theta: Tensor,
+    x: Tensor,
+    columns: Sequence[int] | None,
+    components: int | None,
+    filling: FillingSizes | None = None,
 ) -> list[nn.Module]:
     """Return the modules that make features of x: of all columns or some, or components.
 
@@ -30,21 +36,60 @@ def what_to_see(
             that say something of theta.
         components: Number of principal components in place of these, 0 for the columns
             themselves; by default those that tell more of theta, if there are such.
+        filling: Sizes of what fills in missing values, to be loaded; by default it is made from
+            the data, if any of them are codes of missing ones.
 
     Raises:
         ValueError: If x has no such columns, or not so many components.
     """
     first: list[nn.Module] = []
-    if x.dim() > 2 and columns is None:
-        # Images and series have neighbours: no column of theirs is looked at by itself.
-        first = [standardizer(x), nn.Flatten()]
-    else:
-        kept = informative(theta, x) if columns is None else _checked(columns, x)
+    # Images and series have neighbours: no column of theirs is looked at by itself.
+    by_column = x.dim() == 2 or columns is not None
+    if by_column:
+        kept = _columns_to_see(theta, x) if columns is None else _checked(columns, x)
         if not torch.equal(kept, torch.arange(x.shape[1])):
             first.append(Columns(kept.to(x.device)))
+    flat = nn.Sequential(*first)(x).flatten(1)
+    fill = filling_of(theta, flat) if filling is None else Filled.blank(filling, flat.shape[1])
+    if by_column:
+        first += [] if fill is None else [fill]
         first.append(features_of(theta, nn.Sequential(*first)(x)))
+    elif fill is None:
+        first = [standardizer(x), nn.Flatten()]
+    else:
+        first = [nn.Flatten(), fill, standardizer(fill(flat))]
     found = components_of(theta, nn.Sequential(*first)(x), components)
     return first if found is None else [*first, found]
+
+
+def filling_sizes(module: nn.Module) -> FillingSizes | None:
+    """Return the sizes of what fills in missing values for a flow, ``None`` if nothing does."""
+    return next((each.sizes for each in module.modules() if isinstance(each, Filled)), None)
+
+
+def missed(flow: nn.Module, theta: Tensor, x: Tensor, rows: Tensor) -> list[int]:
+    """Return the columns of x that a flow leaves out, and that would be looked at now.
+
+    Args:
+        flow: A flow, whatever it sees.
+        theta: Parameters, shape (n, d).
+        x: Data, shape (n, *event).
+        rows: Which of them are trained on.
+    """
+    kept = kept_columns(flow)
+    if kept is None:
+        return []
+    now = _columns_to_see(theta[rows], x[rows])
+    return sorted(set(now.tolist()) - set(kept))
+
+
+def _columns_to_see(theta: Tensor, x: Tensor) -> Tensor:
+    """Return the numbers of the columns of x (n, c) that say something, by value or by absence."""
+    fill = filling_of(theta, x)
+    if fill is None:
+        return informative(theta, x)
+    kept = informative(theta, fill(x)[:, : x.shape[1]])
+    return torch.cat((kept, fill.indicated.cpu())).unique()
 
 
 def _checked(columns: Sequence[int], x: Tensor) -> Tensor:

@@ -25,7 +25,9 @@ from ..likelihood.stacking import Stack
 from ..pool import energy
 from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
 from ..selection.components import num_components
+from ..selection.missing import FillingSizes
 from ..selection.screening import kept_columns
+from ..selection.seen import filling_sizes
 from ..utils.seeding import seeded
 from ..walls import SoftWalls
 from .distributions import (
@@ -77,6 +79,7 @@ def describe_estimator(
         "walls": any(getattr(m, "f", None) is SoftWalls for m in estimator.modules()),
         "columns": kept_columns(estimator),
         "components": num_components(estimator),
+        "filling": filling_sizes(estimator),
         "input_shape": list(estimator.input_shape),
         "condition_shape": list(estimator.condition_shape),
         "proxy": None,
@@ -191,12 +194,15 @@ def _builder(
     return flow_nn(walls, **kwargs).that_sees(*_seen(structure))
 
 
-def _seen(structure: Mapping[str, Any]) -> tuple[Sequence[int] | None, int]:
-    """Return the columns of x that a flow sees, if x is a vector, and the number of components."""
+def _seen(
+    structure: Mapping[str, Any],
+) -> tuple[Sequence[int] | None, int, FillingSizes | None]:
+    """Return the columns of x that a flow sees, if x is a vector, and the sizes of what follows."""
     columns = structure.get("columns")
     if columns is None and len(structure["condition_shape"]) == 1:
         columns = range(structure["condition_shape"][0])
-    return columns, structure.get("components", 0)
+    filling = structure.get("filling")
+    return columns, structure.get("components", 0), filling and FillingSizes(*filling)
 
 
 def _join(

@@ -25,7 +25,7 @@ from ..inputs.simulations import fraction_outside_prior
 from ..layers.autoregressive import accelerate
 from ..likelihood.energy import LikelihoodEnergy
 from ..proxy import ProxyBuilder, check_network, proxy_builder
-from ..selection.screening import missed
+from ..selection.seen import missed
 from ..utils.checks import check_atomic
 from ..utils.seeding import forked, generator_states
 from ..utils.warn import warn
