@@ -152,7 +152,7 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "jeffreys, no components": _no_components,
     "jeffreys, no logarithms of x": lambda prior: (
         JeffreysNPE,
-        # It sees all columns, too.
+        # It sees all columns, too, and codes of missing values as values.
         {"density_estimator": flow_nn(prior, embedding_net=nn.Flatten())},
         {},
     ),

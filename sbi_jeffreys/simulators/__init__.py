@@ -1,4 +1,4 @@
-"""Simulators beside the ten tasks: difficulties, what sciences simulate, series and images.
+"""Simulators beside the ten tasks: difficulties, what sciences simulate, series, images, gaps.
 
 They have no reference posterior; methods are compared on them by held-out NLL
 (``python -m sbi_jeffreys.bench_method --tasks simulators``). Functions take theta (n, d) and
@@ -8,9 +8,10 @@ module's table.
 
 from .base import Simulator
 from .difficulties import DIFFICULTIES
+from .gaps import GAPS
 from .science import SCIENCE
 from .series import SERIES
 
-__all__ = ["DIFFICULTIES", "SCIENCE", "SERIES", "SIMULATORS", "Simulator"]
+__all__ = ["DIFFICULTIES", "GAPS", "SCIENCE", "SERIES", "SIMULATORS", "Simulator"]
 
-SIMULATORS = DIFFICULTIES | SCIENCE | SERIES
+SIMULATORS = DIFFICULTIES | SCIENCE | SERIES | GAPS
