@@ -174,7 +174,9 @@ class JeffreysNPE(JointTrainer):
 
         Args:
             theta: Parameters, shape (n, d); tensors of any real type or numpy arrays.
-            x: Data, shape (n, *event). Rows with NaN or inf are excluded, with a count.
+            x: Data, shape (n, *event). Rows with NaN or inf are excluded, with a count. A code far
+                from all values of a column, like -999, marks missing values, which the default
+                flow fills in (:mod:`sbi_jeffreys.selection.missing`).
             proposal: What theta was drawn from, if not the prior.
             exclude_invalid_x: As in sbi.
             data_device: As in sbi.

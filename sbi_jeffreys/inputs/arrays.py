@@ -53,8 +53,10 @@ def _from_numpy(name: str, values: np.ndarray) -> Tensor:
     """Return an array as a tensor: of its own memory where torch can have it, else of a copy."""
     if np.ma.is_masked(values):
         raise TypeError(
-            f"{name} is a numpy array with masked entries, which a tensor has not: pass "
-            f"{name}.filled(np.nan), or leave those rows out. Rows of x with NaN are excluded."
+            f"{name} is a numpy array with masked entries, which a tensor has not. Pass "
+            f"{name}.filled(np.nan), or leave those rows out: rows of x with NaN are excluded. Or "
+            "fill in a code far from all values of x, like -999: the default flow takes it for a "
+            "missing value."
         )
     if values.dtype.kind not in "biufc":
         raise TypeError(f"{name} is a numpy array of {values.dtype}: pass {name}.astype(float).")

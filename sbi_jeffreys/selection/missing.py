@@ -16,7 +16,8 @@ What is a code? One value that many rows share, or up to three such, across a ga
 of which there are many different ones.
 
 That a value is missing may itself say something of :math:`\theta` (nothing was seen, because it was
-faint). Where a test finds that, a column of zeros and ones says so.
+faint). Where a test finds that, a column of zeros and ones says so. One more has the number of
+missing values, which may tell where no single one does.
 
 References:
     | Probabilistic principal component analysis (Tipping and Bishop, 1999), section 3 and appendix
@@ -53,15 +54,15 @@ _DOUBLINGS = 8
 
 
 class FillingSizes(NamedTuple):
-    """How many codes a column has at most, how many axes there are, and how many indicators."""
+    """How many codes a column has at most, how many axes there are, and how many counts."""
 
     codes: int
     axes: int
-    indicators: int
+    counts: int
 
 
 class Filled(nn.Module):
-    """Columns of x with missing values filled in, and indicators of some that were missing.
+    """Columns of x with missing values filled in, and how many of some were missing.
 
     Args:
         codes: What stands for a missing value in each column, shape (k, c).
@@ -72,7 +73,8 @@ class Filled(nn.Module):
         mean: Means in these units, shape (c,).
         axes: Axes along which columns vary together, shape (c, r).
         back: These transposed, times the share of variance that is no noise, shape (r, c).
-        indicated: Numbers of the columns with an indicator, shape (j,).
+        counted: In which columns missing values are counted, one (an indicator) or several, zeros
+            and ones, shape (c, j).
 
     Example:
         >>> theta = torch.randn(200, 1)
@@ -91,7 +93,7 @@ class Filled(nn.Module):
     mean: Tensor
     axes: Tensor
     back: Tensor
-    indicated: Tensor
+    counted: Tensor
 
     def __init__(self, **buffers: Tensor) -> None:
         super().__init__()
@@ -107,21 +109,21 @@ class Filled(nn.Module):
             coded=torch.zeros(num, dtype=torch.bool),
             axes=torch.zeros(num, sizes.axes),
             back=torch.zeros(sizes.axes, num),
-            indicated=torch.zeros(sizes.indicators, dtype=torch.long),
+            counted=torch.zeros(num, sizes.counts),
             **flat,
         )
 
     @property
     def sizes(self) -> FillingSizes:
         """What :meth:`blank` needs."""
-        return FillingSizes(len(self.codes), len(self.back), len(self.indicated))
+        return FillingSizes(len(self.codes), len(self.back), self.counted.shape[1])
 
     def missing(self, x: Tensor) -> Tensor:
         """Return which values of data (*, c) are missing, shape (*, c)."""
         return _is_code(x, self.codes, self.coded)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return data (*, c) filled in, and their indicators, shape (*, c + j)."""
+        """Return data (*, c) filled in, and counts of what was missing, shape (*, c + j)."""
         missing = self.missing(x)
         moved = bounded_columns((x - self.center) / self.scale) - self.mean
         moved = self.scale * (self._expected(moved.where(~missing, 0.0), missing) + self.mean)
@@ -129,9 +131,7 @@ class Filled(nn.Module):
         stepped = self.step * (moved / self.step.clamp_min(1e-30)).round()
         moved = torch.where(self.step > 0, stepped, moved)
         filled = torch.where(missing, self.center + moved, x)
-        if not len(self.indicated):
-            return filled
-        return torch.cat((filled, missing.index_select(-1, self.indicated).to(x)), dim=-1)
+        return torch.cat((filled, missing.to(x) @ self.counted), dim=-1)
 
     def _expected(self, z: Tensor, missing: Tensor) -> Tensor:
         """Return the fixed point at data (*, c) that are zero where they are missing."""
@@ -172,8 +172,8 @@ def filling_of(theta: Tensor, x: Tensor) -> Filled | None:
     scale = spread(x.where(~missing, center))
     z = bounded_columns((x - center) / scale)
     # Another layout in memory would be another rounding.
-    found = _directions(z.double(), missing)
-    mean, axes, back = (each.float().contiguous() for each in found)
+    directions = _directions(z.double(), missing)
+    mean, axes, back = (each.float().contiguous() for each in directions)
     filled = Filled(
         codes=codes,
         coded=coded,
@@ -183,7 +183,7 @@ def filling_of(theta: Tensor, x: Tensor) -> Filled | None:
         mean=mean,
         axes=axes,
         back=back,
-        indicated=_different(missing, dependent(theta, missing.float())),
+        counted=_counted(theta, missing),
     )
     return filled.to(device)
 
@@ -267,9 +267,13 @@ def _directions(z: Tensor, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, axes, back
 
 
-def _different(missing: Tensor, wanted: Tensor) -> Tensor:
-    """Return the numbers of the wanted columns, one of those that miss the same rows."""
+def _counted(theta: Tensor, missing: Tensor) -> Tensor:
+    """Return in which of c columns to count missing values, those that tell of theta, (c, j)."""
+    # Columns that miss the same rows say the same.
     first: dict[bytes, int] = {}
-    for i in wanted.nonzero().flatten().tolist():
+    for i in missing.any(dim=0).nonzero().flatten().tolist():
         first.setdefault(missing[:, i].numpy().tobytes(), i)
-    return torch.tensor(list(first.values()), dtype=torch.long)
+    single = torch.eye(len(missing.T))[:, list(first.values())]
+    every = missing.any(dim=0, keepdim=True).T.to(single)
+    candidates = torch.cat((single, every), dim=1) if len(first) > 1 else single
+    return candidates[:, dependent(theta, missing.to(single) @ candidates)]

@@ -89,7 +89,8 @@ def _columns_to_see(theta: Tensor, x: Tensor) -> Tensor:
     if fill is None:
         return informative(theta, x)
     kept = informative(theta, fill(x)[:, : x.shape[1]])
-    return torch.cat((kept, fill.indicated.cpu())).unique()
+    counted = fill.counted.any(dim=1).nonzero().flatten().cpu()
+    return torch.cat((kept, counted)).unique()
 
 
 def _checked(columns: Sequence[int], x: Tensor) -> Tensor:

@@ -156,8 +156,18 @@ def test_what_misses_because_of_theta_is_indicated_once():
     x = where(faint, torch.tensor(CODE), randn(500, 3))
     x = torch.cat((x, gaps(randn(500, 2))), dim=1)
     filled = filling_of(theta, x)
-    assert filled.indicated.tolist() == [0]
+    # An indicator, and the number of missing values in all.
+    assert filled.counted.T.tolist() == [[1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
     assert torch.equal(filled(x)[:, 5], faint[:, 0].float())
+    assert torch.equal(filled(x)[:, 6], (x == CODE).float().sum(dim=1))
+
+
+def test_what_no_column_says_by_missing_their_number_may_say():
+    theta = randn(300, 1)
+    x = where(rand(300, 40) < torch.sigmoid(0.3 * theta - 1), torch.tensor(CODE), randn(300, 40))
+    counted = filling_of(theta, x).counted
+    assert torch.ones(40) in counted.T
+    assert counted.shape[1] < 5
 
 
 def test_a_column_is_kept_for_its_absence():
