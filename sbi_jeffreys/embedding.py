@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zuko.flows.core import Flow
 
 from .layers.autoregressive import AutoregressiveSpline
+from .utils.quasi_random import quasi_normal
 
 __all__ = [
     "embedded",
@@ -72,7 +73,7 @@ def zuko_log_prob(flow: Flow, theta: Tensor, context: Tensor) -> Tensor:
 
 
 def zuko_sample_with_log_prob(
-    flow: Flow, num: int, context: Tensor, generator: torch.Generator | None
+    flow: Flow, num: int, context: Tensor, seed: int | None
 ) -> tuple[Tensor, Tensor]:
     """Return samples of the default flow and its log density there, in one pass.
 
@@ -80,16 +81,19 @@ def zuko_sample_with_log_prob(
         flow: Of sbi's estimator, without its embedding.
         num: Number of samples for each x.
         context: Embedded data, shape (B, c).
-        generator: Source of the random numbers, the same noise for all x, in place of torch's
-            global one.
+        seed: Of quasi-random numbers, the same for all x, in place of torch's random ones.
 
     Returns:
         Shapes (num, B, d) and (num, B).
     """
     # A standard normal.
-    base, rows = flow.base(context), len(context) if generator is None else 1
-    noise = base.mean.new_empty(num, rows, base.mean.shape[-1]).normal_(generator=generator)
-    theta = noise.expand(-1, len(context), -1)
+    base = flow.base(context)
+    features = base.mean.shape[-1]
+    if seed is None:
+        theta = base.mean.new_empty(num, len(context), features).normal_()
+    else:
+        noise = quasi_normal(num, features, seed).to(base.mean)
+        theta = noise.unsqueeze(1).expand(-1, len(context), -1)
     total = base.log_prob(theta)
     for lazy in reversed(flow.transform.transforms):
         transform = lazy(context)

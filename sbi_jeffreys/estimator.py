@@ -335,23 +335,23 @@ class JeffreysEstimator(ConditionalDensityEstimator):
 
     @torch.no_grad()
     def sample_with_log_prob(
-        self, num: int, context: Tensor, *, generator: torch.Generator | None = None
+        self, num: int, context: Tensor, *, seed: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return samples of the flow given embedded data (B, c), and its log density there.
 
         Args:
             num: Number of samples for each x.
             context: Embedded data.
-            generator: Source of the random numbers in place of torch's global one; with the
-                default flow, those for all x then come of the same noise.
+            seed: For the same samples in every call. Those of the default flow are then
+                quasi-random, spread more evenly, and come of the same noise for all x.
 
         Returns:
             Shapes (num, B, d) and (num, B).
         """
         # Other flows may have inverses that are not exact, and another density at what they give.
         if starts_in_closed_form(self.flow) and context.shape[-1]:
-            return zuko_sample_with_log_prob(self.flow.net, num, context, generator)
-        with contextlib.nullcontext() if generator is None else in_place_of_global(generator):
+            return zuko_sample_with_log_prob(self.flow.net, num, context, seed)
+        with contextlib.nullcontext() if seed is None else _drawn_by(seed, context.device):
             theta = self.sample_embedded(num, context)
         return theta, self.log_prob_embedded(theta, context)
 
@@ -378,6 +378,10 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         if self.proxy is not None:
             self.proxy.base.to(next(self.parameters()).device)
         return self
+
+
+def _drawn_by(seed: int, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    return in_place_of_global(torch.Generator(device).manual_seed(seed))
 
 
 def _refuse(method: str, kwargs: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ The upper bound is what makes it a density to draw from: a draw of the flow is k
 :math:`\exp(t_b - c)`, and :math:`c(x)` lies as high as it can while at least a quarter of the draws
 are kept. Far from all data flow and proxy may differ by hundreds of nats; the bounds leave the
 proxy a limited say. Draws are exact; the normaliser is estimated from draws of the flow, always the
-same ones.
+same ones, and quasi-random where the flow is the default one.
 
 References:
     | Combining probability distributions: a critique and an annotated bibliography (Genest and
@@ -99,8 +99,7 @@ def levels(estimator: "JeffreysEstimator", context: Tensor) -> Level:
     """Return bound and normaliser given embedded data (B, c), from the same draws at every call."""
     found = []
     for part in context.split(_CHUNK // _NORMALISING):
-        generator = torch.Generator(context.device).manual_seed(_SEED)
-        drawn = estimator.sample_with_log_prob(_NORMALISING, part, generator=generator)
+        drawn = estimator.sample_with_log_prob(_NORMALISING, part, seed=_SEED)
         tilts = estimator.weight * log_ratio(estimator, part, *drawn, estimator.stack)
         found.append(level_of(tilts))
     return Level(*map(torch.cat, zip(*found, strict=True)))
@@ -199,7 +198,7 @@ def losses(
     """
     found, size = [], _CHUNK // _CHOOSING
     for rows, part in zip(theta.split(size), context.split(size), strict=True):
-        drawn = estimator.sample_with_log_prob(_CHOOSING, part)
+        drawn = estimator.sample_with_log_prob(_CHOOSING, part, seed=_SEED)
         ratios = log_ratio(estimator, part, *drawn, stack)
         flow = estimator.log_prob_embedded(rows.unsqueeze(0), part)
         ratio = log_ratio(estimator, part, rows.unsqueeze(0), flow, stack)
