@@ -12,8 +12,8 @@ share :math:`s` of the variance along each that is no noise, it is the fixed poi
 at missing entries, and the axes are those of data that are filled in by them (expectation
 maximisation, once for all rows).
 
-What is a code? One value that many rows share, or up to three such, across a gap from all others,
-of which there are many different ones.
+What is a code? A value that many rows or columns share, or up to three such, across a gap from all
+others, of which there are many different ones.
 
 That a value is missing may itself say something of :math:`\theta` (nothing was seen, because it was
 faint). Where a test finds that, a column of zeros and ones says so. One more has the number of
@@ -27,6 +27,7 @@ References:
       https://doi.org/10.1371/journal.pcbi.1012184: what stands for missing values, and indicators
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -41,8 +42,8 @@ __all__ = ["Filled", "FillingSizes", "filling_of", "has_codes"]
 
 # Rows that tell codes and axes.
 _ROWS = 2000
-# Codes of a column at most, rows and share of all rows that have one at least, different values
-# besides, and the gap between, relative to the range of these.
+# Codes at a time, how often, in all columns, and in what share of as many rows there is one at
+# least, different values besides, and the gap between, relative to the range of these.
 _MOST_CODES, _FEWEST, _SHARE, _DIFFERENT, _GAP = 3, 5, 0.01, 10, 0.4
 # How often a far group of values is set aside: codes below and above, and single outliers.
 _GROUPS = 4
@@ -204,21 +205,44 @@ def _is_code(x: Tensor, codes: Tensor, coded: Tensor) -> Tensor:
 
 
 def _codes_of(x: Tensor) -> list[list[float]]:
-    """Return the codes of each column of data (n, c)."""
-    codes: list[list[float]] = [[] for _ in x.T]
+    """Return the codes of each column of data (n, c).
+
+    What is a code in some columns is one in each that has no values near to it, which may be rarely
+    missing, or not in these rows.
+    """
+    own: list[dict[float, int]] = [{} for _ in x.T]
     if len(x) >= _FEWEST:
         low, high = x.aminmax(dim=0)
         # Most columns are continuous, and nothing need be sorted.
-        often = torch.maximum((x == low).sum(dim=0), (x == high).sum(dim=0)) >= _FEWEST
-        for i in often.nonzero().flatten().tolist():
-            codes[i] = _codes(x[:, i])
-    return codes
+        repeat = torch.maximum((x == low).sum(dim=0), (x == high).sum(dim=0)) > 1
+        for i in repeat.nonzero().flatten().tolist():
+            own[i] = _candidates(x[:, i])
+    counts = sum(map(Counter, own), Counter())
+    codes = [value for value, count in counts.items() if count >= _fewest(x)]
+    values = x.where(~torch.isin(x, x.new_tensor(codes)), torch.nan).T
+    return [
+        [code for code in codes if code in found or _is_apart(code, of[~of.isnan()])]
+        for found, of in zip(own, values, strict=True)
+    ]
 
 
-def _codes(column: Tensor) -> list[float]:
-    """Return the values of a column (n,) that are codes."""
+def _fewest(x: Tensor) -> float:
+    return max(_FEWEST, _SHARE * len(x))
+
+
+def _is_apart(code: float, values: Tensor) -> bool:
+    """Whether a code lies across a gap from all values of a column (m,), if there are any."""
+    if not len(values):
+        return False
+    low, high = (end.item() for end in values.aminmax())
+    distance = max(low - code, code - high)
+    return distance > 0 and distance >= _GAP * (high - low)
+
+
+def _candidates(column: Tensor) -> dict[float, int]:
+    """Return values of a column (n,) that are not the only ones of theirs and may be codes."""
     values, counts = column.unique(return_counts=True)
-    fewest, codes = max(_FEWEST, _SHARE * len(column)), []
+    found: dict[float, int] = {}
     for _ in range(_GROUPS):
         if len(values) <= _DIFFERENT:
             break
@@ -229,13 +253,13 @@ def _codes(column: Tensor) -> list[float]:
         others = values[rest]
         if len(others) < _DIFFERENT or gaps[at - 1] < _GAP * (others[-1] - others[0]):
             break
-        if len(values[far]) <= _MOST_CODES and counts[far].min() >= fewest:
-            codes += values[far].tolist()
-        elif counts[far].sum() >= fewest:
+        if len(values[far]) <= _MOST_CODES and counts[far].min() > 1:
+            found |= dict(zip(values[far].tolist(), counts[far].tolist(), strict=True))
+        elif counts[far].sum() >= _fewest(column):
             # Two groups of values, neither of which is a code.
             break
         values, counts = others, counts[rest]
-    return codes
+    return found
 
 
 def _directions(z: Tensor, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
