@@ -4,25 +4,27 @@ In standard deviations such a code leaves all values that are there one and the 
 cut off as an outlier it still lies beyond everything that a value can be, and where each column
 misses some, most rows have one. So a code is taken for what it says, which is nothing: a missing
 value is replaced by its mean given the row's others, under a Gaussian whose columns vary together
-along a few directions. With columns in standard deviations, mean :math:`m`, axes :math:`V` and the
-share :math:`s` of the variance along each that is no noise, it is the fixed point of
+along a few directions (probabilistic PCA): :math:`z = W t + m + \sigma \epsilon`, with columns z in
+standard deviations and t standard normal. From what a row has, O, follow the mean of t and that of
+the rest,
 
-.. math:: z \leftarrow m + V\, \mathrm{diag}(s)\, V^\top (z - m)
+.. math:: \bar t = (W_O^\top W_O + \sigma^2)^{-1} W_O^\top (z_O - m_O), \qquad
+    \bar z = W \bar t + m.
 
-at missing entries, and the axes are those of data that are filled in by them (expectation
-maximisation, once for all rows).
+W, m and :math:`\sigma` are found by expectation maximisation, over the values that are there.
 
-What is a code? A value that many rows or columns share, or up to three such, across a gap from all
-others, of which there are many different ones.
+What is a code? A value that many rows share, or up to three such, across a gap from all others, of
+which there are many different ones.
 
 That a value is missing may itself say something of :math:`\theta` (nothing was seen, because it was
-faint). Where a test finds that, a column of zeros and ones says so. One more has the number of
-missing values, which may tell where no single one does.
+faint). Where a test finds that, a column of zeros and ones says so, one for each code. One more has
+the number of missing values, which may tell where no single one does.
 
 References:
     | Probabilistic principal component analysis (Tipping and Bishop, 1999), section 3 and appendix
       B, https://doi.org/10.1111/1467-9868.00196
-    | EM algorithms for PCA and SPCA (Roweis, 1998), section 4: missing data
+    | Practical approaches to principal component analysis in the presence of missing values (Ilin
+      and Raiko, 2010), section 3.2, https://jmlr.org/papers/v11/ilin10a.html
     | Missing data in amortized simulation-based neural posterior estimation (Wang et al., 2024),
       https://doi.org/10.1371/journal.pcbi.1012184: what stands for missing values, and indicators
 """
@@ -40,25 +42,29 @@ from .screening import dependent
 
 __all__ = ["Filled", "FillingSizes", "filling_of", "has_codes"]
 
-# Rows that tell codes and axes.
+# Rows that tell codes and directions.
 _ROWS = 2000
-# Codes at a time, how often, in all columns, and in what share of as many rows there is one at
-# least, different values besides, and the gap between, relative to the range of these.
-_MOST_CODES, _FEWEST, _SHARE, _DIFFERENT, _GAP = 3, 5, 0.01, 10, 0.4
-# How often a far group of values is set aside: codes below and above, and single outliers.
-_GROUPS = 4
-# Axes at most, rows and columns for each of them at least, steps until they are settled.
-_AXES, _ROWS_EACH, _COLUMNS_EACH, _STEPS = 10, 10, 2, 30
-# How often the number of steps towards the fixed point is doubled. A step leaves as much of the way
-# as missing entries make up of an axis. Nothing is solved for: a GPU need not wait.
-_DOUBLINGS = 8
+# How often a code occurs at least, in all columns together and as a share of the rows.
+_FEWEST, _SHARE = 5, 0.01
+# How many different other values there are at least, and how wide the gap is, relative to the range
+# of these.
+_DIFFERENT, _GAP = 10, 0.4
+# Codes on one side of the others at most; groups of far values that are looked at: codes below and
+# above, and single outliers.
+_MOST_CODES, _GROUPS = 3, 4
+# Directions at most, rows and columns for each of them at least.
+_DIRECTIONS, _ROWS_EACH, _COLUMNS_EACH = 10, 10, 2
+# Steps of expectation maximisation, and the least variance of the noise.
+_STEPS, _QUIETEST = 100, 1e-8
+
+_BUFFERS = ("codes", "center", "scale", "step", "mean", "loadings", "noise", "counted")
 
 
 class FillingSizes(NamedTuple):
-    """How many codes a column has at most, how many axes there are, and how many counts."""
+    """How many codes a column has at most, how many directions there are, and how many counts."""
 
     codes: int
-    axes: int
+    directions: int
     counts: int
 
 
@@ -66,16 +72,15 @@ class Filled(nn.Module):
     """Columns of x with missing values filled in, and how many of some were missing.
 
     Args:
-        codes: What stands for a missing value in each column, shape (k, c).
-        coded: Which columns have codes at all, shape (c,).
+        codes: What stands for a missing value in each column, NaN for nothing, shape (k, c).
         center: An observed value in the middle of each column, shape (c,).
-        scale: Their standard deviations, shape (c,).
-        step: Steps in which their values come, zero for continuous ones, shape (c,).
-        mean: Means in these units, shape (c,).
-        axes: Axes along which columns vary together, shape (c, r).
-        back: These transposed, times the share of variance that is no noise, shape (r, c).
-        counted: In which columns missing values are counted, one (an indicator) or several, zeros
-            and ones, shape (c, j).
+        scale: Standard deviations of the observed values, shape (c,).
+        step: Steps in which these come, zero for continuous ones, shape (c,).
+        mean: Means m in these units, shape (c,).
+        loadings: W, along which columns vary together, shape (c, r).
+        noise: Variance of the rest, shape ().
+        counted: Sets of codes, whose numbers of occurrences in a row become columns: zeros and
+            ones, shape (k c, j). A set of one is an indicator.
 
     Example:
         >>> theta = torch.randn(200, 1)
@@ -87,67 +92,68 @@ class Filled(nn.Module):
     """
 
     codes: Tensor
-    coded: Tensor
     center: Tensor
     scale: Tensor
     step: Tensor
     mean: Tensor
-    axes: Tensor
-    back: Tensor
+    loadings: Tensor
+    noise: Tensor
     counted: Tensor
 
     def __init__(self, **buffers: Tensor) -> None:
         super().__init__()
-        for name in self.__annotations__:
+        for name in _BUFFERS:
             self.register_buffer(name, buffers[name])
 
     @classmethod
     def blank(cls, sizes: FillingSizes, num: int) -> "Filled":
         """Return one of these sizes for so many columns, whose buffers are still to be loaded."""
-        flat = {name: torch.zeros(num) for name in ("center", "scale", "step", "mean")}
         return cls(
+            **{name: torch.zeros(num) for name in ("center", "scale", "step", "mean")},
             codes=torch.zeros(sizes.codes, num),
-            coded=torch.zeros(num, dtype=torch.bool),
-            axes=torch.zeros(num, sizes.axes),
-            back=torch.zeros(sizes.axes, num),
-            counted=torch.zeros(num, sizes.counts),
-            **flat,
+            loadings=torch.zeros(num, sizes.directions),
+            noise=torch.ones(()),
+            counted=torch.zeros(sizes.codes * num, sizes.counts),
         )
 
     @property
     def sizes(self) -> FillingSizes:
         """What :meth:`blank` needs."""
-        return FillingSizes(len(self.codes), len(self.back), self.counted.shape[1])
+        return FillingSizes(len(self.codes), self.loadings.shape[1], self.counted.shape[1])
+
+    @property
+    def columns_counted(self) -> Tensor:
+        """Numbers of the columns in which codes are counted, in ascending order."""
+        return self.counted.any(dim=1).unflatten(0, self.codes.shape).any(dim=0).nonzero().flatten()
 
     def missing(self, x: Tensor) -> Tensor:
         """Return which values of data (*, c) are missing, shape (*, c)."""
-        return _is_code(x, self.codes, self.coded)
+        return self._which(x).any(dim=-2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return data (*, c) filled in, and counts of what was missing, shape (*, c + j)."""
-        missing = self.missing(x)
-        moved = bounded_columns((x - self.center) / self.scale) - self.mean
-        moved = self.scale * (self._expected(moved.where(~missing, 0.0), missing) + self.mean)
+        x = x.to(self.center.dtype)
+        which = self._which(x)
+        missing = which.any(dim=-2)
+        z = bounded_columns((x - self.center) / self.scale) - self.mean
+        moved = self.scale * (self._expected(z, missing) + self.mean)
         # What comes in steps is filled in by one of them.
         stepped = self.step * (moved / self.step.clamp_min(1e-30)).round()
         moved = torch.where(self.step > 0, stepped, moved)
         filled = torch.where(missing, self.center + moved, x)
-        return torch.cat((filled, missing.to(x) @ self.counted), dim=-1)
+        return torch.cat((filled, which.flatten(-2).to(x) @ self.counted), dim=-1)
+
+    def _which(self, x: Tensor) -> Tensor:
+        """Return which code stands at each value of data (*, c), shape (*, k, c)."""
+        return x.to(self.center.dtype).unsqueeze(-2) == self.codes
 
     def _expected(self, z: Tensor, missing: Tensor) -> Tensor:
-        """Return the fixed point at data (*, c) that are zero where they are missing."""
-        rank = len(self.back)
-        if not rank:
-            return z
-        # In terms of the scores t: t = V' z + A t, where A has the missing entries' part.
-        pairs = (self.axes.unsqueeze(-1) * self.back.T.unsqueeze(-2)).flatten(1)
-        powers = (missing.to(z) @ pairs).unflatten(-1, (rank, rank))
-        scores = (z @ self.axes).unsqueeze(-1)
-        # The sum of the powers of A, in which no eigenvalue reaches one.
-        for _ in range(_DOUBLINGS):
-            scores = scores + powers @ scores
-            powers = powers @ powers
-        return scores.squeeze(-1) @ self.back
+        """Return the means (*, c) given what is there of data (*, c), less m."""
+        if not self.loadings.shape[1]:
+            return torch.zeros_like(z)
+        # Where little noise goes with few values, single precision is not enough.
+        scores, _ = _scores(z.double(), missing, self.loadings.double(), self.noise.double())
+        return scores.to(z) @ self.loadings.T
 
 
 def filling_of(theta: Tensor, x: Tensor) -> Filled | None:
@@ -163,28 +169,27 @@ def filling_of(theta: Tensor, x: Tensor) -> Filled | None:
     most = max(map(len, found), default=0)
     if not most:
         return None
-    coded = torch.tensor([bool(codes) for codes in found])
-    # A column with fewer codes has one of them several times.
-    padded = [(codes * most)[:most] if codes else [0.0] * most for codes in found]
-    codes = torch.tensor(padded).T.contiguous()
-    missing = _is_code(x, codes, coded)
+    codes = torch.tensor([(each + most * [torch.nan])[:most] for each in found]).T.contiguous()
+    which = x.unsqueeze(-2) == codes
+    missing = which.any(dim=-2)
     seen = x.where(~missing, torch.nan)
     center = seen.nanmedian(dim=0).values
-    scale = spread(x.where(~missing, center))
+    # Missing values are at the centre there, and deviate by nothing.
+    share = (~missing).double().mean(dim=0).clamp_min(1 / len(x))
+    scale = spread(x.where(~missing, center)) / share.sqrt().to(x)
     z = bounded_columns((x - center) / scale)
-    # Another layout in memory would be another rounding.
-    directions = _directions(z.double(), missing)
-    mean, axes, back = (each.float().contiguous() for each in directions)
+    mean, loadings, noise = (each.float() for each in _directions(z.double(), missing))
+    coded = ~codes.isnan().all(dim=0)
     filled = Filled(
         codes=codes,
-        coded=coded,
         center=center,
         scale=scale,
         step=steps_of(seen).where(coded, 0.0),
         mean=mean,
-        axes=axes,
-        back=back,
-        counted=_counted(theta, missing),
+        # Another layout in memory would be another rounding.
+        loadings=loadings.contiguous(),
+        noise=noise,
+        counted=_counted(theta, which.flatten(1)),
     )
     return filled.to(device)
 
@@ -200,15 +205,11 @@ def _some_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return finite_sample(theta, x, _ROWS)
 
 
-def _is_code(x: Tensor, codes: Tensor, coded: Tensor) -> Tensor:
-    return (x.unsqueeze(-2) == codes).any(dim=-2) & coded
-
-
 def _codes_of(x: Tensor) -> list[list[float]]:
     """Return the codes of each column of data (n, c).
 
-    What is a code in some columns is one in each that has no values near to it, which may be rarely
-    missing, or not in these rows.
+    What is a code in two columns is one in each that has no values near to it: it may be missing
+    rarely, or not in these rows.
     """
     own: list[dict[float, int]] = [{} for _ in x.T]
     if len(x) >= _FEWEST:
@@ -219,9 +220,10 @@ def _codes_of(x: Tensor) -> list[list[float]]:
             own[i] = _candidates(x[:, i])
     counts = sum(map(Counter, own), Counter())
     codes = [value for value, count in counts.items() if count >= _fewest(x)]
-    values = x.where(~torch.isin(x, x.new_tensor(codes)), torch.nan).T
+    shared = [code for code in codes if sum(code in each for each in own) > 1]
+    values = x.where(~torch.isin(x, x.new_tensor(codes)), torch.nan).T if shared else x.T
     return [
-        [code for code in codes if code in found or _is_apart(code, of[~of.isnan()])]
+        [code for code in codes if code in found or (code in shared and _is_apart(code, of))]
         for found, of in zip(own, values, strict=True)
     ]
 
@@ -230,13 +232,13 @@ def _fewest(x: Tensor) -> float:
     return max(_FEWEST, _SHARE * len(x))
 
 
-def _is_apart(code: float, values: Tensor) -> bool:
-    """Whether a code lies across a gap from all values of a column (m,), if there are any."""
-    if not len(values):
+def _is_apart(code: float, column: Tensor) -> bool:
+    """Whether a code lies across a gap from the many different values of a column (n,)."""
+    values = column[~column.isnan()].unique()
+    if len(values) < _DIFFERENT:
         return False
-    low, high = (end.item() for end in values.aminmax())
-    distance = max(low - code, code - high)
-    return distance > 0 and distance >= _GAP * (high - low)
+    low, high = values[0].item(), values[-1].item()
+    return max(low - code, code - high) >= _GAP * (high - low)
 
 
 def _candidates(column: Tensor) -> dict[float, int]:
@@ -263,41 +265,57 @@ def _candidates(column: Tensor) -> dict[float, int]:
 
 
 def _directions(z: Tensor, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean (c,), axes (c, r) and these with shares (r, c) of data with missing entries.
+    """Return m (c,), W (c, r) and the variance of the noise () of data with missing values.
 
     Args:
         z: In standard deviations, shape (n, c); what stands at missing entries does not count.
         missing: Which these are, shape (n, c).
     """
     n, c = z.shape
-    rank = min(_AXES, n // _ROWS_EACH, c // _COLUMNS_EACH)
-    axes = torch.randn(c, rank, generator=torch.Generator().manual_seed(0)).to(z)
+    rank = min(_DIRECTIONS, n // _ROWS_EACH, c // _COLUMNS_EACH)
+    there = (~missing).to(z)
     z = z.where(~missing, 0.0)
-    mean, back = z.sum(dim=0) / (~missing).sum(dim=0).clamp_min(1), axes.T
-    z = z.where(~missing, mean)
-    # Of the observed entries, those that are left when axes and their scores are known.
-    free = (~missing).sum() * (1 - rank / c) * (1 - rank / n)
+    num = there.sum(dim=0).clamp_min(1)
+    mean, noise = z.sum(dim=0) / num, z.new_ones(())
+    loadings = torch.randn(c, rank, generator=torch.Generator().manual_seed(0)).to(z)
     for _ in range(_STEPS if rank else 0):
-        mean = z.mean(dim=0)
-        centred = z - mean
-        axes = torch.linalg.qr(centred.T @ (centred @ axes)).Q
-        scores = centred @ axes
-        variances, turn = torch.linalg.eigh(scores.T @ scores / n)
-        axes, scores = axes @ turn, scores @ turn
-        noise = (centred - scores @ axes.T).where(~missing, 0.0).square().sum() / free
-        shares = (1 - noise / variances.clamp_min(1e-30)).clamp_min(0.0)
-        back = shares.unsqueeze(-1) * axes.T
-        z = z.where(~missing, mean + scores @ back)
-    return mean, axes, back
+        scores, covariances = _scores(z - mean, missing, loadings, noise)
+        # Each column's regression on the scores of the rows in which it is there.
+        squares = scores.unsqueeze(-1) * scores.unsqueeze(-2) + covariances
+        sums = (there.T @ squares.flatten(1)).unflatten(-1, (rank, rank))
+        ridge = _QUIETEST * torch.eye(rank).to(z)
+        products = ((z - mean) * there).T @ scores
+        loadings = torch.linalg.solve(sums + ridge, products)
+        mean = ((z - scores @ loadings.T) * there).sum(dim=0) / num
+        rest = ((z - mean - scores @ loadings.T) * there).square().sum()
+        unsure = torch.einsum("cr,cs,nrs,nc->", loadings, loadings, covariances, there)
+        noise = ((rest + unsure) / there.sum()).clamp_min(_QUIETEST)
+    return mean, loadings, noise
 
 
-def _counted(theta: Tensor, missing: Tensor) -> Tensor:
-    """Return in which of c columns to count missing values, those that tell of theta, (c, j)."""
-    # Columns that miss the same rows say the same.
+def _scores(z: Tensor, missing: Tensor, loadings: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means (*, r) and covariances (*, r, r) of t given what is there of z (*, c)."""
+    there, rank = (~missing).to(z), loadings.shape[1]
+    squares = (loadings.unsqueeze(-1) * loadings.unsqueeze(-2)).flatten(1)
+    precision = (there @ squares).unflatten(-1, (rank, rank)) + noise * torch.eye(rank).to(z)
+    # A GPU need not wait to see whether there is one: noise sees to that.
+    inverse = torch.linalg.inv_ex(precision).inverse
+    observed = torch.where(missing, 0.0, z) @ loadings
+    return (inverse @ observed.unsqueeze(-1)).squeeze(-1), noise * inverse
+
+
+def _counted(theta: Tensor, which: Tensor) -> Tensor:
+    """Return sets of codes, zeros and ones (m, j), whose numbers tell of theta.
+
+    Args:
+        theta: Parameters, shape (n, d).
+        which: Which of m codes stand in each row, shape (n, m).
+    """
+    # Codes that stand in the same rows say the same.
     first: dict[bytes, int] = {}
-    for i in missing.any(dim=0).nonzero().flatten().tolist():
-        first.setdefault(missing[:, i].numpy().tobytes(), i)
-    single = torch.eye(len(missing.T))[:, list(first.values())]
-    every = missing.any(dim=0, keepdim=True).T.to(single)
+    for i in which.any(dim=0).nonzero().flatten().tolist():
+        first.setdefault(which[:, i].numpy().tobytes(), i)
+    single = torch.eye(which.shape[1])[:, list(first.values())]
+    every = which.any(dim=0).to(single).unsqueeze(-1)
     candidates = torch.cat((single, every), dim=1) if len(first) > 1 else single
-    return candidates[:, dependent(theta, missing.to(single) @ candidates)]
+    return candidates[:, dependent(theta, which.to(single) @ candidates)]

@@ -38,8 +38,8 @@ from ..features.scales import cut_outliers, finite_sample, shift_and_scale
 
 __all__ = ["Columns", "dependent", "informative", "kept_columns"]
 
-# So few rows tell nothing.
-_FEWEST_ROWS = 80
+# So few rows tell nothing: of which columns to leave out, and of one by itself.
+_FEWEST_ROWS, _FEWEST_FOR_EACH = 80, 20
 # Rows for tests of columns, and for those of pairs and of the group: a sample of them, which may be
 # ordered by theta.
 _ROWS, _SOME_ROWS = 10_000, 1000
@@ -116,13 +116,13 @@ def kept_columns(module: nn.Module) -> list[int] | None:
 
 
 def dependent(theta: Tensor, columns: Tensor) -> Tensor:
-    """Return which columns depend on theta, each by itself, shape (k,); none of few rows.
+    """Return which columns depend on theta, each by itself, shape (k,); none of a dozen rows.
 
     Args:
         theta: Parameters, shape (n, d), without NaN or inf.
         columns: Data, shape (n, k), likewise.
     """
-    if len(theta) < _FEWEST_ROWS:
+    if len(theta) < _FEWEST_FOR_EACH:
         return torch.zeros(columns.shape[1], dtype=torch.bool)
     return _depend(_ranks(columns), torch.cat(_places(theta), dim=1), columns.shape[1])
 

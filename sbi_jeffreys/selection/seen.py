@@ -89,8 +89,7 @@ def _columns_to_see(theta: Tensor, x: Tensor) -> Tensor:
     if fill is None:
         return informative(theta, x)
     kept = informative(theta, fill(x)[:, : x.shape[1]])
-    counted = fill.counted.any(dim=1).nonzero().flatten().cpu()
-    return torch.cat((kept, counted)).unique()
+    return torch.cat((kept, fill.columns_counted.cpu())).unique()
 
 
 def _checked(columns: Sequence[int], x: Tensor) -> Tensor:
