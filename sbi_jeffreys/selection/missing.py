@@ -138,8 +138,8 @@ class Filled(nn.Module):
         z = bounded_columns((x - self.center) / self.scale) - self.mean
         moved = self.scale * (self._expected(z, missing) + self.mean)
         # What comes in steps is filled in by one of them.
-        stepped = self.step * (moved / self.step.clamp_min(1e-30)).round()
-        moved = torch.where(self.step > 0, stepped, moved)
+        step = torch.where(self.step > 0, self.step, 1.0)
+        moved = torch.where(self.step > 0, step * (moved / step).round(), moved)
         filled = torch.where(missing, self.center + moved, x)
         return torch.cat((filled, which.flatten(-2).to(x) @ self.counted), dim=-1)
 
@@ -151,8 +151,11 @@ class Filled(nn.Module):
         """Return the means (*, c) given what is there of data (*, c), less m."""
         if not self.loadings.shape[1]:
             return torch.zeros_like(z)
-        # Where little noise goes with few values, single precision is not enough.
-        scores, _ = _scores(z.double(), missing, self.loadings.double(), self.noise.double())
+        # Where little noise goes with few values, single precision is not enough; Apple's devices
+        # have no other.
+        wide = torch.float32 if z.device.type == "mps" else torch.float64
+        loadings, noise = self.loadings.to(wide), self.noise.to(wide)
+        scores, _ = _scores(z.to(wide), missing, loadings, noise)
         return scores.to(z) @ self.loadings.T
 
 
@@ -201,7 +204,7 @@ def has_codes(x: Tensor) -> bool:
 
 
 def _some_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows of theta (n, d) and x (n, c) that tell codes and axes, on the CPU."""
+    """Return the rows of theta (n, d) and x (n, c) that tell codes and directions, on the CPU."""
     return finite_sample(theta, x, _ROWS)
 
 
