@@ -7,7 +7,6 @@ hear the likelihoods in ``.stack``. Training looks at flow and proxy through the
 is computed once per x and shared; see :meth:`JeffreysEstimator.embed`.
 """
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ from .proxy import EnergyProxy, FromLinear, ProxyBuilder
 from .selection.components import num_components
 from .selection.missing import Filled
 from .selection.screening import Columns, kept_columns
-from .utils.seeding import in_place_of_global
+from .utils.seeding import seeded
 
 __all__ = ["FLOW_ALONE", "ROWS_FOR_SCALE", "JeffreysEstimator", "Pooling"]
 
@@ -351,7 +350,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         # Other flows may have inverses that are not exact, and another density at what they give.
         if starts_in_closed_form(self.flow) and context.shape[-1]:
             return zuko_sample_with_log_prob(self.flow.net, num, context, seed)
-        with contextlib.nullcontext() if seed is None else _drawn_by(seed, context.device):
+        with seeded(seed, context.device):
             theta = self.sample_embedded(num, context)
         return theta, self.log_prob_embedded(theta, context)
 
@@ -378,10 +377,6 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         if self.proxy is not None:
             self.proxy.base.to(next(self.parameters()).device)
         return self
-
-
-def _drawn_by(seed: int, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    return in_place_of_global(torch.Generator(device).manual_seed(seed))
 
 
 def _refuse(method: str, kwargs: dict[str, Any]) -> None:

@@ -126,14 +126,10 @@ class Filled(nn.Module):
         """Numbers of the columns in which codes are counted, in ascending order."""
         return self.counted.any(dim=1).unflatten(0, self.codes.shape).any(dim=0).nonzero().flatten()
 
-    def missing(self, x: Tensor) -> Tensor:
-        """Return which values of data (*, c) are missing, shape (*, c)."""
-        return self._which(x).any(dim=-2)
-
     def forward(self, x: Tensor) -> Tensor:
         """Return data (*, c) filled in, and counts of what was missing, shape (*, c + j)."""
         x = x.to(self.center.dtype)
-        which = self._which(x)
+        which = _which_code(x, self.codes)
         missing = which.any(dim=-2)
         z = bounded_columns((x - self.center) / self.scale) - self.mean
         moved = self.scale * (self._expected(z, missing) + self.mean)
@@ -142,10 +138,6 @@ class Filled(nn.Module):
         moved = torch.where(self.step > 0, step * (moved / step).round(), moved)
         filled = torch.where(missing, self.center + moved, x)
         return torch.cat((filled, which.flatten(-2).to(x) @ self.counted), dim=-1)
-
-    def _which(self, x: Tensor) -> Tensor:
-        """Return which code stands at each value of data (*, c), shape (*, k, c)."""
-        return x.to(self.center.dtype).unsqueeze(-2) == self.codes
 
     def _expected(self, z: Tensor, missing: Tensor) -> Tensor:
         """Return the means (*, c) given what is there of data (*, c), less m."""
@@ -173,7 +165,7 @@ def filling_of(theta: Tensor, x: Tensor) -> Filled | None:
     if not most:
         return None
     codes = torch.tensor([(each + most * [torch.nan])[:most] for each in found]).T.contiguous()
-    which = x.unsqueeze(-2) == codes
+    which = _which_code(x, codes)
     missing = which.any(dim=-2)
     seen = x.where(~missing, torch.nan)
     center = seen.nanmedian(dim=0).values
@@ -182,12 +174,11 @@ def filling_of(theta: Tensor, x: Tensor) -> Filled | None:
     scale = spread(x.where(~missing, center)) / share.sqrt().to(x)
     z = bounded_columns((x - center) / scale)
     mean, loadings, noise = (each.float() for each in _directions(z.double(), missing))
-    coded = ~codes.isnan().all(dim=0)
     filled = Filled(
         codes=codes,
         center=center,
         scale=scale,
-        step=steps_of(seen).where(coded, 0.0),
+        step=steps_of(seen),
         mean=mean,
         # Another layout in memory would be another rounding.
         loadings=loadings.contiguous(),
@@ -206,6 +197,11 @@ def has_codes(x: Tensor) -> bool:
 def _some_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows of theta (n, d) and x (n, c) that tell codes and directions, on the CPU."""
     return finite_sample(theta, x, _ROWS)
+
+
+def _which_code(x: Tensor, codes: Tensor) -> Tensor:
+    """Return which of the codes (k, c) stands at each value of data (*, c), shape (*, k, c)."""
+    return x.unsqueeze(-2) == codes
 
 
 def _codes_of(x: Tensor) -> list[list[float]]:

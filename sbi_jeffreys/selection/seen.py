@@ -43,14 +43,19 @@ def what_to_see(
         ValueError: If x has no such columns, or not so many components.
     """
     first: list[nn.Module] = []
+    fill: Filled | None = None
     # Images and series have neighbours: no column of theirs is looked at by itself.
     by_column = x.dim() == 2 or columns is not None
     if by_column:
-        kept = _columns_to_see(theta, x) if columns is None else _checked(columns, x)
+        kept, fill = _columns_to_see(theta, x) if columns is None else (_checked(columns, x), None)
         if not torch.equal(kept, torch.arange(x.shape[1])):
             first.append(Columns(kept.to(x.device)))
     flat = nn.Sequential(*first)(x).flatten(1)
-    fill = filling_of(theta, flat) if filling is None else Filled.blank(filling, flat.shape[1])
+    if filling is not None:
+        fill = Filled.blank(filling, flat.shape[1])
+    elif first or fill is None:
+        # What is there is of all columns, or nothing.
+        fill = filling_of(theta, flat)
     if by_column:
         first += [] if fill is None else [fill]
         first.append(features_of(theta, nn.Sequential(*first)(x)))
@@ -79,17 +84,20 @@ def missed(flow: nn.Module, theta: Tensor, x: Tensor, rows: Tensor) -> list[int]
     kept = kept_columns(flow)
     if kept is None:
         return []
-    now = _columns_to_see(theta[rows], x[rows])
+    now, _ = _columns_to_see(theta[rows], x[rows])
     return sorted(set(now.tolist()) - set(kept))
 
 
-def _columns_to_see(theta: Tensor, x: Tensor) -> Tensor:
-    """Return the numbers of the columns of x (n, c) that say something, by value or by absence."""
+def _columns_to_see(theta: Tensor, x: Tensor) -> tuple[Tensor, Filled | None]:
+    """Return the numbers of the columns of x (n, c) that say something, by value or by absence.
+
+    And what fills in missing values of all columns, if there are any.
+    """
     fill = filling_of(theta, x)
     if fill is None:
-        return informative(theta, x)
+        return informative(theta, x), None
     kept = informative(theta, fill(x)[:, : x.shape[1]])
-    return torch.cat((kept, fill.columns_counted.cpu())).unique()
+    return torch.cat((kept, fill.columns_counted.cpu())).unique(), fill
 
 
 def _checked(columns: Sequence[int], x: Tensor) -> Tensor:

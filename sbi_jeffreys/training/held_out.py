@@ -199,10 +199,7 @@ def best_pooling(
         with forked(device):
             found = stacked(estimator.likelihood, others, (theta, context), weights)
         stacks += [] if found is None else [found]
-    losses = []
-    for stack in stacks:
-        # All with the same draws of the flow.
-        with forked(device):
-            losses.append(pool_losses(estimator, theta, context, _WEIGHTS, stack))
+    # All with the same draws of the flow.
+    losses = [pool_losses(estimator, theta, context, _WEIGHTS, stack) for stack in stacks]
     which, weight = divmod(lowest(torch.cat(losses), weights), len(_WEIGHTS))
     return Pooling(_WEIGHTS[weight], stacks[which]) if weight else FLOW_ALONE

@@ -18,7 +18,6 @@ __all__ = [
     "derive_seed",
     "forked",
     "generator_states",
-    "in_place_of_global",
     "of_round",
     "restore_generators",
     "seed_generators",
@@ -135,15 +134,4 @@ def seeded(
     with _SEEDED, forked(device):
         seed_generators(seed, device)
         restore_generators(states or {})
-        yield
-
-
-@contextlib.contextmanager
-def in_place_of_global(generator: torch.Generator) -> Iterator[None]:
-    """Let what can only draw from the global generator begin where this one does.
-
-    Waits while another thread draws under a seed, whose numbers would be moved.
-    """
-    with _SEEDED, forked(generator.device):
-        seed_generators(generator.initial_seed(), generator.device)
         yield

@@ -13,7 +13,6 @@ from sbi_jeffreys.utils.seeding import (
     derive_seed,
     forked,
     generator_states,
-    in_place_of_global,
     of_round,
     seeded,
 )
@@ -39,12 +38,7 @@ def make_a_trainer():
     make("coupling_nsf").append_simulations(THETA, X)
 
 
-def draw_with_a_generator():
-    with in_place_of_global(torch.Generator().manual_seed(8)):
-        return torch.rand(3)
-
-
-@pytest.mark.parametrize("draw", [under_a_seed, make_a_trainer, draw_with_a_generator])
+@pytest.mark.parametrize("draw", [under_a_seed, make_a_trainer])
 def test_threads_wait_for_each_other(draw):
     """All draw from one generator."""
     entered, drawn = threading.Event(), []
