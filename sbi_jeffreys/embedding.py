@@ -14,6 +14,7 @@ from .layers.autoregressive import AutoregressiveSpline
 from .utils.quasi_random import quasi_normal
 
 __all__ = [
+    "SeesSums",
     "embedded",
     "embedding_owner",
     "evaluating",
@@ -63,6 +64,7 @@ def zuko_log_prob(flow: Flow, theta: Tensor, context: Tensor) -> Tensor:
         Nats, shape (*).
     """
     total = theta.new_zeros(())
+    context = _seen_by(flow, context)
     # An empty condition is none to zuko.
     condition = context if context.shape[-1] else None
     for lazy in flow.transform.transforms:
@@ -86,6 +88,7 @@ def zuko_sample_with_log_prob(
     Returns:
         Shapes (num, B, d) and (num, B).
     """
+    context = _seen_by(flow, context)
     # A standard normal.
     base = flow.base(context)
     features = base.mean.shape[-1]
@@ -104,6 +107,32 @@ def zuko_sample_with_log_prob(
             log_slope = transform.log_abs_det_jacobian(theta, image)
         total = total + (log_slope.sum(-1) if log_slope.dim() == theta.dim() else log_slope)
     return theta, total
+
+
+class SeesSums(Flow):
+    """A zuko flow that sees sums of embedded data, where others see these themselves.
+
+    Attributes:
+        sums: Module of embedded data (*, c).
+    """
+
+    sums: nn.Module
+
+    @classmethod
+    def of(cls, flow: Flow, sums: nn.Module) -> "SeesSums":
+        """Return a flow of sums, changed in place, as one of embedded data."""
+        flow.__class__ = cls
+        assert isinstance(flow, cls)
+        flow.sums = sums
+        return flow
+
+    def forward(self, c: Any = None) -> Any:
+        """Return the distribution given embedded data."""
+        return super().forward(self.sums(c))
+
+
+def _seen_by(flow: Flow, context: Tensor) -> Tensor:
+    return flow.sums(context) if isinstance(flow, SeesSums) else context
 
 
 def embedding_owner(flow: ConditionalDensityEstimator) -> nn.Module | None:

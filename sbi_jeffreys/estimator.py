@@ -31,12 +31,13 @@ from .features.columns import Features
 from .features.linear_posterior import LinearPosterior
 from .features.scales import shift_and_scale
 from .flows import starts_in_closed_form
-from .likelihood.energy import LikelihoodEnergy
+from .likelihood.base import Likelihood
 from .likelihood.stacking import Stack
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder
 from .selection.components import num_components
 from .selection.missing import Filled
 from .selection.screening import Columns, kept_columns
+from .selection.statistics import num_statistics
 from .utils.seeding import seeded
 
 __all__ = ["FLOW_ALONE", "ROWS_FOR_SCALE", "JeffreysEstimator", "Pooling"]
@@ -121,7 +122,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         network = build_proxy(theta, context)
         if not isinstance(network, nn.Module):
             raise TypeError(f"proxy must build a module, but returned {type(network).__name__}.")
-        if isinstance(network, LikelihoodEnergy):
+        if isinstance(network, Likelihood):
             if learnt:
                 network.forget_start(theta)
             self._follow_steps(network, x[:ROWS_FOR_SCALE])
@@ -131,7 +132,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         )
         return FromLinear(network, linear, base)
 
-    def _follow_steps(self, network: LikelihoodEnergy, x: Tensor) -> None:
+    def _follow_steps(self, network: Likelihood, x: Tensor) -> None:
         """Let a likelihood know the steps of data (n, *event) that are bent, if it sees columns."""
         if self.num_components:
             # Sums of columns come in no steps.
@@ -144,7 +145,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
                 network.follow(module, x)
 
     @property
-    def likelihood(self) -> LikelihoodEnergy | None:
+    def likelihood(self) -> Likelihood | None:
         """The proxy's network if it is a likelihood; ``None`` also where there is no proxy."""
         return None if self.proxy is None else self.proxy.likelihood
 
@@ -157,6 +158,11 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     def num_components(self) -> int:
         """Number of principal components that the default flow sees in their place; 0 if none."""
         return num_components(self.flow)
+
+    @property
+    def num_statistics(self) -> int:
+        """Number of sums of columns in levels that the default flow sees; 0 if it sees columns."""
+        return num_statistics(self.flow)
 
     @property
     def weight(self) -> float:

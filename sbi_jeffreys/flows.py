@@ -27,7 +27,7 @@ from zuko.flows.core import Flow
 from zuko.lazy import UnconditionalDistribution
 from zuko.transforms import MonotonicRQSTransform
 
-from .embedding import embedded, evaluating, is_learnt
+from .embedding import SeesSums, embedded, evaluating, is_learnt
 from .features.linear_posterior import to_standard_space
 from .features.regression import LinearRegression
 from .features.scales import column_scales, standardizer
@@ -35,7 +35,7 @@ from .inputs.priors import proper
 from .layers.autoregressive import accelerate
 from .layers.conditional_gaussian import ConditionalGaussian
 from .selection.missing import FillingSizes
-from .selection.seen import what_to_see
+from .selection.seen import Seen, what_to_see
 from .utils.checks import check_counts
 
 __all__ = [
@@ -121,7 +121,7 @@ def flow_nn(
 class FlowBuilder:
     """Builds the default flow; arguments as those of :func:`flow_nn`, sizes of :func:`plain_flow`.
 
-    ``filling`` is of a flow that is rebuilt
+    ``filling`` and ``statistics`` are of a flow that is rebuilt
     (:func:`~sbi_jeffreys.selection.seen.what_to_see`).
 
     Raises:
@@ -134,25 +134,32 @@ class FlowBuilder:
     columns: Sequence[int] | None
     components: int | None
     filling: FillingSizes | None = None
+    statistics: int | None = None
 
     def that_sees(
-        self, columns: Sequence[int] | None, components: int, filling: FillingSizes | None
+        self,
+        columns: Sequence[int] | None,
+        components: int,
+        filling: FillingSizes | None,
+        statistics: int,
     ) -> "FlowBuilder":
         """Return the builder of a flow of which it is known what of x it sees."""
         if self.embedding_net is not None:
             return self
-        return replace(self, columns=columns, components=components, filling=filling)
+        return replace(
+            self, columns=columns, components=components, filling=filling, statistics=statistics
+        )
 
     def __call__(self, theta: Tensor, x: Tensor) -> ZukoFlow:
         """Build it for theta (n, d) and x (n, *event)."""
         # An empty condition (density estimation) has nothing to standardize.
-        first: list[nn.Module] = [nn.Identity()]
+        seen = Seen([nn.Identity()], None)
         if x[0].numel():
             # A user's network has its own idea of x.
             own = self.embedding_net is not None
-            known = self.columns, self.components, self.filling
-            first = [standardizer(x)] if own else what_to_see(theta, x, *known)
-        embedding = nn.Sequential(*first, self.embedding_net or nn.Flatten())
+            known = self.columns, self.components, self.filling, self.statistics
+            seen = Seen([standardizer(x)], None) if own else what_to_see(theta, x, *known)
+        embedding = nn.Sequential(*seen.features, self.embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
         with torch.no_grad(), evaluating(embedding):
             context = embedded(embedding, x[:2] if learnt else x)
@@ -160,6 +167,7 @@ class FlowBuilder:
                 # Nobody else brings to order one what all layers and the proxy see.
                 embedding.append(standardizer(context))
                 context = embedding[-1](context)
+            context = context if seen.sums is None else seen.sums(context)
             net = plain_flow(
                 theta,
                 None if learnt else context,
@@ -167,6 +175,7 @@ class FlowBuilder:
                 self.prior,
                 **self.sizes,
             )
+        net = net if seen.sums is None else SeesSums.of(net, seen.sums)
         flow = ZukoFlow(net, embedding, theta[0].shape, x[0].shape)
         accelerate(flow)
         return flow

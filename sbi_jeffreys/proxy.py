@@ -24,6 +24,8 @@ from .embedding import evaluating
 from .features.linear_posterior import LinearPosterior
 from .features.regression import MOST_FEATURES
 from .features.scales import spread
+from .likelihood.base import Likelihood
+from .likelihood.discrete import DISCRETE, DiscreteLikelihood
 from .likelihood.energy import LikelihoodEnergy
 from .utils.checks import check_counts
 
@@ -107,10 +109,15 @@ class PairMLP(nn.Module):
 
 def _likelihood(theta: Tensor, context: Tensor, **kwargs: Any) -> nn.Module:
     """Return a likelihood's energy where there are data, and not too many; else a network."""
-    if 0 < context.shape[1] <= MOST_FEATURES:
-        return LikelihoodEnergy(theta, context, **kwargs)
-    of_likelihood = {"num_components", "common"}
-    return PairMLP(theta, context, **{k: v for k, v in kwargs.items() if k not in of_likelihood})
+    if not 0 < context.shape[1] <= MOST_FEATURES:
+        return PairMLP(theta, context, **_without(kwargs, "num_components", "num_levels", "common"))
+    if kwargs.get("common") == DISCRETE:
+        return DiscreteLikelihood(theta, context, **_without(kwargs, "num_components", "common"))
+    return LikelihoodEnergy(theta, context, **_without(kwargs, "num_levels"))
+
+
+def _without(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name not in names}
 
 
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {"likelihood": _likelihood, "mlp": PairMLP}
@@ -120,8 +127,9 @@ def proxy_nn(model: str = "likelihood", **kwargs: Any) -> ProxyBuilder:
     """Return a builder of :math:`f_\\psi`, as sbi's ``posterior_nn`` does for estimators.
 
     Args:
-        model: Name of the network: "likelihood" (:class:`LikelihoodEnergy`; without data, and
-            for more than 500 embedded features, "mlp" takes its place) or "mlp"
+        model: Name of the network: "likelihood" (:class:`LikelihoodEnergy`, or
+            :class:`DiscreteLikelihood` with ``common=4``; without data, and for more than 500
+            embedded features, "mlp" takes its place) or "mlp"
             (:class:`PairMLP`).
         kwargs: Keyword arguments of the network.
 
@@ -226,9 +234,9 @@ class EnergyProxy(nn.Module):
         self.__dict__["embed"] = embed
 
     @property
-    def likelihood(self) -> LikelihoodEnergy | None:
+    def likelihood(self) -> Likelihood | None:
         """The network if it is a likelihood: one that can be evaluated as such, and simulates."""
-        return self.network if isinstance(self.network, LikelihoodEnergy) else None
+        return self.network if isinstance(self.network, Likelihood) else None
 
     def log_ratio(self, theta: Tensor, x: Tensor) -> Tensor:
         r"""Return :math:`f_\psi(\theta, x)`.

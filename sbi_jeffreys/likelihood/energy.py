@@ -38,13 +38,11 @@ References:
 import torch
 from torch import Tensor, nn
 
-from ..features.columns import Features
-from ..features.linear_posterior import over_decades
-from ..features.scales import column_scales, cut_outliers
+from ..features.scales import cut_outliers
 from ..utils.checks import check_counts
+from .base import Likelihood
 from .mixtures import LowerEntries, Mixture, draw_each, log_prob_of_all, log_prob_of_pairs
-from .squares import sum_of_squares
-from .start import linear_likelihood, num_gaussians, steps_of
+from .start import num_gaussians
 
 __all__ = ["LikelihoodEnergy"]
 
@@ -65,7 +63,7 @@ _LOG_WEIGHT = -4.0
 _FAST = 10.0
 
 
-class LikelihoodEnergy(nn.Module):
+class LikelihoodEnergy(Likelihood):
     r"""Energy network :math:`f_\psi` that is a mixture of Gaussian likelihoods.
 
     With the start's Cholesky factor taken out, the logarithm of a Gaussian is
@@ -94,16 +92,7 @@ class LikelihoodEnergy(nn.Module):
         torch.Size([7, 3])
     """
 
-    center: Tensor
-    scale: Tensor
-    whitening: Tensor
-    slope: Tensor
-    intercept: Tensor
-    marginal_whitening: Tensor
-    marginal_intercept: Tensor
-    log_ratio: Tensor
     offsets: Tensor
-    gaps: Tensor
     lower: Tensor
     to_rows: Tensor
     from_columns: Tensor
@@ -118,19 +107,16 @@ class LikelihoodEnergy(nn.Module):
         num_components: int | None = None,
         common: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            theta, context, hidden_features=hidden_features, hidden_layers=hidden_layers
+        )
         d, c = theta.shape[1], context.shape[1]
-        if c == 0:
-            raise ValueError("A likelihood needs data: with an empty condition, take proxy='mlp'.")
-        check_counts(1, hidden_features=hidden_features)
-        check_counts(0, hidden_layers=hidden_layers)
         if num_components is not None:
             check_counts(1, num_components=num_components)
         if not isinstance(common, int) or common not in range(4):
             raise ValueError(
                 f"common={common!r} must be 0, 1, 2 or 3: how much theta moves as one."
             )
-        self._register_start(theta, context)
         self._register_entries(c, theta.dtype)
         # Of each component: mean, logarithm of the inverse scale, correlations, log weight.
         self.sizes = (c, c, self.lower.shape[1], 1)
@@ -145,25 +131,8 @@ class LikelihoodEnergy(nn.Module):
         self.noise = nn.Parameter(torch.zeros_like(self.offsets)) if common else None
         apart = 1 if common else sum(self.sizes)
         outputs = self.num_common + self.num_components * apart
-        self.of_theta = _mlp(d, hidden_features, hidden_layers, outputs)
-        self.gauge = _mlp(c, max(1, hidden_features // 2), 2, 1)
         # At zero the proxy starts as the linear likelihood.
-        for network in (self.of_theta, self.gauge):
-            last = network[-1]
-            assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-
-    def _register_start(self, theta: Tensor, context: Tensor) -> None:
-        """Register scales, and the linear likelihood to start from."""
-        self.standard_theta = _standard_theta(theta, over_decades(theta, context))
-        center, scale = column_scales(context, context.shape[1], theta)
-        self.register_buffer("center", center)
-        self.register_buffer("scale", scale)
-        start = linear_likelihood(self.standard_theta(theta), (context - center) / scale)
-        for name, value in start.items():
-            self.register_buffer(name, torch.as_tensor(value, dtype=theta.dtype))
-        self.register_buffer("gaps", steps_of(context))
+        self._build_networks(d, c, outputs)
 
     def _register_entries(self, c: int, dtype: torch.dtype) -> None:
         """Register where the correlations of c columns stand."""
@@ -181,74 +150,17 @@ class LikelihoodEnergy(nn.Module):
         weights[1:] = _LOG_WEIGHT
         return torch.cat((means, scales, lower, weights), dim=-1)
 
-    def follow(self, features: Features, x: Tensor) -> None:
-        """Take the steps of data that these features bend from the data themselves.
-
-        Args:
-            features: What the embedding does.
-            x: Data, shape (n, c).
-        """
-        # Not a submodule: shared weights have one owner and one entry in the state_dict.
-        self.__dict__["features"] = features
-        self.gaps.copy_(torch.where(features.bent, steps_of(x / features.unit), self.gaps))
-
-    def forget_start(self, theta: Tensor) -> None:
-        """Start at a standard normal for every theta: the embedding is still to be learnt.
-
-        Args:
-            theta: Parameters, shape (n, d), for their scale.
-        """
-        self.standard_theta = Features(theta)
-        for name in ("whitening", "marginal_whitening"):
-            getattr(self, name).copy_(torch.eye(len(self.whitening)))
-        self.scale.fill_(1.0)
-        for name in ("center", "slope", "intercept", "marginal_intercept", "log_ratio", "gaps"):
-            getattr(self, name).zero_()
-
-    def forward(self, theta: Tensor, context: Tensor) -> Tensor:
-        r"""Return :math:`f_\psi`.
-
-        Args:
-            theta: Shape (S, B, d), or (S, 1, d) for parameters that all conditions share.
-            context: Embedded data, shape (B, c).
-
-        Returns:
-            Nats, shape (S, B).
-        """
-        return self.log_mixture(theta, context) + self.shift(context)
-
     def log_mixture(self, theta: Tensor, context: Tensor) -> Tensor:
-        """Return the summand of :meth:`forward` that is a likelihood, up to a constant.
-
-        Likelihoods that start from the same simulations have the same constant. Arguments and
-        result as there.
-        """
+        """Return the logarithm of the mixture, up to a constant; see the base class."""
         w = self.standardized(context) @ self.whitening.T
         if theta.shape[-2] == 1 and context.shape[-2] != 1:
             return log_prob_of_all(w, self._components(theta.squeeze(-2)), self._entries)
         return log_prob_of_pairs(w, self._components(theta), self._entries)
 
-    def shift(self, context: Tensor) -> Tensor:
-        """Return the summand that embedded data (B, c) alone decide, shape (B,), nats."""
-        return self._shift(self.standardized(context))
-
     def at_pairs_and_all(
         self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the summands of :meth:`forward` at pairs and at parameters that all data share.
-
-        In one evaluation, which takes little more time than one of the two.
-
-        Args:
-            theta: Parameters of the pairs, shape (N, d).
-            shared: Parameters that go with all data, shape (S, d).
-            context: Embedded data, shape (B, c).
-            rows: Which of the data each of theta goes with, shape (N,).
-
-        Returns:
-            The logarithm of the mixture up to a constant at the pairs (N,) and at all (S, B), and
-            what depends on the data alone (B,), nats.
-        """
+        """Return the mixture at pairs and at all, and the rest; see the base class."""
         c = self.standardized(context)
         w = c @ self.whitening.T
         said = self._components(torch.cat((theta, shared)))
@@ -257,64 +169,9 @@ class LikelihoodEnergy(nn.Module):
         at_pairs = log_prob_of_pairs(w[rows], of_pairs, self._entries)
         return at_pairs, log_prob_of_all(w, of_shared, self._entries), self._shift(c)
 
-    def _shift(self, c: Tensor) -> Tensor:
-        """Return what depends on the standardised data (B, c) alone, shape (B,)."""
-        marginal = 0.5 * sum_of_squares(c @ self.marginal_whitening.T - self.marginal_intercept, -1)
-        return marginal + self.log_ratio + self.gauge(c).squeeze(-1)
-
-    @property
-    def as_one(self) -> bool:
-        """Whether its Gaussians move as one: unless it was named, it was fitted and chosen."""
-        return self.common > 0
-
-    @property
-    def is_discrete(self) -> bool:
-        """Whether some of the data come in steps."""
-        return bool((self.gaps > 0).any())
-
-    def dequantize(self, context: Tensor) -> Tensor:
-        """Spread data in steps (counts, categories) over their steps, at random.
-
-        A density could otherwise grow without bound at the values that occur. Continuous data stay
-        as they are.
-
-        Args:
-            context: Embedded data, shape (B, c).
-
-        References:
-            A note on the evaluation of generative models (Theis et al., 2016),
-            https://arxiv.org/abs/1511.01844, section 3.1
-        """
-        steps = (torch.rand_like(context) - 0.5) * self.gaps
-        features: Features | None = self.__dict__.get("features")
-        return context + steps if features is None else features.spread_steps(context, steps)
-
-    def log_likelihood(self, theta: Tensor, context: Tensor) -> Tensor:
-        """Return the logarithm of the mixture, up to a constant.
-
-        Args:
-            theta: Shape (B, d).
-            context: Embedded data, shape (B, c); data in steps want :meth:`dequantize` first.
-
-        Returns:
-            Nats, shape (B,).
-        """
-        return self.log_mixture(theta.unsqueeze(0), context)[0]
-
-    def standardized(self, context: Tensor) -> Tensor:
-        """Return embedded data, shape (*, c), in units of their spread, outliers cut off."""
-        return cut_outliers((context - self.center) / self.scale)
-
     @torch.no_grad()
     def simulate(self, theta: Tensor) -> Tensor:
-        """Return data from the mixture: (theta, data) are draws of the proxy's joint distribution.
-
-        Args:
-            theta: Draws of the prior, shape (B, d).
-
-        Returns:
-            Embedded data, shape (B, c); outliers are cut off, as everywhere.
-        """
+        """Return data from the mixture; see the base class."""
         drawn = draw_each(self._components(theta), self._entries)
         data = torch.linalg.solve_triangular(self.whitening, drawn.T, upper=False).T
         return self.center + self.scale * cut_outliers(data)
@@ -343,20 +200,3 @@ class LikelihoodEnergy(nn.Module):
     def _entries(self) -> LowerEntries:
         """Where the correlations stand."""
         return LowerEntries(self.lower, self.to_rows, self.from_columns)
-
-
-def _standard_theta(theta: Tensor, logarithms: Tensor) -> Features:
-    """Return parameters in standard deviations, some of them (d,) of their logarithms."""
-    # A unit far below all, logarithms proper, but quotients by it stay in single precision.
-    size = theta.abs()
-    unit = torch.maximum(0.1 * size.amin(dim=0), 1e-30 * size.amax(dim=0))
-    unit = unit.clamp_min(torch.finfo(theta.dtype).tiny)
-    return Features(theta, logarithms, torch.where(logarithms, unit, torch.ones_like(unit)))
-
-
-def _mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
-    modules: list[nn.Module] = []
-    for _ in range(layers):
-        modules += [nn.Linear(inputs, hidden), nn.SiLU()]
-        inputs = hidden
-    return nn.Sequential(*modules, nn.Linear(inputs, outputs))

@@ -7,7 +7,7 @@ from ..optim.muon import adam
 from ..optim.weights import RunningMean, copy_of_weights
 from ..replay.cpu import Repeated
 from ..utils.row_losses import bounded
-from .energy import LikelihoodEnergy
+from .base import Likelihood
 
 __all__ = ["LikelihoodFit", "Rows", "likelihood_losses", "spread_rows"]
 
@@ -36,8 +36,8 @@ class LikelihoodFit:
         losses: Those of the best weights on held-out rows, nats, shape (m,).
     """
 
-    def __init__(self, network: LikelihoodEnergy, rows: Rows, held_out: Rows) -> None:
-        self.network, self._rows, self._held_out = network, rows, held_out
+    def __init__(self, network: Likelihood, rows: Rows, held_out: Rows) -> None:
+        self.network, self.rows, self.held_out = network, rows, held_out
         # The gauge g(x) is no part of the likelihood.
         gauge = set(network.gauge.parameters())
         self._parameters = [p for p in network.parameters() if p not in gauge]
@@ -71,12 +71,12 @@ class LikelihoodFit:
             if idle == _PATIENCE:
                 return
 
-    def restore_best(self) -> LikelihoodEnergy:
+    def restore_best(self) -> Likelihood:
         """Put the best weights back; return the network."""
         self.network.load_state_dict(self._best)
         return self.network
 
-    def network_to_train(self) -> LikelihoodEnergy:
+    def network_to_train(self) -> Likelihood:
         """Return the network with the weights that a joint training is to begin with."""
         network = self.network
         network.load_state_dict(self._best if network.as_one else self._first)
@@ -85,12 +85,12 @@ class LikelihoodFit:
 
     @torch.no_grad()
     def _look(self) -> Tensor:
-        losses = likelihood_losses(self.network, *self._held_out)
+        losses = likelihood_losses(self.network, *self.held_out)
         # Of data in steps there are several copies of each row.
-        return losses.view(-1, len(self._held_out[0])).mean(dim=0)
+        return losses.view(-1, len(self.held_out[0])).mean(dim=0)
 
     def _descend(self) -> tuple[Tensor, ...]:
-        theta, context = self._rows
+        theta, context = self.rows
         if len(theta) > _BATCH:
             some = torch.randint(len(theta), (_BATCH,))
             theta, context = theta[some], context[some]
@@ -107,7 +107,7 @@ def _mean(losses: Tensor) -> float:
     return bounded(losses).mean().item()
 
 
-def likelihood_losses(network: LikelihoodEnergy, theta: Tensor, context: Tensor) -> Tensor:
+def likelihood_losses(network: Likelihood, theta: Tensor, context: Tensor) -> Tensor:
     """Return what tells a better likelihood from a worse one, without draws, nats.
 
     Args:
@@ -121,8 +121,8 @@ def likelihood_losses(network: LikelihoodEnergy, theta: Tensor, context: Tensor)
     return -network.log_likelihood(*spread_rows(network, theta, context))
 
 
-def spread_rows(network: LikelihoodEnergy, theta: Tensor, context: Tensor) -> Rows:
+def spread_rows(network: Likelihood, theta: Tensor, context: Tensor) -> Rows:
     """Return rows as they are, or several times with data in steps spread over them at random."""
-    if not network.is_discrete:
+    if not network.spreads_steps:
         return theta, context
     return theta.repeat(_COPIES, 1), network.dequantize(context.repeat(_COPIES, 1))

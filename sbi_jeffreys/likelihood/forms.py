@@ -19,16 +19,19 @@ from collections.abc import Callable
 
 import torch
 
-from ..utils.row_losses import surest
+from ..utils.row_losses import bounded, surest
+from .base import Likelihood
+from .discrete import DISCRETE, has_few_levels
 from .energy import LikelihoodEnergy
 from .fit import LikelihoodFit, Rows
+from .information import information_of
 
 __all__ = ["fittest"]
 
 
 def fittest(
-    build: Callable[[int], LikelihoodEnergy], rows: Rows, held_out: Rows
-) -> tuple[LikelihoodEnergy, list[LikelihoodEnergy]]:
+    build: Callable[[int], Likelihood], rows: Rows, held_out: Rows
+) -> tuple[Likelihood, list[Likelihood]]:
     """Return the likelihood of the form that held-out rows are surest of, and all that were fitted.
 
     The former is ready to be trained; the latter have their best weights, the chosen form first.
@@ -42,15 +45,37 @@ def fittest(
         held_out: What to judge by.
     """
     first = build(0)
+    assert isinstance(first, LikelihoodEnergy)
     # Without correlations the last two forms are one.
-    forms = range(1, 4 if first.sizes[2] else 3)
+    forms = [*range(1, 4 if first.sizes[2] else 3)]
+    if has_few_levels(rows[1], first.gaps):
+        forms.append(DISCRETE)
     fits = [LikelihoodFit(network, rows, held_out) for network in (first, *map(build, forms))]
     for fit in fits:
         fit.run()
     # Starts of several forms differ by chance: skip those that have not improved.
     fits = [fit for fit in fits if fit.network is first or fit.has_learnt]
-    chosen = fits[surest(torch.stack([fit.losses for fit in fits]))]
+    chosen = _surest(fits)
+    if fits[-1].network.common == DISCRETE and not _tells_more(fits[-1], _surest(fits[:-1])):
+        fits.pop()
+        chosen = _surest(fits)
     fitted = [fit.restore_best() for fit in fits if fit is not chosen]
     # The original is the one to train: what it knows of the embedding it shares with the flow.
     fitted.insert(0, copy.deepcopy(chosen.restore_best()))
     return chosen.network_to_train(), fitted
+
+
+def _surest(fits: list[LikelihoodFit]) -> LikelihoodFit:
+    return fits[surest(torch.stack([fit.losses for fit in fits]))]
+
+
+def _tells_more(levels: LikelihoodFit, other: LikelihoodFit) -> bool:
+    """Whether a likelihood of levels tells held-out rows more of theta than another does.
+
+    It may be likelier and still know less: columns that share noise count as so many witnesses.
+    """
+    found = [
+        -bounded(-information_of(fit.restore_best(), fit.rows, fit.held_out))
+        for fit in (levels, other)
+    ]
+    return bool((found[0] - found[1]).mean() > 0)

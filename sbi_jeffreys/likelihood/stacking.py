@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .energy import LikelihoodEnergy
+from .base import Likelihood
 from .fit import Rows, spread_rows
 
 __all__ = ["Stack", "stacked"]
@@ -44,7 +44,7 @@ class Stack(nn.Module):
 
     log_shares: Tensor
 
-    def __init__(self, others: Sequence[LikelihoodEnergy], log_shares: Tensor) -> None:
+    def __init__(self, others: Sequence[Likelihood], log_shares: Tensor) -> None:
         super().__init__()
         self.others = nn.ModuleList(others).requires_grad_(False)
         for other in others:
@@ -52,7 +52,7 @@ class Stack(nn.Module):
             other.__dict__.pop("features", None)
         self.register_buffer("log_shares", log_shares)
 
-    def forward(self, first: LikelihoodEnergy, theta: Tensor, context: Tensor) -> Tensor:
+    def forward(self, first: Likelihood, theta: Tensor, context: Tensor) -> Tensor:
         """Return the energy of the mixture.
 
         Args:
@@ -70,7 +70,7 @@ class Stack(nn.Module):
 
 @torch.no_grad()
 def stacked(
-    first: LikelihoodEnergy, others: Sequence[LikelihoodEnergy], rows: Rows, weights: Tensor
+    first: Likelihood, others: Sequence[Likelihood], rows: Rows, weights: Tensor
 ) -> Stack | None:
     """Return the stack that rows are likeliest under; ``None`` if the first is as good alone.
 
@@ -80,11 +80,13 @@ def stacked(
         rows: Parameters and embedded data, none of which a likelihood was fitted to.
         weights: Weights of the rows, shape (n,).
     """
+    members = (first, *others)
     # Data in steps are spread once for all; each copy of a row counts for its part of it.
-    spread = spread_rows(first, *rows)
+    spread = next((spread_rows(each, *rows) for each in members if each.spreads_steps), rows)
+    found = [each.log_likelihood(*(spread if each.spreads_steps else rows)) for each in members]
     copies = len(spread[0]) // len(rows[0])
     weights = weights.cpu().repeat(copies) / copies
-    log_likelihoods = torch.stack([each.log_likelihood(*spread) for each in (first, *others)]).cpu()
+    log_likelihoods = torch.stack([each.repeat(len(weights) // len(each)) for each in found]).cpu()
     finite = log_likelihoods.isfinite().all(dim=1).tolist()
     if not finite[0]:
         return None
@@ -94,8 +96,8 @@ def stacked(
     if not any(kept):
         return None
     log_shares = shares[[True, *kept]].log().log_softmax(dim=0)
-    members = [other for other, keep in zip(usable, kept, strict=True) if keep]
-    return Stack(members, log_shares.to(rows[0]))
+    chosen = [other for other, keep in zip(usable, kept, strict=True) if keep]
+    return Stack(chosen, log_shares.to(rows[0]))
 
 
 def _shares(log_likelihoods: Tensor, weights: Tensor) -> Tensor:

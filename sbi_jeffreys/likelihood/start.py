@@ -12,6 +12,8 @@ __all__ = ["linear_likelihood", "num_gaussians", "steps_of"]
 # Gaussians by default: parameters to spend for each theta, and the fewest and most Gaussians. With
 # few columns more of them cost nothing; with many, three are hard enough to learn.
 _NUMBERS, _FEWEST, _MOST = 120, 3, 8
+# How far from whole numbers the ratios of distances may be, relative to them.
+_ROUNDING = 1e-5
 
 
 def num_gaussians(size: int) -> int:
@@ -24,10 +26,27 @@ def steps_of(context: Tensor) -> Tensor:
     gaps = torch.zeros_like(context[0])
     for i, column in enumerate(context.T):
         values, counts = column[column.isfinite()].unique(return_counts=True)
-        # Continuous data hardly ever repeat themselves; censored ones do at one value only.
-        if len(values) > 1 and counts.double().median() >= 2:
-            gaps[i] = values.diff().median()
+        if len(values) < 2:
+            continue
+        apart, repeated = values.diff(), counts > 1
+        # Continuous data hardly ever repeat themselves; censored ones do at one value only. Of
+        # counts, the large ones may each be there once.
+        if counts.double().median() >= 2 or (repeated.sum() >= 2 and _are_multiples(apart)):
+            gaps[i] = _usual(apart, torch.minimum(counts[1:], counts[:-1]))
     return gaps
+
+
+def _usual(apart: Tensor, counts: Tensor) -> Tensor:
+    """Return the median distance, each counted so many times."""
+    ordered, order = apart.sort()
+    shares = counts[order].cumsum(dim=0) / counts.sum()
+    return ordered[(shares >= 0.5).to(torch.uint8).argmax()]
+
+
+def _are_multiples(apart: Tensor) -> bool:
+    """Whether distances are multiples of the smallest one."""
+    ratios = apart / apart.min()
+    return bool(((ratios - ratios.round()).abs() <= _ROUNDING * ratios).all())
 
 
 def linear_likelihood(theta: Tensor, context: Tensor) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ columns if
 
 - the linear posterior, in closed form and judged by leave-one-out, is hardly less sharp with them;
 - and a likelihood that is fitted to them tells more of :math:`\theta` at held-out rows than one of
-  the columns (:mod:`sbi_jeffreys.selection.information`). Draws of one distribution, or a
+  the columns (:mod:`sbi_jeffreys.likelihood.information`). Draws of one distribution, or a
   stationary series, say what their spread is in all columns and in no component.
 
 Of the components, those that say nothing of :math:`\theta` are left out as columns are
@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from ..features.principal import bounded_columns, principal_axes
 from ..features.regression import MOST_FEATURES, linear_entropy
 from ..features.scales import finite_sample
+from ..likelihood.information import information
 from ..utils.row_losses import bounded
-from .information import information
 from .screening import informative
 
-__all__ = ["Components", "components_of", "num_components"]
+__all__ = ["ROWS", "Components", "components_of", "judges_of", "num_components"]
 
 # Numbers of components to try, of half as many as columns at most.
 _NUMBERS = (10, 20, 40)
@@ -41,8 +41,10 @@ _LESS_SHARP, _SURER = 0.1, 0.2
 # Standard errors that the latter must be, too; more where rows are few, of which a likelihood of
 # many columns learns too much, and seems to know less than in a training.
 _FEW_ROWS, _ERRORS, _ERRORS_OF_FEW = 250, 1.0, 2.5
-# Rows that decide, of which every fifth judges.
-_ROWS, _JUDGES = 5000, 5
+ROWS = 5000
+"""Rows that decide, at most."""
+# Every so manieth of them judges.
+_JUDGES = 5
 # Fewer rows tell nothing.
 _FEWEST_ROWS = 50
 
@@ -90,7 +92,7 @@ def components_of(theta: Tensor, x: Tensor, num: int | None = None) -> Component
     """
     if num == 0 or (num is None and x.shape[1] < 2 * min(_NUMBERS)):
         return None
-    few_theta, few_x = finite_sample(theta, x, _ROWS)
+    few_theta, few_x = finite_sample(theta, x, ROWS)
     if num is None and len(few_x) < _FEWEST_ROWS:
         return None
     every = _principal(few_x) if len(few_x) > 1 else None
@@ -108,7 +110,7 @@ def components_of(theta: Tensor, x: Tensor, num: int | None = None) -> Component
 
 def num_components(module: nn.Module) -> int:
     """Return the number of principal components that a flow sees, 0 if it sees columns."""
-    numbers = (len(each.offset) for each in module.modules() if isinstance(each, Components))
+    numbers = (len(each.offset) for each in module.modules() if type(each) is Components)
     return next(numbers, 0)
 
 
@@ -129,7 +131,7 @@ def _that_tell_more(theta: Tensor, x: Tensor, every: Components) -> Components |
     kept = _few(theta, columns, components, x.shape[1] // 2)
     if kept is None:
         return every if too_many else None
-    judges = torch.arange(len(theta)) % _JUDGES == 0
+    judges = judges_of(theta)
     of_columns, of_few = (
         -bounded(-information((theta[~judges], c[~judges]), (theta[judges], c[judges])))
         for c in (columns, components[:, kept])
@@ -141,6 +143,11 @@ def _that_tell_more(theta: Tensor, x: Tensor, every: Components) -> Components |
         return every.only(kept) if gain.mean() > -max(_SURER, error) else every
     errors = _ERRORS if len(theta) >= _FEW_ROWS else _ERRORS_OF_FEW
     return every.only(kept) if gain.mean() > max(_SURER, errors * error) else None
+
+
+def judges_of(theta: Tensor) -> Tensor:
+    """Return which rows of parameters (n, d), in no order, judge what is fitted to the others."""
+    return torch.arange(len(theta)) % _JUDGES == 0
 
 
 def _few(theta: Tensor, columns: Tensor, components: Tensor, most: int) -> Tensor | None:

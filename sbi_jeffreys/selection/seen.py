@@ -3,10 +3,12 @@
 Which columns (:mod:`sbi_jeffreys.selection.screening`), what stands where a value is missing
 (:mod:`sbi_jeffreys.selection.missing`), in which units and how bent
 (:mod:`sbi_jeffreys.features.columns`), or which components of them
-(:mod:`sbi_jeffreys.selection.components`).
+(:mod:`sbi_jeffreys.selection.components`). Of many columns in levels the flow sees sums that are
+statistics of a likelihood (:mod:`sbi_jeffreys.selection.statistics`), the proxy the columns.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,19 @@ from ..features.scales import standardizer
 from .components import components_of
 from .missing import Filled, FillingSizes, filling_of
 from .screening import Columns, informative, kept_columns
+from .statistics import Statistics, statistics_of
 
-__all__ = ["filling_sizes", "missed", "what_to_see"]
+__all__ = ["Seen", "filling_sizes", "missed", "what_to_see"]
+
+
+class Seen(NamedTuple):
+    """The modules that make features of x for flow and proxy, and sums that the flow sees of these.
+
+    The flow sees all of them where there are no ``sums``.
+    """
+
+    features: list[nn.Module]
+    sums: Statistics | None
 
 
 def what_to_see(
@@ -26,8 +39,9 @@ def what_to_see(
     columns: Sequence[int] | None,
     components: int | None,
     filling: FillingSizes | None = None,
-) -> list[nn.Module]:
-    """Return the modules that make features of x: of all columns or some, or components.
+    statistics: int | None = None,
+) -> Seen:
+    """Return what makes features of x: of all columns or some, or components.
 
     Args:
         theta: Parameters, shape (n, d).
@@ -38,6 +52,8 @@ def what_to_see(
             themselves; by default those that tell more of theta, if there are such.
         filling: Sizes of what fills in missing values, to be loaded; by default it is made from
             the data, if any of them are codes of missing ones.
+        statistics: Number of statistics of columns in levels that are to be loaded, 0 for none; by
+            default those of a likelihood that tells more of theta, where components may be tried.
 
     Raises:
         ValueError: If x has no such columns, or not so many components.
@@ -63,8 +79,15 @@ def what_to_see(
         first = [standardizer(x), nn.Flatten()]
     else:
         first = [nn.Flatten(), fill, standardizer(fill(flat))]
-    found = components_of(theta, nn.Sequential(*first)(x), components)
-    return first if found is None else [*first, found]
+    features = nn.Sequential(*first)(x)
+    if statistics:
+        return Seen(first, Statistics.blank(features, statistics))
+    found = components_of(theta, features, components)
+    choose = statistics is None and components is None
+    sums = statistics_of(theta, features, found) if choose else None
+    if found is not None and sums is None:
+        first.append(found)
+    return Seen(first, sums)
 
 
 def filling_sizes(module: nn.Module) -> FillingSizes | None:

@@ -20,7 +20,7 @@ from ..base import Base
 from ..estimator import JeffreysEstimator
 from ..flows import DEFAULT_FLOW, FlowBuilder, flow_nn
 from ..layers.autoregressive import accelerate
-from ..likelihood.energy import LikelihoodEnergy
+from ..likelihood.base import Likelihood
 from ..likelihood.stacking import Stack
 from ..pool import energy
 from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
@@ -28,6 +28,7 @@ from ..selection.components import num_components
 from ..selection.missing import FillingSizes
 from ..selection.screening import kept_columns
 from ..selection.seen import filling_sizes
+from ..selection.statistics import num_statistics
 from ..utils.seeding import seeded
 from ..walls import SoftWalls
 from .distributions import (
@@ -79,6 +80,7 @@ def describe_estimator(
         "walls": any(getattr(m, "f", None) is SoftWalls for m in estimator.modules()),
         "columns": kept_columns(estimator),
         "components": num_components(estimator),
+        "statistics": num_statistics(estimator),
         "filling": filling_sizes(estimator),
         "input_shape": list(estimator.input_shape),
         "condition_shape": list(estimator.condition_shape),
@@ -196,13 +198,14 @@ def _builder(
 
 def _seen(
     structure: Mapping[str, Any],
-) -> tuple[Sequence[int] | None, int, FillingSizes | None]:
+) -> tuple[Sequence[int] | None, int, FillingSizes | None, int]:
     """Return the columns of x that a flow sees, if x is a vector, and the sizes of what follows."""
     columns = structure.get("columns")
     if columns is None and len(structure["condition_shape"]) == 1:
         columns = range(structure["condition_shape"][0])
     filling = structure.get("filling")
-    return columns, structure.get("components", 0), filling and FillingSizes(*filling)
+    filling = filling and FillingSizes(*filling)
+    return columns, structure.get("components", 0), filling, structure.get("statistics", 0)
 
 
 def _join(
@@ -238,7 +241,7 @@ def _join(
             sizes = _sizes_of_likelihood(tensors, f"stack.others.{number}")
             build = proxy_nn("likelihood", **proxy["kwargs"] | sizes | {"common": form})
             network = estimator.new_network(theta, x, base, build)
-            assert isinstance(network, LikelihoodEnergy)
+            assert isinstance(network, Likelihood)
             others.append(network)
         estimator.stack = Stack(others, torch.zeros(1 + len(others)))
     return estimator
@@ -252,14 +255,13 @@ def _form(proxy: EnergyProxy) -> dict[str, int]:
 def _sizes_of_likelihood(tensors: Tensors, module: str) -> dict[str, int]:
     """Return a likelihood's keyword arguments whose defaults are not those of old."""
     network = f"estimator.{module}."
-    if network + "offsets" not in tensors:
-        return {}
     layers = [name for name in tensors if name.startswith(network + "of_theta.")]
-    num_layers = sum(name.endswith(".weight") for name in layers)
-    return {
-        "num_components": len(tensors[network + "offsets"]),
-        "hidden_layers": num_layers - 1,
-    }
+    sizes = {"hidden_layers": sum(name.endswith(".weight") for name in layers) - 1}
+    if network + "values" in tensors:
+        return sizes | {"num_levels": tensors[network + "values"].shape[1]}
+    if network + "offsets" in tensors:
+        return sizes | {"num_components": len(tensors[network + "offsets"])}
+    return {}
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..diagnostics import diagnose_proxy
 from ..estimator import FLOW_ALONE, JeffreysEstimator, Pooling
-from ..likelihood.energy import LikelihoodEnergy
+from ..likelihood.base import Likelihood
 from ..likelihood.fit import likelihood_losses
 from ..likelihood.stacking import Stack, stacked
 from ..pool import losses as pool_losses
@@ -172,7 +172,7 @@ def best_pooling(
     data: Data | LoaderData,
     device: str,
     kernel: Callable[[Tensor], Tensor],
-    fitted: Sequence[LikelihoodEnergy] = (),
+    fitted: Sequence[Likelihood] = (),
 ) -> Pooling:
     """Return what to pool with the flow: of what is tried, that with the lowest held-out loss.
 

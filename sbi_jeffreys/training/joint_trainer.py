@@ -23,7 +23,7 @@ from ..flows import DEFAULT_FLOW, flow_builder, starts_in_closed_form
 from ..inputs.priors import proper
 from ..inputs.simulations import fraction_outside_prior
 from ..layers.autoregressive import accelerate
-from ..likelihood.energy import LikelihoodEnergy
+from ..likelihood.base import Likelihood
 from ..proxy import ProxyBuilder, check_network, proxy_builder
 from ..selection.seen import missed
 from ..utils.checks import check_atomic
@@ -244,7 +244,7 @@ class JointTrainer(NPE_C):
         """Whether a first few steps can tell what learning rates do."""
         return self._simple_start and self._round == 0
 
-    def _begin(self, call: _Call, fitted: Sequence[LikelihoodEnergy] = ()) -> Training:
+    def _begin(self, call: _Call, fitted: Sequence[Likelihood] = ()) -> Training:
         """Return the training to run, new or resumed, after a first look at held-out data."""
         training = self._prepare(call, fitted)
         asked, most = training.settings, call.config.max_num_epochs
@@ -259,7 +259,7 @@ class JointTrainer(NPE_C):
             after_epoch = partial(report_epoch, self._summary, self._tracker, bar)
             run(training, call.data, call.held_out, after_epoch, max_num_epochs=most)
 
-    def _choose_form(self, call: _Call) -> list[LikelihoodEnergy]:
+    def _choose_form(self, call: _Call) -> list[Likelihood]:
         """Give a likelihood that has just been built the form that held-out data prefer.
 
         Returns:
@@ -298,7 +298,7 @@ class JointTrainer(NPE_C):
         finally:
             self._neural_net, self._training = kept.estimator, kept
 
-    def _prepare(self, call: _Call, fitted: Sequence[LikelihoodEnergy]) -> Training:
+    def _prepare(self, call: _Call, fitted: Sequence[Likelihood]) -> Training:
         """Return the training to run: a new one, or the last one to resume."""
         estimator, config = self._neural_net, call.config
         estimator.to(self._device)

@@ -3,7 +3,7 @@
 import torch
 
 from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
-from ..likelihood.energy import LikelihoodEnergy
+from ..likelihood.base import Likelihood
 from ..likelihood.fit import Rows
 from ..likelihood.forms import fittest
 from ..proxy import proxy_nn
@@ -14,9 +14,7 @@ ROWS_TO_FIT, ROWS_TO_JUDGE = 5000, 2000
 """Rows to fit and to judge by, at most."""
 
 
-def take_fittest_form(
-    estimator: JeffreysEstimator, rows: Rows, held_out: Rows
-) -> list[LikelihoodEnergy]:
+def take_fittest_form(estimator: JeffreysEstimator, rows: Rows, held_out: Rows) -> list[Likelihood]:
     """Give the proxy of an estimator, on the CPU, the form that held-out rows prefer.
 
     Args:
@@ -31,9 +29,9 @@ def take_fittest_form(
     assert proxy is not None
     theta, x = (each[:ROWS_FOR_SCALE] for each in rows)
 
-    def build(common: int) -> LikelihoodEnergy:
+    def build(common: int) -> Likelihood:
         network = estimator.new_network(theta, x, proxy.base, proxy_nn(common=common))
-        assert isinstance(network, LikelihoodEnergy)
+        assert isinstance(network, Likelihood)
         return network
 
     estimator.eval()

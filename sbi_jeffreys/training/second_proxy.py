@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..estimator import JeffreysEstimator
-from ..likelihood.energy import LikelihoodEnergy
+from ..likelihood.base import Likelihood
 from ..optim.muon import adam
 from ..optim.weights import copy_of_weights
 from ..pool import log_ratio
@@ -91,7 +91,7 @@ def is_better(
 class _Critic(nn.Module):
     """The logarithm of the density of data relative to simulations, given theta."""
 
-    def __init__(self, network: LikelihoodEnergy, d: int, c: int) -> None:
+    def __init__(self, network: Likelihood, d: int, c: int) -> None:
         super().__init__()
         self.of_theta, self.of_context = network.standard_theta, network.standardized
         last = nn.Linear(_WIDTH, 1)
@@ -106,7 +106,7 @@ class _Critic(nn.Module):
 
 
 def _train_critic(
-    network: LikelihoodEnergy, rows: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]
+    network: Likelihood, rows: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]
 ) -> _Critic | None:
     """Return the critic that is best on held-out rows of (theta, embedded data), if it learns."""
     theta, context = rows
@@ -147,7 +147,7 @@ def _train_critic(
 
 def _confusion(
     critic: _Critic,
-    network: LikelihoodEnergy,
+    network: Likelihood,
     theta: Tensor,
     context: Tensor,
     simulated_at: Tensor,

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..draws import ReverseQueue
 from ..duals import settled
-from ..likelihood.energy import LikelihoodEnergy
+from ..likelihood.base import Likelihood
 from ..optim.weights import copy_of_weights
 from .batches import Data, LoaderData
 from .descent import TrainingDiverged
@@ -66,7 +66,7 @@ class Training(JointSteps):
     """
 
     simple_start: bool = True
-    fitted: Sequence[LikelihoodEnergy] = ()
+    fitted: Sequence[Likelihood] = ()
     epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_loss: float = float("inf")

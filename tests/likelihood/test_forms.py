@@ -4,9 +4,11 @@ import pytest
 import torch
 from sbi_jeffreys.tasks import get_task
 
+from sbi_jeffreys.likelihood.discrete import DISCRETE
 from sbi_jeffreys.likelihood.energy import LikelihoodEnergy
 from sbi_jeffreys.likelihood.fit import LikelihoodFit
 from sbi_jeffreys.likelihood.forms import fittest
+from sbi_jeffreys.proxy import proxy_nn
 
 pytestmark = pytest.mark.full_fit
 
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.full_fit
 def build_for(theta, context, made=None):
     def build(common):
         torch.manual_seed(common)
-        network = LikelihoodEnergy(theta, context, common=common)
+        network = proxy_nn("likelihood", common=common)(theta, context)
         if made is not None:
             made.append(network)
         return network
@@ -139,13 +141,41 @@ def test_losses_that_are_no_numbers_leave_the_first_form(row, seed):
 def test_data_in_steps_are_spread():
     torch.manual_seed(6)
     theta = torch.rand(400, 1) * 2 - 1
+    # A column of its own kind, or the likelihood of levels would be taken.
     x = torch.bernoulli(torch.sigmoid(3 * theta).expand(-1, 3))
+    x = torch.cat((x, theta + 0.5 * torch.randn(400, 1)), dim=1)
     rows, held_out = (theta[:300], x[:300]), (theta[300:], x[300:])
     network, _ = fittest(build_for(*rows), rows, held_out)
     # Undisturbed, zeros and ones would be told by Gaussians without width: losses below -5.
     with torch.no_grad():
         spread = -network.log_likelihood(theta[300:], network.dequantize(x[300:])).mean()
     assert spread > -1.0
+
+
+def counts(n):
+    """Counts of two kinds, with zeros in excess."""
+    theta = 2 * torch.rand(n, 2) - 1
+    rates = (1 + theta).exp().repeat(1, 2)
+    return theta, torch.poisson(rates) * (torch.rand(n, 4) < 0.6)
+
+
+def rounded(n):
+    """Two sums of parameters, rounded, whose noise is mostly the same for both."""
+    theta = 2 * torch.rand(n, 2) - 1
+    noise = 0.5 * torch.randn(n, 1) + 0.05 * torch.randn(n, 2)
+    return theta, (5 * (theta + noise)).round()
+
+
+# On 200 rows the two differ by a nat and more.
+@pytest.mark.parametrize(("simulate", "levels"), [(counts, True), (rounded, False)])
+def test_levels_are_taken_for_such_where_columns_have_noise_of_their_own(simulate, levels):
+    torch.manual_seed(7)
+    theta, x = simulate(1000)
+    rows, held_out = (theta[:800], x[:800]), (theta[800:], x[800:])
+    network, fitted = fittest(build_for(*rows), rows, held_out)
+    assert (network.common == DISCRETE) is levels
+    # Those that count the same noise several times are no use to a stack either.
+    assert any(each.common == DISCRETE for each in fitted) is levels
 
 
 @pytest.mark.parametrize("rows", [3, 12])

@@ -11,9 +11,9 @@ from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.features.principal import principal_axes
 from sbi_jeffreys.features.scales import standardizer
 from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.likelihood.information import information
 from sbi_jeffreys.selection import components
 from sbi_jeffreys.selection.components import Components, components_of
-from sbi_jeffreys.selection.information import information
 from sbi_jeffreys.utils.quiet import QuietTracker
 
 PRIOR = BoxUniform(torch.tensor([0.5, 0.05, 0.2]), torch.tensor([3.0, 1.0, 2.0]))
@@ -184,7 +184,7 @@ def test_axes_that_are_rounding_are_none():
 
 def test_the_order_of_rows_does_not_decide(monkeypatch):
     """More rows than are looked at, ordered by a parameter."""
-    monkeypatch.setattr(components, "_ROWS", 400)
+    monkeypatch.setattr(components, "ROWS", 400)
     theta = PRIOR.sample((1200,))
     theta = theta[theta[:, 2].argsort()]
     found = components_of(theta, standardized(oscillation(theta)), 3)
@@ -233,7 +233,7 @@ def test_counts_in_components_come_in_no_steps(monkeypatch):
     theta = PRIOR.sample((200,))
     _, estimator = trained(torch.poisson(oscillation(theta).exp()), theta)
     assert isinstance(estimator.flow.embedding_net[1], Components)
-    assert not estimator.proxy.network.is_discrete
+    assert not estimator.proxy.network.spreads_steps
 
 
 def test_more_columns_than_start_in_closed_form_are_components(monkeypatch):

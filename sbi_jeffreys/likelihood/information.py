@@ -17,10 +17,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..likelihood.energy import LikelihoodEnergy
-from ..likelihood.fit import LikelihoodFit, Rows
+from .base import Likelihood
+from .energy import LikelihoodEnergy
+from .fit import LikelihoodFit, Rows
 
-__all__ = ["information"]
+__all__ = ["fitted", "information", "information_of"]
 
 # Draws of the prior, and rows that they are held against at a time.
 _DRAWS, _AT_ONCE = 1000, 100
@@ -29,23 +30,35 @@ _FORM = 2
 
 
 def information(rows: Rows, held_out: Rows) -> Tensor:
-    """Return I at held-out rows, nats, shape (m,); random numbers are torch's.
+    """Return I of a few Gaussians at held-out rows, nats, shape (m,); random numbers are torch's.
 
     Args:
         rows: Parameters (n, d) and features (n, c), at most 500, to fit, in no order.
         held_out: Such to judge by (m, d) and (m, c), at least one.
     """
     with torch.enable_grad():
-        fit = LikelihoodFit(LikelihoodEnergy(*rows, common=_FORM), rows, held_out)
+        network = LikelihoodEnergy(*rows, common=_FORM)
+    return information_of(fitted(network, rows, held_out), rows, held_out)
+
+
+def fitted(network: Likelihood, rows: Rows, held_out: Rows) -> Likelihood:
+    """Return a likelihood, fitted until held-out rows see no more progress; in place."""
+    with torch.enable_grad():
+        fit = LikelihoodFit(network, rows, held_out)
         fit.run()
-    network = fit.restore_best().eval()
+    fit.restore_best()
+    return network.eval()
+
+
+@torch.no_grad()
+def information_of(network: Likelihood, rows: Rows, held_out: Rows) -> Tensor:
+    """Return I of a likelihood at held-out rows, as :func:`information` does."""
     draws = rows[0][:_DRAWS].unsqueeze(1)
     parts = zip(*(each.split(_AT_ONCE) for each in held_out), strict=True)
-    with torch.no_grad():
-        return torch.cat([_at(network, theta, features, draws) for theta, features in parts])
+    return torch.cat([_at(network, theta, features, draws) for theta, features in parts])
 
 
-def _at(network: LikelihoodEnergy, theta: Tensor, features: Tensor, draws: Tensor) -> Tensor:
+def _at(network: Likelihood, theta: Tensor, features: Tensor, draws: Tensor) -> Tensor:
     own = network(theta.unsqueeze(0), features)
     every = torch.cat((own, network(draws, features)))
     return own[0] - every.logsumexp(dim=0) + math.log(len(every))

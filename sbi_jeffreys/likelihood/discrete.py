@@ -1,0 +1,276 @@
+r"""A likelihood of counts, bits and categories: each column on its own, given theta.
+
+.. math:: \log \ell(x | \theta) = \sum_j \big[ b_j(x_j) + T_j(x_j) \cdot \eta_j(\theta)
+    - A_j(\theta) \big], \qquad
+    A_j(\theta) = \log \sum_l e^{b_j(l) + T_j(l) \cdot \eta_j(\theta)}
+
+Gaussians take bits and small counts for what they are not. Where all data come in a few levels,
+another form is at hand that is exact for the simulators of textbooks (Bernoulli, binomial, Poisson,
+with zeros in excess or without): an exponential family for each column, whose base measure
+:math:`b_j` is a table. :math:`T_j` has the level, its square, and whether it is the lowest, an atom
+at zero as a rule. Parameters move the natural parameters :math:`\eta` through a network beside a
+linear map, as in a generalised linear model.
+
+What depends on both parameters and data is one inner product, so that all pairs of S parameters and
+B conditions are one product of matrices.
+
+References:
+    | Generalized linear models (Nelder and Wedderburn, 1972), https://doi.org/10.2307/2344614
+    | Zero-inflated Poisson regression (Lambert, 1992), https://doi.org/10.2307/1269547
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..features.columns import Features
+from ..utils.checks import check_counts
+from .base import Likelihood
+
+__all__ = ["DISCRETE", "DiscreteLikelihood", "has_few_levels"]
+
+DISCRETE = 4
+"""Number of this form; those of Gaussians are 0 to 3."""
+
+# Levels of a column at most. With more of them a density is as good.
+_MOST_LEVELS = 40
+# Values that differ by less, in standard deviations, are one level: rounding tells them apart.
+_SAME = 1e-4
+# Logarithm of the probability of a level that a column does not have.
+_NEVER = -1e4
+# Rows that each level is credited with before any is seen.
+_PRIOR_ROWS = 0.5
+# Units of a column from the lowest to the highest level, at most.
+_REACH = 6.0
+# The level, its square, whether it is the lowest.
+_STATISTICS = 3
+# Factor on what is linear in theta and in the level, the heart of a generalised linear model: at
+# the network's rate it would not be learnt within a fit.
+_FAST = 10.0
+
+
+class DiscreteLikelihood(Likelihood):
+    r"""Energy network :math:`f_\psi` that is a likelihood of data in levels.
+
+    Args:
+        theta: Parameters, shape (n, d).
+        context: Embedded data, shape (n, c).
+        hidden_features: Width of the network of theta; that of the gauge has half of it.
+        hidden_layers: Number of hidden layers of the network of theta.
+        num_levels: Number of levels, for tables that are to be loaded; by default it and they are
+            found in the data.
+
+    Raises:
+        ValueError: If a column has more than 40 levels or none, there are no embedded data, c = 0,
+            or a number of features, layers or levels will not do.
+
+    Example:
+        >>> theta = torch.rand(100, 2)
+        >>> network = DiscreteLikelihood(theta, torch.poisson(3 * theta))
+        >>> network(torch.rand(16, 1, 2), torch.zeros(5, 2)).shape
+        torch.Size([16, 5])
+        >>> network.simulate(torch.rand(7, 2)).shape
+        torch.Size([7, 2])
+    """
+
+    common = DISCRETE
+    values: Tensor
+    unit: Tensor
+    statistics: Tensor
+    middles: Tensor
+    log_start: Tensor
+    log_width: Tensor
+    constant: Tensor
+    factors: Tensor
+
+    def __init__(
+        self,
+        theta: Tensor,
+        context: Tensor,
+        *,
+        hidden_features: int = 128,
+        hidden_layers: int = 4,
+        num_levels: int | None = None,
+    ) -> None:
+        super().__init__(
+            theta, context, hidden_features=hidden_features, hidden_layers=hidden_layers
+        )
+        if num_levels is None:
+            self._register_tables(*_levels_of(context))
+        else:
+            check_counts(1, num_levels=num_levels)
+            blank = context.new_zeros(context.shape[1], num_levels)
+            self._register_tables(blank, blank + 1)
+        outputs = _STATISTICS * context.shape[1]
+        self._build_networks(theta.shape[1], context.shape[1], outputs)
+        self.linear = nn.Linear(theta.shape[1], outputs)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        factors = torch.tensor([_FAST, 1.0, 1.0], dtype=theta.dtype).repeat(context.shape[1])
+        self.register_buffer("factors", factors, persistent=False)
+        # What is learnt of the base measure.
+        self.table = nn.Parameter(torch.zeros_like(self.log_start))
+
+    def _register_tables(self, values: Tensor, counts: Tensor) -> None:
+        """Register all that is known of levels, of values and numbers of rows, shapes (c, L)."""
+        self.register_buffer("values", values)
+        # Rare levels may be far out, and their squares must not be huge.
+        reach = (values.amax(dim=1) - values.amin(dim=1)) / _REACH
+        self.register_buffer("unit", torch.maximum(self.scale, reach))
+        z = self._in_units(values.T).T
+        self.register_buffer("statistics", self._statistics(z, z))
+        there = counts > 0
+        beyond = torch.full_like(z, torch.inf)
+        middles = torch.where(there[:, 1:], (z[:, 1:] + z[:, :-1]) / 2, beyond[:, 1:])
+        self.register_buffer("middles", middles)
+        share = (counts + _PRIOR_ROWS) / (counts + _PRIOR_ROWS * there).sum(dim=1, keepdim=True)
+        log_start = share.log().masked_fill(~there, _NEVER)
+        self.register_buffer("log_start", log_start)
+        self.register_buffer("log_width", self._log_width())
+        # Of Gaussians, and of coordinates in which the linear likelihood is standard normal.
+        num = len(values)
+        constant = 0.5 * num * math.log(2 * math.pi) - self.whitening.diagonal().log().sum()
+        self.register_buffer("constant", constant)
+
+    def _log_width(self) -> Tensor:
+        """Return the logarithms of the steps (c, L) over which Gaussians spread the levels."""
+        values, steps = self.values.T, self.gaps.expand_as(self.values.T)
+        width = self._moved_by(steps / 2, values) - self._moved_by(-steps / 2, values)
+        width = (width / self.scale).T
+        # What never varies has no step.
+        return torch.where(width > 0, width, torch.ones_like(width)).log()
+
+    def follow(self, features: Features, x: Tensor) -> None:
+        """Take the steps of data that are bent from the data themselves; see the base class."""
+        super().follow(features, x)
+        self.log_width.copy_(self._log_width())
+
+    @property
+    def spreads_steps(self) -> bool:
+        """False: it takes levels as they are, and wants none of them spread."""
+        return False
+
+    def dequantize(self, context: Tensor) -> Tensor:
+        """Return embedded data as they are."""
+        return context
+
+    def log_mixture(self, theta: Tensor, context: Tensor) -> Tensor:
+        """Return the logarithm of the likelihood, up to a constant; see the base class."""
+        z = self._in_units(context)
+        natural = self._natural(theta)
+        log_norm = self._log_norm(natural.reshape(-1, *natural.shape[-2:]))
+        statistics = self._of_data(z)
+        if theta.shape[-2] == 1 and context.shape[-2] != 1:
+            inner = natural.flatten(-2).squeeze(-2) @ statistics.flatten(-2).T
+        else:
+            inner = (natural * statistics).sum(dim=(-2, -1))
+        return inner + self._base(z) - log_norm.view(natural.shape[:-2])
+
+    def at_pairs_and_all(
+        self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the likelihood at pairs and at all, and the rest; see the base class."""
+        z = self._in_units(context)
+        natural = self._natural(torch.cat((theta, shared)))
+        log_norm = self._log_norm(natural)
+        of_pairs, of_shared = natural.flatten(1).tensor_split([len(theta)])
+        norm_of_pairs, norm_of_shared = log_norm.tensor_split([len(theta)])
+        statistics, base = self._of_data(z).flatten(1), self._base(z)
+        at_pairs = (of_pairs * statistics[rows]).sum(dim=-1) + base[rows] - norm_of_pairs
+        at_all = of_shared @ statistics.T + base - norm_of_shared.unsqueeze(-1)
+        return at_pairs, at_all, self.shift(context)
+
+    @torch.no_grad()
+    def simulate(self, theta: Tensor) -> Tensor:
+        """Return data in levels; see the base class."""
+        logits = self._logits(self._natural(theta))
+        # Gumbel's trick: a draw of the level.
+        level = (logits - torch.empty_like(logits).exponential_().log()).argmax(dim=-1)
+        return self.values.gather(1, level).T
+
+    def of_level(self, theta: Tensor) -> Tensor:
+        """Return what multiplies each level (n, c), in units of the embedded data, for theta."""
+        return self._natural(theta)[..., 0] / self.unit
+
+    def _natural(self, theta: Tensor) -> Tensor:
+        """Return the natural parameters for theta (*, d), shape (*, c, 3)."""
+        t = self.standard_theta(theta)
+        return (self.of_theta(t) + self.factors * self.linear(t)).unflatten(-1, (-1, _STATISTICS))
+
+    def _logits(self, natural: Tensor) -> Tensor:
+        """Return the unnormalised log probability of each level, (c, B, L), of (B, c, 3)."""
+        base = (self.log_start + self.table).unsqueeze(1)
+        return torch.baddbmm(base, natural.transpose(0, 1), self.statistics.transpose(1, 2))
+
+    def _log_norm(self, natural: Tensor) -> Tensor:
+        """Return the log normaliser A, summed over columns, shape (B,), of (B, c, 3)."""
+        return self._logits(natural).logsumexp(dim=-1).sum(dim=0)
+
+    def _in_units(self, context: Tensor) -> Tensor:
+        """Return embedded data (*, c) in units of its own."""
+        return (context - self.center) / self.unit
+
+    def _base(self, z: Tensor) -> Tensor:
+        """Return what the base measure says of data in units (B, c), shape (B,)."""
+        # The nearest level, for data between them or beyond.
+        level = torch.searchsorted(self.middles, z.T.contiguous())
+        said = (self.log_start + self.table - self.log_width).gather(1, level)
+        return said.sum(dim=0) + self.constant
+
+    def _of_data(self, z: Tensor) -> Tensor:
+        """Return the statistics T of data in units (B, c), shape (B, c, 3)."""
+        # Jittered data lie between levels. Beyond them there is nothing to learn from.
+        lowest, highest = self.statistics[:, 0, 0], self.statistics[:, :, 0].amax(dim=1)
+        z = torch.minimum(torch.maximum(z, lowest), highest)
+        return self._statistics(z.T, self.statistics[:, :, 0]).transpose(0, 1)
+
+    def _statistics(self, z: Tensor, levels: Tensor) -> Tensor:
+        """Return the statistics of data (c, B) whose levels are (c, L), shape (c, B, 3).
+
+        Those that follow from the others, of columns with few levels, are zero.
+        """
+        several = [(levels.diff(dim=1) > 0).sum(dim=1, keepdim=True) >= num for num in (2, 3)]
+        first = levels[:, :1]
+        step = (levels[:, 1:2] if levels.shape[1] > 1 else first) - first
+        step = torch.where(step > 0, step, torch.ones_like(step))
+        atom = (1 - (z - first) / step).clamp(0.0, 1.0)
+        return torch.stack((z, (z.square() - 1) * several[0], atom * several[1]), dim=-1)
+
+
+def has_few_levels(context: Tensor, gaps: Tensor) -> bool:
+    """Whether all columns of embedded data (n, c), of these steps (c,), have few levels."""
+    varying = (context != context[:1]).any(dim=0)
+    if not varying.any() or not (gaps > 0)[varying].all():
+        return False
+    return all(len(_merged(column)[0]) <= _MOST_LEVELS for column in context.T)
+
+
+def _levels_of(context: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the levels of each column of data (n, c), and their numbers of rows, (c, L).
+
+    Columns with fewer levels repeat their highest, with no rows.
+
+    Raises:
+        ValueError: If a column has too many.
+    """
+    levels = [_merged(column) for column in context.T]
+    num = max(len(values) for values, _ in levels)
+    if not 0 < num <= _MOST_LEVELS:
+        raise ValueError(
+            f"A column of the embedded data has {num} levels: common={DISCRETE} is for up to "
+            f"{_MOST_LEVELS}, such as bits and small counts."
+        )
+    values = torch.stack([torch.cat((v, v[-1:].expand(num - len(v)))) for v, _ in levels])
+    counts = torch.stack([nn.functional.pad(n, (0, num - len(n))) for _, n in levels])
+    return values, counts.to(context)
+
+
+def _merged(column: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the levels of a column (n,), ascending, and their numbers of rows."""
+    values, counts = column[column.isfinite()].unique(return_counts=True)
+    if len(values) < 2:
+        return values, counts
+    new = torch.cat((values.new_ones(1), values.diff() > _SAME * column.std())).bool()
+    which = new.cumsum(dim=0) - 1
+    return values[new], torch.zeros(int(new.sum()), dtype=counts.dtype).index_add(0, which, counts)
