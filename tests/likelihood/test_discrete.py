@@ -192,6 +192,12 @@ def test_what_has_few_levels(column, few):
     assert not has_few_levels(mixed, steps_of(mixed))
 
 
+def test_many_columns_have_few_levels_in_all():
+    x = torch.poisson(torch.full((500, 1), 3.0)).expand(-1, 400)
+    assert has_few_levels(x, torch.ones(400))
+    assert not has_few_levels(torch.cat((x, x + 100), dim=1), torch.ones(800))
+
+
 def test_too_many_levels_are_refused():
     theta = torch.randn(200, 1)
     with pytest.raises(ValueError, match="200 levels: common=4 is for up to 40"):
@@ -216,4 +222,5 @@ def test_rows_that_are_no_numbers_do_not_count():
     x[3] = math.nan
     network = DiscreteLikelihood(theta, x)
     assert network.values.isfinite().all()
+    assert network.values.shape[1] == x[:, 1][x[:, 1].isfinite()].unique().numel()
     assert network(theta.unsqueeze(1), x[:3]).isfinite().all()
