@@ -51,6 +51,12 @@ def _no_components(prior: Distribution) -> tuple:
     return JeffreysNPE, {"density_estimator": build}, {}
 
 
+def _no_levels(prior: Distribution) -> tuple:
+    """Return the default without likelihoods of levels, and what the flow sees of them."""
+    build = replace(flow_nn(prior), statistics=0)
+    return JeffreysNPE, {"density_estimator": build, "settings": {"levels": False}}, {}
+
+
 def _zuko_nsf(z_score: str) -> Callable[[Distribution], tuple]:
     """Return zuko's coupling layers, of our sizes, behind sbi's treatment of the prior's bounds."""
 
@@ -150,6 +156,7 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "jeffreys, no Gaussian given x": _no_gaussian,
     "jeffreys, all columns of x": _all_columns,
     "jeffreys, no components": _no_components,
+    "jeffreys, no levels": _no_levels,
     "jeffreys, no logarithms of x": lambda prior: (
         JeffreysNPE,
         # It sees all columns, too, and codes of missing values as values.

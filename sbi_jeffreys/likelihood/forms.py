@@ -30,7 +30,7 @@ __all__ = ["fittest"]
 
 
 def fittest(
-    build: Callable[[int], Likelihood], rows: Rows, held_out: Rows
+    build: Callable[[int], Likelihood], rows: Rows, held_out: Rows, *, levels: bool = True
 ) -> tuple[Likelihood, list[Likelihood]]:
     """Return the likelihood of the form that held-out rows are surest of, and all that were fitted.
 
@@ -43,12 +43,13 @@ def fittest(
         build: Builds a likelihood of a form.
         rows: What to fit.
         held_out: What to judge by.
+        levels: Whether to try a likelihood of levels, where data come in few of these.
     """
     first = build(0)
     assert isinstance(first, LikelihoodEnergy)
     # Without correlations the last two forms are one.
     forms = [*range(1, 4 if first.sizes[2] else 3)]
-    if has_few_levels(rows[1], first.gaps):
+    if levels and has_few_levels(rows[1], first.gaps):
         forms.append(DISCRETE)
     fits = [LikelihoodFit(network, rows, held_out) for network in (first, *map(build, forms))]
     for fit in fits:

@@ -1,4 +1,4 @@
-"""Simulators beside the ten tasks: difficulties, what sciences simulate, series, images, gaps.
+"""Simulators beside the ten tasks: difficulties, sciences, series, images, gaps, counts.
 
 They have no reference posterior; methods are compared on them by held-out NLL
 (``python -m sbi_jeffreys.bench_method --tasks simulators``). Functions take theta (n, d) and
@@ -7,11 +7,12 @@ module's table.
 """
 
 from .base import Simulator
+from .counts import COUNTS
 from .difficulties import DIFFICULTIES
 from .gaps import GAPS
 from .science import SCIENCE
 from .series import SERIES
 
-__all__ = ["DIFFICULTIES", "GAPS", "SCIENCE", "SERIES", "SIMULATORS", "Simulator"]
+__all__ = ["COUNTS", "DIFFICULTIES", "GAPS", "SCIENCE", "SERIES", "SIMULATORS", "Simulator"]
 
-SIMULATORS = DIFFICULTIES | SCIENCE | SERIES | GAPS
+SIMULATORS = DIFFICULTIES | SCIENCE | SERIES | GAPS | COUNTS

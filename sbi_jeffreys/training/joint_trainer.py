@@ -273,7 +273,8 @@ class JointTrainer(NPE_C):
             return []
         rows = call.data.head(ROWS_TO_FIT, "cpu")
         judges = call.held_out.head(ROWS_TO_JUDGE, "cpu")
-        return take_fittest_form(estimator.to("cpu"), rows, judges)
+        levels = self._settings.get("levels", Settings.levels)
+        return take_fittest_form(estimator.to("cpu"), rows, judges, levels=levels)
 
     def _doubts_proxy(self, training: Training, call: _Call) -> bool:
         """Whether the default proxy was trained to the end, and a critic has found it wanting."""

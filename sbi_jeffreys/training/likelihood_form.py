@@ -14,13 +14,16 @@ ROWS_TO_FIT, ROWS_TO_JUDGE = 5000, 2000
 """Rows to fit and to judge by, at most."""
 
 
-def take_fittest_form(estimator: JeffreysEstimator, rows: Rows, held_out: Rows) -> list[Likelihood]:
+def take_fittest_form(
+    estimator: JeffreysEstimator, rows: Rows, held_out: Rows, *, levels: bool = True
+) -> list[Likelihood]:
     """Give the proxy of an estimator, on the CPU, the form that held-out rows prefer.
 
     Args:
         estimator: Its proxy is a likelihood that has not been trained.
         rows: Parameters (n, d) and data (n, *event) to fit.
         held_out: Such to judge by.
+        levels: Whether to try a likelihood of levels, where data come in few of these.
 
     Returns:
         The likelihoods of all forms, as they were fitted.
@@ -37,5 +40,5 @@ def take_fittest_form(estimator: JeffreysEstimator, rows: Rows, held_out: Rows) 
     estimator.eval()
     with torch.no_grad():
         embedded, judges = [(t, estimator.embed(x)) for t, x in (rows, held_out)]
-    proxy.network, fitted = fittest(build, embedded, judges)
+    proxy.network, fitted = fittest(build, embedded, judges, levels=levels)
     return fitted

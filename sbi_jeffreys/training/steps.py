@@ -53,8 +53,9 @@ class Settings:
     ``limits`` bound how hard D2 pulls. ``proxy_plateau`` puts the proxy's best weights back when it
     stops improving; ``trials`` is whether a lower price of D2 is tried before a run ends
     (:mod:`sbi_jeffreys.training.patience`). ``stack`` lets the pool hear likelihoods beside the
-    proxy's own (:mod:`sbi_jeffreys.likelihood.stacking`). ``muon`` trains the flow's matrices by
-    :class:`~sbi_jeffreys.optim.muon.Muon`; maximum likelihood, which has no proxy to follow,
+    proxy's own (:mod:`sbi_jeffreys.likelihood.stacking`). ``levels`` is whether a likelihood of
+    levels is tried (:mod:`sbi_jeffreys.likelihood.discrete`). ``muon`` trains matrices of the flow
+    by :class:`~sbi_jeffreys.optim.muon.Muon`; maximum likelihood, which has no proxy to follow,
     overfits sooner with it and stays with Adam, whose decoupled ``weight_decay`` is there to
     compare with.
     """
@@ -68,6 +69,7 @@ class Settings:
     proxy_plateau: bool = True
     trials: bool = True
     stack: bool = True
+    levels: bool = True
     muon: bool = True
     stop_after_epochs: int = 20
     clip_max_norm: float | None = 5.0
