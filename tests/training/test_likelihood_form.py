@@ -9,6 +9,7 @@ from torch import nn
 from trainers import PRIOR, make
 
 import sbi_jeffreys
+from sbi_jeffreys.likelihood.discrete import DISCRETE
 from sbi_jeffreys.proxy import proxy_nn
 from sbi_jeffreys.training import joint_trainer, likelihood_form
 
@@ -48,7 +49,7 @@ def test_noise_around_a_mean(data, tmp_path):
 def test_it_is_chosen_once(data, monkeypatch):
     calls = []
 
-    def choose(estimator, *args):
+    def choose(estimator, *args, **kwargs):
         calls.append(estimator)
         return []
 
@@ -94,7 +95,7 @@ def test_held_out_rows_of_the_user_judge(data, monkeypatch):
     held_out = crescents(100)
     seen = []
     monkeypatch.setattr(
-        joint_trainer, "take_fittest_form", lambda *args: seen.append(args[1:]) or []
+        joint_trainer, "take_fittest_form", lambda *args, **kwargs: seen.append(args[1:]) or []
     )
     train(make(seed=3), data, validation_data=held_out)
     ((rows, judges),) = seen
@@ -105,7 +106,7 @@ def test_held_out_rows_of_the_user_judge(data, monkeypatch):
 
 
 def interrupted(made, monkeypatch, **kwargs):
-    def interrupt(*args):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -133,3 +134,39 @@ def test_an_interrupted_retraining_leaves_what_was_trained(data, monkeypatch):
     assert all(torch.equal(value, kept[name]) for name, value in estimator.state_dict().items())
     assert torch.equal(made.train_indices, rows)
     assert made.train(max_num_epochs=3, resume_training=True) is estimator
+
+
+def counts(n):
+    """Three counts, one with zeros in excess, and a bit."""
+    theta = PRIOR.sample((n,))
+    rates = (1 + theta[:, [0, 0, 1]]).exp()
+    zeros = torch.rand(n, 1) < torch.tensor([0.0, 0.5, 0.0])
+    bit = torch.bernoulli(torch.sigmoid(2 * theta[:, 1:]))
+    return theta, torch.cat((torch.poisson(rates) * ~zeros, bit), dim=1)
+
+
+def test_small_counts_are_taken_for_levels(tmp_path):
+    torch.manual_seed(2)
+    theta, x = counts(400)
+    made = [make(seed=3, density_estimator="coupling_nsf") for _ in range(2)]
+    first, second = (train(each, (theta, x)) for each in made)
+    assert first.likelihood.common == DISCRETE
+    # The same seed, the same weights; and it goes on.
+    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+    longer = made[0].train(max_num_epochs=4, resume_training=True)
+    assert longer.likelihood.common == DISCRETE
+    assert made[0].epoch > made[1].epoch
+    posterior = made[0].build_posterior()
+    assert posterior.sample((20,), x=x[0], show_progress_bars=False).shape == (20, 2)
+    sbi_jeffreys.save(posterior, tmp_path / "posterior")
+    loaded = sbi_jeffreys.load(tmp_path / "posterior").posterior_estimator
+    assert loaded.likelihood.common == DISCRETE
+    expected = longer.proxy.log_prob_unnormalized(theta[:5], x[:5])
+    assert torch.equal(loaded.proxy.log_prob_unnormalized(theta[:5], x[:5]), expected)
+
+
+def test_levels_are_not_tried_if_told_so():
+    torch.manual_seed(2)
+    made = make(seed=3, density_estimator="coupling_nsf")
+    made._settings |= {"levels": False}
+    assert train(made, counts(400)).likelihood.common < DISCRETE

@@ -174,7 +174,7 @@ def test_held_out_data_choose(better, once, monkeypatch):
 def test_interruption_of_the_second_keeps_the_first(once, monkeypatch):
     monkeypatch.setattr(joint_trainer, "likelihood_is_doubtful", lambda *args: True)
 
-    def interrupt(*args):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(joint_trainer, "is_better", interrupt)

@@ -198,7 +198,7 @@ def test_what_fails_before_the_first_step_leaves_it(monkeypatch):
     trainer, estimator = trained()
     before = estimator.pooling
 
-    def interrupt(*args):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
