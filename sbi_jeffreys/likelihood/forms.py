@@ -19,12 +19,12 @@ from collections.abc import Callable
 
 import torch
 
-from ..utils.row_losses import bounded, surest
+from ..utils.row_losses import surest
 from .base import Likelihood
 from .discrete import DISCRETE, has_few_levels
 from .energy import LikelihoodEnergy
 from .fit import LikelihoodFit, Rows
-from .information import information_of
+from .information import information_of, is_level
 
 __all__ = ["fittest"]
 
@@ -57,7 +57,7 @@ def fittest(
     # Starts of several forms differ by chance: skip those that have not improved.
     fits = [fit for fit in fits if fit.network is first or fit.has_learnt]
     chosen = _surest(fits)
-    if fits[-1].network.common == DISCRETE and not _tells_more(fits[-1], _surest(fits[:-1])):
+    if fits[-1].network.common == DISCRETE and not _tells_as_much(fits[-1], _surest(fits[:-1])):
         fits.pop()
         chosen = _surest(fits)
     fitted = [fit.restore_best() for fit in fits if fit is not chosen]
@@ -70,13 +70,12 @@ def _surest(fits: list[LikelihoodFit]) -> LikelihoodFit:
     return fits[surest(torch.stack([fit.losses for fit in fits]))]
 
 
-def _tells_more(levels: LikelihoodFit, other: LikelihoodFit) -> bool:
-    """Whether a likelihood of levels tells held-out rows more of theta than another does.
+def _tells_as_much(levels: LikelihoodFit, other: LikelihoodFit) -> bool:
+    """Whether a likelihood of levels tells as much of theta at held-out rows as another does.
 
     It may be likelier and still know less: columns that share noise count as so many witnesses.
     """
-    found = [
-        -bounded(-information_of(fit.restore_best(), fit.rows, fit.held_out))
-        for fit in (levels, other)
-    ]
-    return bool((found[0] - found[1]).mean() > 0)
+    found = (
+        information_of(fit.restore_best(), fit.rows, fit.held_out) for fit in (levels, other)
+    )
+    return is_level(*found)

@@ -17,11 +17,12 @@ import math
 import torch
 from torch import Tensor
 
+from ..utils.row_losses import bounded
 from .base import Likelihood
 from .energy import LikelihoodEnergy
 from .fit import LikelihoodFit, Rows
 
-__all__ = ["fitted", "information", "information_of"]
+__all__ = ["fitted", "information", "information_of", "is_level"]
 
 # Draws of the prior, and rows that they are held against at a time.
 _DRAWS, _AT_ONCE = 1000, 100
@@ -56,6 +57,13 @@ def information_of(network: Likelihood, rows: Rows, held_out: Rows) -> Tensor:
     draws = rows[0][:_DRAWS].unsqueeze(1)
     parts = zip(*(each.split(_AT_ONCE) for each in held_out), strict=True)
     return torch.cat([_at(network, theta, features, draws) for theta, features in parts])
+
+
+def is_level(first: Tensor, second: Tensor) -> bool:
+    """Whether the first I at held-out rows (m,) is not below the second by a standard error."""
+    gain = bounded(-second) - bounded(-first)
+    error = gain.std() / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    return bool(gain.mean() > -error)
 
 
 def _at(network: Likelihood, theta: Tensor, features: Tensor, draws: Tensor) -> Tensor:

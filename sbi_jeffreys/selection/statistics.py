@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from ..features.regression import MOST_FEATURES
 from ..features.scales import finite_sample
 from ..likelihood.discrete import DiscreteLikelihood, has_few_levels
-from ..likelihood.information import fitted, information, information_of
+from ..likelihood.information import fitted, information, information_of, is_level
 from ..likelihood.start import steps_of
-from ..utils.row_losses import bounded
 from .components import ROWS, Components, judges_of
 
 __all__ = ["Statistics", "num_statistics", "statistics_of"]
@@ -51,7 +50,7 @@ def num_statistics(module: nn.Module) -> int:
 
 
 def statistics_of(theta: Tensor, x: Tensor, components: Components | None) -> Statistics | None:
-    """Return sums of columns that a likelihood of levels has learnt, if it tells more of theta.
+    """Return sums of columns that a likelihood of levels has learnt, if it tells as much of theta.
 
     Args:
         theta: Parameters, shape (n, d).
@@ -69,9 +68,9 @@ def statistics_of(theta: Tensor, x: Tensor, components: Components | None) -> St
         network = DiscreteLikelihood(*rows)
     fitted(network, rows, held_out)
     others = [(t, c if components is None else components(c)) for t, c in (rows, held_out)]
-    gain = bounded(-information(*others)) - bounded(-information_of(network, rows, held_out))
-    # Where columns are no noise of their own given theta, it knows less by nats.
-    return _sums(network, *rows).to(x) if gain.mean() > 0 else None
+    # Where columns share noise it knows less, by nats.
+    as_much = is_level(information_of(network, rows, held_out), information(*others))
+    return _sums(network, *rows).to(x) if as_much else None
 
 
 @torch.no_grad()
