@@ -37,7 +37,7 @@ from .proxy import EnergyProxy, FromLinear, ProxyBuilder
 from .selection.components import num_components
 from .selection.missing import Filled
 from .selection.screening import Columns, kept_columns
-from .selection.statistics import num_statistics
+from .selection.statistics import statistics_sizes
 from .utils.seeding import seeded
 
 __all__ = ["FLOW_ALONE", "ROWS_FOR_SCALE", "JeffreysEstimator", "Pooling"]
@@ -162,7 +162,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     @property
     def num_statistics(self) -> int:
         """Number of sums of columns in levels that the default flow sees; 0 if it sees columns."""
-        return num_statistics(self.flow)
+        return statistics_sizes(self.flow).number
 
     @property
     def weight(self) -> float:

@@ -36,6 +36,7 @@ from .layers.autoregressive import accelerate
 from .layers.conditional_gaussian import ConditionalGaussian
 from .selection.missing import FillingSizes
 from .selection.seen import Seen, what_to_see
+from .selection.statistics import StatisticsSizes
 from .utils.checks import check_counts
 
 __all__ = [
@@ -134,14 +135,14 @@ class FlowBuilder:
     columns: Sequence[int] | None
     components: int | None
     filling: FillingSizes | None = None
-    statistics: int | None = None
+    statistics: StatisticsSizes | None = None
 
     def that_sees(
         self,
         columns: Sequence[int] | None,
         components: int,
         filling: FillingSizes | None,
-        statistics: int,
+        statistics: StatisticsSizes,
     ) -> "FlowBuilder":
         """Return the builder of a flow of which it is known what of x it sees."""
         if self.embedding_net is not None:

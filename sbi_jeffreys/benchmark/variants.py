@@ -22,6 +22,7 @@ from ..flows import NUM_BINS, flow_nn
 from ..layers.conditional_gaussian import ConditionalGaussian
 from ..objective import Limits
 from ..proxy import proxy_nn
+from ..selection.statistics import NO_STATISTICS
 from ..trainer import JeffreysNPE
 
 __all__ = ["VARIANTS"]
@@ -53,7 +54,7 @@ def _no_components(prior: Distribution) -> tuple:
 
 def _no_levels(prior: Distribution) -> tuple:
     """Return the default without likelihoods of levels, and what the flow sees of them."""
-    build = replace(flow_nn(prior), statistics=0)
+    build = replace(flow_nn(prior), statistics=NO_STATISTICS)
     return JeffreysNPE, {"density_estimator": build, "settings": {"levels": False}}, {}
 
 

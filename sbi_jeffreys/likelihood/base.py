@@ -36,9 +36,11 @@ class Likelihood(nn.Module):
 
     Attributes:
         common: Number of the form, by which files know it.
+        has_tails: Whether a single row's loss may be as large as it likes.
     """
 
     common: int
+    has_tails = True
     center: Tensor
     scale: Tensor
     whitening: Tensor

@@ -28,7 +28,7 @@ from ..features.columns import Features
 from ..utils.checks import check_counts
 from .base import Likelihood
 
-__all__ = ["DISCRETE", "DiscreteLikelihood", "has_few_levels"]
+__all__ = ["DISCRETE", "DiscreteLikelihood", "LevelStatistics", "has_few_levels"]
 
 DISCRETE = 4
 """Number of this form; those of Gaussians are 0 to 3."""
@@ -36,6 +36,8 @@ DISCRETE = 4
 # Levels of a column at most. With more of them a density is as good. And columns times levels:
 # 400 columns of 40 would take nine times as long as Gaussians of their components do.
 _MOST_LEVELS, _MOST_CELLS = 40, 5000
+# Rows for each level at least: of few rows nearly every one has levels of its own.
+_ROWS_OF_LEVEL = 3
 # Values that differ by less, in standard deviations, are one level: rounding tells them apart.
 _SAME = 1e-4
 # Logarithm of the probability of a level that a column does not have.
@@ -46,9 +48,11 @@ _PRIOR_ROWS = 0.5
 _REACH = 6.0
 # The level, its square, whether it is the lowest.
 _STATISTICS = 3
-# Factor on what is linear in theta and in the level, the heart of a generalised linear model: at
-# the network's rate it would not be learnt within a fit.
-_FAST = 10.0
+# Factors on the three, and on what the network says beside the linear map: what goes beyond a
+# generalised linear model is learnt more slowly, or a hundred rows are overfitted.
+_FACTORS, _NETWORK = (1.0, 0.3, 0.3), 0.3
+# Normalisers are evaluated for so many levels at once where no gradient is kept.
+_AT_ONCE = 2**24
 
 
 class DiscreteLikelihood(Likelihood):
@@ -76,9 +80,8 @@ class DiscreteLikelihood(Likelihood):
     """
 
     common = DISCRETE
+    has_tails = False
     values: Tensor
-    unit: Tensor
-    statistics: Tensor
     middles: Tensor
     log_start: Tensor
     log_width: Tensor
@@ -106,9 +109,11 @@ class DiscreteLikelihood(Likelihood):
         outputs = _STATISTICS * context.shape[1]
         self._build_networks(theta.shape[1], context.shape[1], outputs)
         self.linear = nn.Linear(theta.shape[1], outputs)
-        nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        factors = torch.tensor([_FAST, 1.0, 1.0], dtype=theta.dtype).repeat(context.shape[1])
+        with torch.no_grad():
+            weight = torch.stack((self._first_slope(), *2 * [torch.zeros_like(self.slope)]), dim=1)
+            self.linear.weight.copy_(weight.flatten(0, 1))
+        factors = torch.tensor(_FACTORS, dtype=theta.dtype).repeat(context.shape[1])
         self.register_buffer("factors", factors, persistent=False)
         # What is learnt of the base measure.
         self.table = nn.Parameter(torch.zeros_like(self.log_start))
@@ -118,10 +123,9 @@ class DiscreteLikelihood(Likelihood):
         self.register_buffer("values", values)
         # Rare levels may be far out, and their squares must not be huge.
         reach = (values.amax(dim=1) - values.amin(dim=1)) / _REACH
-        self.register_buffer("unit", torch.maximum(self.scale, reach))
-        z = self._in_units(values.T).T
-        self.register_buffer("statistics", self._statistics(z, z))
-        there = counts > 0
+        unit = torch.maximum(self.scale, reach)
+        self.statistics = LevelStatistics(values, self.center, unit)
+        z, there = self.statistics.levels, counts > 0
         beyond = torch.full_like(z, torch.inf)
         middles = torch.where(there[:, 1:], (z[:, 1:] + z[:, :-1]) / 2, beyond[:, 1:])
         self.register_buffer("middles", middles)
@@ -134,11 +138,29 @@ class DiscreteLikelihood(Likelihood):
         constant = 0.5 * num * math.log(2 * math.pi) - self.whitening.diagonal().log().sum()
         self.register_buffer("constant", constant)
 
+    def _first_slope(self) -> Tensor:
+        """Return the linear map (c, d) of theta to multiples of the level, in closed form.
+
+        What moves a column's mean by so much, to first order, given the ridge regression of the
+        columns on theta and the variance of its residuals.
+        """
+        L = torch.linalg.inv(self.whitening.double())
+        slope = L @ self.slope.double() / L.square().sum(dim=1, keepdim=True)
+        return (slope * (self.statistics.unit / self.scale).unsqueeze(1)).to(self.slope)
+
     def _log_width(self) -> Tensor:
-        """Return the logarithms of the steps (c, L) over which Gaussians spread the levels."""
+        """Return the logarithms of what is nearest to each level, in units of the scale, (c, L).
+
+        It is the step over which Gaussians spread a level; more where its neighbours are missing.
+        """
         values, steps = self.values.T, self.gaps.expand_as(self.values.T)
-        width = self._moved_by(steps / 2, values) - self._moved_by(-steps / 2, values)
-        width = (width / self.scale).T
+        lower, upper = self._moved_by(-steps / 2, values), self._moved_by(steps / 2, values)
+        middles = (values[1:] + values[:-1]) / 2
+        # Columns with fewer levels repeat their highest.
+        last = values[1:] == values[:-1]
+        lower[1:] = torch.minimum(lower[1:], torch.where(last, lower[1:], middles))
+        upper[:-1] = torch.maximum(upper[:-1], torch.where(last, upper[:-1], middles))
+        width = ((upper - lower) / self.scale).T
         # What never varies has no step.
         return torch.where(width > 0, width, torch.ones_like(width)).log()
 
@@ -146,6 +168,17 @@ class DiscreteLikelihood(Likelihood):
         """Take the steps of data that are bent from the data themselves; see the base class."""
         super().follow(features, x)
         self.log_width.copy_(self._log_width())
+
+    def forget_start(self, theta: Tensor) -> None:
+        """Refuse: what is still to be learnt has no levels.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"common={DISCRETE} is for data in levels, and the embedding_net is still to be "
+            "trained: leave common out."
+        )
 
     @property
     def spreads_steps(self) -> bool:
@@ -158,26 +191,23 @@ class DiscreteLikelihood(Likelihood):
 
     def log_mixture(self, theta: Tensor, context: Tensor) -> Tensor:
         """Return the logarithm of the likelihood, up to a constant; see the base class."""
-        z = self._in_units(context)
-        natural = self._natural(theta)
+        natural, statistics = self._natural(theta), self.statistics(context)
         log_norm = self._log_norm(natural.reshape(-1, *natural.shape[-2:]))
-        statistics = self._of_data(z)
         if theta.shape[-2] == 1 and context.shape[-2] != 1:
             inner = natural.flatten(-2).squeeze(-2) @ statistics.flatten(-2).T
         else:
             inner = (natural * statistics).sum(dim=(-2, -1))
-        return inner + self._base(z) - log_norm.view(natural.shape[:-2])
+        return inner + self._base(context) - log_norm.view(natural.shape[:-2])
 
     def at_pairs_and_all(
         self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the likelihood at pairs and at all, and the rest; see the base class."""
-        z = self._in_units(context)
         natural = self._natural(torch.cat((theta, shared)))
         log_norm = self._log_norm(natural)
         of_pairs, of_shared = natural.flatten(1).tensor_split([len(theta)])
         norm_of_pairs, norm_of_shared = log_norm.tensor_split([len(theta)])
-        statistics, base = self._of_data(z).flatten(1), self._base(z)
+        statistics, base = self.statistics(context).flatten(1), self._base(context)
         at_pairs = (of_pairs * statistics[rows]).sum(dim=-1) + base[rows] - norm_of_pairs
         at_all = of_shared @ statistics.T + base - norm_of_shared.unsqueeze(-1)
         return at_pairs, at_all, self.shift(context)
@@ -190,62 +220,94 @@ class DiscreteLikelihood(Likelihood):
         level = (logits - torch.empty_like(logits).exponential_().log()).argmax(dim=-1)
         return self.values.gather(1, level).T
 
-    def of_level(self, theta: Tensor) -> Tensor:
-        """Return what multiplies each level (n, c), in units of the embedded data, for theta."""
-        return self._natural(theta)[..., 0] / self.unit
+    def natural(self, theta: Tensor) -> Tensor:
+        """Return the natural parameters for theta (n, d), shape (n, 3 c)."""
+        return self._natural(theta).flatten(1)
 
     def _natural(self, theta: Tensor) -> Tensor:
         """Return the natural parameters for theta (*, d), shape (*, c, 3)."""
         t = self.standard_theta(theta)
-        return (self.of_theta(t) + self.factors * self.linear(t)).unflatten(-1, (-1, _STATISTICS))
+        natural = self.factors * (_NETWORK * self.of_theta(t) + self.linear(t))
+        return natural.unflatten(-1, (-1, _STATISTICS))
 
     def _logits(self, natural: Tensor) -> Tensor:
         """Return the unnormalised log probability of each level, (c, B, L), of (B, c, 3)."""
         base = (self.log_start + self.table).unsqueeze(1)
-        return torch.baddbmm(base, natural.transpose(0, 1), self.statistics.transpose(1, 2))
+        return torch.baddbmm(base, natural.transpose(0, 1), self.statistics.table.transpose(1, 2))
 
     def _log_norm(self, natural: Tensor) -> Tensor:
         """Return the log normaliser A, summed over columns, shape (B,), of (B, c, 3)."""
-        return self._logits(natural).logsumexp(dim=-1).sum(dim=0)
+        # Crossed pairs of a pool may be tens of thousands.
+        together = torch.is_grad_enabled() or natural.numel() * self.values.shape[1] <= _AT_ONCE
+        parts = [natural] if together else natural.split(max(1, _AT_ONCE // self.values.numel()))
+        return torch.cat([self._logits(part).logsumexp(dim=-1).sum(dim=0) for part in parts])
 
-    def _in_units(self, context: Tensor) -> Tensor:
-        """Return embedded data (*, c) in units of its own."""
-        return (context - self.center) / self.unit
-
-    def _base(self, z: Tensor) -> Tensor:
-        """Return what the base measure says of data in units (B, c), shape (B,)."""
+    def _base(self, context: Tensor) -> Tensor:
+        """Return what the base measure says of data (B, c), shape (B,)."""
         # The nearest level, for data between them or beyond.
-        level = torch.searchsorted(self.middles, z.T.contiguous())
+        z = self.statistics.in_units(context).T.contiguous()
+        level = torch.searchsorted(self.middles, z)
         said = (self.log_start + self.table - self.log_width).gather(1, level)
         return said.sum(dim=0) + self.constant
 
-    def _of_data(self, z: Tensor) -> Tensor:
-        """Return the statistics T of data in units (B, c), shape (B, c, 3)."""
+
+class LevelStatistics(nn.Module):
+    """What an exponential family takes of data in levels: level, square, and whether the lowest.
+
+    Those that follow from the others, of columns with few levels, are zero.
+
+    Args:
+        values: Levels of each column, ascending, shape (c, L).
+        center: Of each column, shape (c,).
+        unit: Of each column, shape (c,).
+
+    Attributes:
+        levels: The levels in units, shape (c, L).
+        table: Their statistics, shape (c, L, 3).
+    """
+
+    center: Tensor
+    unit: Tensor
+    levels: Tensor
+    table: Tensor
+
+    def __init__(self, values: Tensor, center: Tensor, unit: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("center", center.clone())
+        self.register_buffer("unit", unit)
+        self.register_buffer("levels", ((values.T - center) / unit).T.contiguous())
+        self.register_buffer("table", self._of(self.levels))
+
+    def in_units(self, context: Tensor) -> Tensor:
+        """Return embedded data (*, c) in units."""
+        return (context - self.center) / self.unit
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Return the statistics of embedded data (*, c), shape (*, c, 3)."""
         # Jittered data lie between levels. Beyond them there is nothing to learn from.
-        lowest, highest = self.statistics[:, 0, 0], self.statistics[:, :, 0].amax(dim=1)
-        z = torch.minimum(torch.maximum(z, lowest), highest)
-        return self._statistics(z.T, self.statistics[:, :, 0]).transpose(0, 1)
+        lowest, highest = self.levels[:, 0], self.levels[:, -1]
+        z = torch.minimum(torch.maximum(self.in_units(context), lowest), highest)
+        return self._of(z.unsqueeze(-1)).squeeze(-2)
 
-    def _statistics(self, z: Tensor, levels: Tensor) -> Tensor:
-        """Return the statistics of data (c, B) whose levels are (c, L), shape (c, B, 3).
-
-        Those that follow from the others, of columns with few levels, are zero.
-        """
-        several = [(levels.diff(dim=1) > 0).sum(dim=1, keepdim=True) >= num for num in (2, 3)]
-        first = levels[:, :1]
-        step = (levels[:, 1:2] if levels.shape[1] > 1 else first) - first
-        step = torch.where(step > 0, step, torch.ones_like(step))
-        atom = (1 - (z - first) / step).clamp(0.0, 1.0)
-        return torch.stack((z, (z.square() - 1) * several[0], atom * several[1]), dim=-1)
+    def _of(self, z: Tensor) -> Tensor:
+        """Return the statistics of data (*, c, B) in units, shape (*, c, B, 3)."""
+        steps, first = self.levels.diff(dim=1), self.levels[:, :1]
+        three, four = ((steps > 0).sum(dim=1, keepdim=True) >= num for num in (2, 3))
+        step = steps[:, :1] if steps.shape[1] else torch.ones_like(first)
+        atom = (1 - (z - first) / torch.where(step > 0, step, torch.ones_like(step))).clamp(0, 1)
+        return torch.stack((z, (z.square() - 1) * three, atom * four), dim=-1)
 
 
 def has_few_levels(context: Tensor, gaps: Tensor) -> bool:
-    """Whether all columns of embedded data (n, c), of these steps (c,), have few levels."""
-    varying = (context != context[:1]).any(dim=0)
-    if not varying.any() or not (gaps > 0)[varying].all():
+    """Whether all columns of embedded data (n, c), of these steps (c,), have few levels.
+
+    Of a column that never varies Gaussians are as sure as they like, and nothing compares.
+    """
+    if not (gaps > 0).all():
         return False
     most = max(len(_merged(column)[0]) for column in context.T)
-    return most <= min(_MOST_LEVELS, _MOST_CELLS / context.shape[1])
+    few = min(_MOST_LEVELS, _MOST_CELLS / context.shape[1], len(context) / _ROWS_OF_LEVEL)
+    return most <= few
 
 
 def _levels_of(context: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ class LikelihoodFit:
 
     def run(self) -> None:
         """Take steps until held-out rows see no more progress; keeps the best weights aside."""
-        mark, idle = _mean(self.losses), 0
+        mark, idle = self._mean(self.losses), 0
         for step in range(1, _STEPS + 1):
             self._step()
             self._average.update(step)
@@ -63,11 +63,11 @@ class LikelihoodFit:
             with self._average.in_place():
                 losses = self._look()
                 # False for NaN.
-                if _mean(losses) < _mean(self.losses):
+                if self._mean(losses) < self._mean(self.losses):
                     self.losses, self._best = losses, copy_of_weights(self.network)
             idle += 1
-            if _mean(self.losses) < mark - _PROGRESS:
-                mark, idle = _mean(self.losses), 0
+            if self._mean(self.losses) < mark - _PROGRESS:
+                mark, idle = self._mean(self.losses), 0
             if idle == _PATIENCE:
                 return
 
@@ -89,6 +89,10 @@ class LikelihoodFit:
         # Of data in steps there are several copies of each row.
         return losses.view(-1, len(self.held_out[0])).mean(dim=0)
 
+    def _mean(self, losses: Tensor) -> float:
+        # Rare levels have a loss far above that of all others, which counts.
+        return (bounded(losses) if self.network.has_tails else losses).mean().item()
+
     def _descend(self) -> tuple[Tensor, ...]:
         theta, context = self.rows
         if len(theta) > _BATCH:
@@ -101,10 +105,6 @@ class LikelihoodFit:
         torch.nn.utils.clip_grad_norm_(self._parameters, _MAX_NORM)
         self._optimizer.step()
         return (loss.detach(),)
-
-
-def _mean(losses: Tensor) -> float:
-    return bounded(losses).mean().item()
 
 
 def likelihood_losses(network: Likelihood, theta: Tensor, context: Tensor) -> Tensor:

@@ -54,16 +54,20 @@ def fittest(
     fits = [LikelihoodFit(network, rows, held_out) for network in (first, *map(build, forms))]
     for fit in fits:
         fit.run()
-    # Starts of several forms differ by chance: skip those that have not improved.
-    fits = [fit for fit in fits if fit.network is first or fit.has_learnt]
+    # Starts of Gaussians differ by chance: skip those that have not improved.
+    fits = [fit for fit in fits if fit.network is first or fit.has_learnt or _is_of_levels(fit)]
     chosen = _surest(fits)
-    if fits[-1].network.common == DISCRETE and not _tells_as_much(fits[-1], _surest(fits[:-1])):
+    if _is_of_levels(fits[-1]) and not _tells_as_much(fits[-1], _surest(fits[:-1])):
         fits.pop()
         chosen = _surest(fits)
     fitted = [fit.restore_best() for fit in fits if fit is not chosen]
     # The original is the one to train: what it knows of the embedding it shares with the flow.
     fitted.insert(0, copy.deepcopy(chosen.restore_best()))
     return chosen.network_to_train(), fitted
+
+
+def _is_of_levels(fit: LikelihoodFit) -> bool:
+    return fit.network.common == DISCRETE
 
 
 def _surest(fits: list[LikelihoodFit]) -> LikelihoodFit:
@@ -75,7 +79,5 @@ def _tells_as_much(levels: LikelihoodFit, other: LikelihoodFit) -> bool:
 
     It may be likelier and still know less: columns that share noise count as so many witnesses.
     """
-    found = (
-        information_of(fit.restore_best(), fit.rows, fit.held_out) for fit in (levels, other)
-    )
+    found = (information_of(fit.restore_best(), fit.rows, fit.held_out) for fit in (levels, other))
     return is_level(*found)

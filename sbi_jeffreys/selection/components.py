@@ -110,7 +110,7 @@ def components_of(theta: Tensor, x: Tensor, num: int | None = None) -> Component
 
 def num_components(module: nn.Module) -> int:
     """Return the number of principal components that a flow sees, 0 if it sees columns."""
-    numbers = (len(each.offset) for each in module.modules() if type(each) is Components)
+    numbers = (len(each.offset) for each in module.modules() if isinstance(each, Components))
     return next(numbers, 0)
 
 

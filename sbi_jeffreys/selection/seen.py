@@ -18,7 +18,7 @@ from ..features.scales import standardizer
 from .components import components_of
 from .missing import Filled, FillingSizes, filling_of
 from .screening import Columns, informative, kept_columns
-from .statistics import Statistics, statistics_of
+from .statistics import Statistics, StatisticsSizes, statistics_of
 
 __all__ = ["Seen", "filling_sizes", "missed", "what_to_see"]
 
@@ -39,7 +39,7 @@ def what_to_see(
     columns: Sequence[int] | None,
     components: int | None,
     filling: FillingSizes | None = None,
-    statistics: int | None = None,
+    statistics: StatisticsSizes | None = None,
 ) -> Seen:
     """Return what makes features of x: of all columns or some, or components.
 
@@ -52,7 +52,7 @@ def what_to_see(
             themselves; by default those that tell more of theta, if there are such.
         filling: Sizes of what fills in missing values, to be loaded; by default it is made from
             the data, if any of them are codes of missing ones.
-        statistics: Number of statistics of columns in levels that are to be loaded, 0 for none; by
+        statistics: Sizes of statistics of columns in levels, to be loaded, zeros for none; by
             default those of a likelihood that tells more of theta, where components may be tried.
 
     Raises:
@@ -80,8 +80,8 @@ def what_to_see(
     else:
         first = [nn.Flatten(), fill, standardizer(fill(flat))]
     features = nn.Sequential(*first)(x)
-    if statistics:
-        return Seen(first, Statistics.blank(features, statistics))
+    if statistics is not None and statistics.number:
+        return Seen(first, Statistics.blank(features.shape[1], statistics))
     found = components_of(theta, features, components)
     choose = statistics is None and components is None
     sums = statistics_of(theta, features, found) if choose else None

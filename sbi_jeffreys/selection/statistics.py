@@ -3,9 +3,9 @@ r"""What the flow sees of many columns in levels: statistics of a likelihood, le
 Where x has dozens of bits or counts, a likelihood of levels
 (:mod:`sbi_jeffreys.likelihood.discrete`) may tell much more of :math:`\theta` than Gaussians do, of
 the columns or of their components. It then is the proxy, of the columns. What it has of x beside
-:math:`\theta` is :math:`\sum_j z_j \eta_j(\theta)`, and :math:`\eta(\theta)` moves along a few
-directions, as many as there are parameters in a generalised linear model. So the flow, which would
-learn the noise of all columns, sees their sums along these directions: sufficient statistics, as
+:math:`\theta` is :math:`\sum_j T_j(x_j) \cdot \eta_j(\theta)`, where :math:`\eta(\theta)` moves
+along few directions, as many as there are parameters in a generalised linear model. So the flow,
+which would learn the noise of all columns, sees sums of T along these: sufficient statistics, as
 far as the likelihood is right.
 
 References:
@@ -14,39 +14,80 @@ References:
     https://doi.org/10.1111/j.1467-9868.2011.01010.x
 """
 
+import copy
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from ..features.regression import MOST_FEATURES
 from ..features.scales import finite_sample
-from ..likelihood.discrete import DiscreteLikelihood, has_few_levels
+from ..likelihood.discrete import DiscreteLikelihood, LevelStatistics, has_few_levels
 from ..likelihood.information import fitted, information, information_of, is_level
 from ..likelihood.start import steps_of
 from .components import ROWS, Components, judges_of
 
-__all__ = ["Statistics", "num_statistics", "statistics_of"]
+__all__ = ["NO_STATISTICS", "Statistics", "StatisticsSizes", "statistics_of", "statistics_sizes"]
 
 # Columns for which it is worth it, at least; of fewer the flow can see each.
 _FEWEST_COLUMNS = 20
 _FEWEST_ROWS = 50
 # Singular values, relative to the largest, from which on a direction is noise. It matters little:
 # sums have the ratios of these, so that those of noise are small.
-_NOISE = 0.01
+_NOISE, _ROUNDING = 0.01, 1e-9
 
 
-class Statistics(Components):
-    """Sums that the flow sees of columns, arguments and values as those of components."""
+class StatisticsSizes(NamedTuple):
+    """Number of statistics, and of levels; zeros for none."""
+
+    number: int
+    levels: int
+
+
+NO_STATISTICS = StatisticsSizes(0, 0)
+
+
+class Statistics(nn.Module):
+    """Sums of what an exponential family takes of columns in levels.
+
+    Args:
+        of_levels: What that is.
+        directions: Coefficients of the sums, shape (3 c, k).
+        offset: What is subtracted, shape (k,).
+    """
+
+    directions: Tensor
+    offset: Tensor
+
+    def __init__(self, of_levels: LevelStatistics, directions: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.of_levels = of_levels
+        # As it is loaded, or products would be rounded otherwise.
+        self.register_buffer("directions", directions.contiguous())
+        self.register_buffer("offset", offset)
 
     @classmethod
-    def blank(cls, x: Tensor, num: int) -> "Statistics":
-        """Return so many statistics of data (n, c), to be loaded."""
-        return cls(x.new_zeros(x.shape[1], num), x.new_zeros(num))
+    def blank(cls, columns: int, sizes: StatisticsSizes) -> "Statistics":
+        """Return statistics of these sizes, of so many columns, to be loaded."""
+        zeros = torch.zeros(columns, sizes.levels)
+        of_levels = LevelStatistics(zeros, torch.zeros(columns), torch.ones(columns))
+        rows = of_levels.table[:, 0].numel()
+        return cls(of_levels, torch.zeros(rows, sizes.number), torch.zeros(sizes.number))
+
+    @property
+    def sizes(self) -> StatisticsSizes:
+        """How many there are, of how many levels."""
+        return StatisticsSizes(len(self.offset), self.of_levels.levels.shape[1])
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Return the sums (*, k) of columns (*, c)."""
+        return self.of_levels(context).flatten(-2) @ self.directions - self.offset
 
 
-def num_statistics(module: nn.Module) -> int:
-    """Return the number of statistics that a flow sees in place of columns, 0 if there are none."""
-    numbers = (len(each.offset) for each in module.modules() if isinstance(each, Statistics))
-    return next(numbers, 0)
+def statistics_sizes(module: nn.Module) -> StatisticsSizes:
+    """Return the sizes of what a flow sees in place of columns in levels."""
+    found = (each.sizes for each in module.modules() if isinstance(each, Statistics))
+    return next(found, NO_STATISTICS)
 
 
 def statistics_of(theta: Tensor, x: Tensor, components: Components | None) -> Statistics | None:
@@ -67,18 +108,26 @@ def statistics_of(theta: Tensor, x: Tensor, components: Components | None) -> St
     with torch.enable_grad():
         network = DiscreteLikelihood(*rows)
     fitted(network, rows, held_out)
+    own = information_of(network, rows, held_out)
     others = [(t, c if components is None else components(c)) for t, c in (rows, held_out)]
-    # Where columns share noise it knows less, by nats.
-    as_much = is_level(information_of(network, rows, held_out), information(*others))
-    return _sums(network, *rows).to(x) if as_much else None
+    # Where columns share noise it knows less, by nats; what it knows nothing of has no statistics.
+    if not (own.mean() > 0 and is_level(own, information(*others))):
+        return None
+    return _sums(network, *rows).to(x)
 
 
 @torch.no_grad()
 def _sums(network: DiscreteLikelihood, theta: Tensor, x: Tensor) -> Statistics:
-    """Return sums of columns along the directions in which natural parameters move."""
-    natural = network.of_level(theta).double()
-    _, values, directions = torch.linalg.svd(natural - natural.mean(dim=0), full_matrices=False)
-    directions = (values / values[0] * directions.T)[:, values > _NOISE * values[0]]
-    sums = x.double() @ directions
+    """Return sums along the directions in which natural parameters move."""
+    natural, of_levels = network.natural(theta).double(), copy.deepcopy(network.statistics)
+    # Of two statistics with one direction, the one that varies more is worth more.
+    taken = of_levels(x).flatten(1).double()
+    spread = taken.std(dim=0)
+    moves = (natural - natural.mean(dim=0)) * spread
+    _, values, directions = torch.linalg.svd(moves, full_matrices=False)
+    some = values > max(_NOISE * values[0].item(), _ROUNDING)
+    per_spread = torch.where(spread > 0, 1 / spread, torch.zeros_like(spread))
+    directions = (values[some] * directions[some].T) * per_spread.unsqueeze(1)
+    sums = taken @ directions
     scale = sums.std(dim=0).max()
-    return Statistics((directions / scale).float(), (sums.mean(dim=0) / scale).float())
+    return Statistics(of_levels, (directions / scale).float(), (sums.mean(dim=0) / scale).float())

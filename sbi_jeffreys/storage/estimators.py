@@ -6,6 +6,7 @@ a few points tell whether what was rebuilt is what was stored.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..estimator import JeffreysEstimator
 from ..flows import DEFAULT_FLOW, FlowBuilder, flow_nn
 from ..layers.autoregressive import accelerate
 from ..likelihood.base import Likelihood
+from ..likelihood.discrete import DISCRETE
 from ..likelihood.stacking import Stack
 from ..pool import energy
 from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
@@ -28,7 +30,7 @@ from ..selection.components import num_components
 from ..selection.missing import FillingSizes
 from ..selection.screening import kept_columns
 from ..selection.seen import filling_sizes
-from ..selection.statistics import num_statistics
+from ..selection.statistics import NO_STATISTICS, StatisticsSizes, statistics_sizes
 from ..utils.seeding import seeded
 from ..walls import SoftWalls
 from .distributions import (
@@ -80,7 +82,7 @@ def describe_estimator(
         "walls": any(getattr(m, "f", None) is SoftWalls for m in estimator.modules()),
         "columns": kept_columns(estimator),
         "components": num_components(estimator),
-        "statistics": num_statistics(estimator),
+        "statistics": statistics_sizes(estimator),
         "filling": filling_sizes(estimator),
         "input_shape": list(estimator.input_shape),
         "condition_shape": list(estimator.condition_shape),
@@ -198,14 +200,15 @@ def _builder(
 
 def _seen(
     structure: Mapping[str, Any],
-) -> tuple[Sequence[int] | None, int, FillingSizes | None, int]:
+) -> tuple[Sequence[int] | None, int, FillingSizes | None, StatisticsSizes]:
     """Return the columns of x that a flow sees, if x is a vector, and the sizes of what follows."""
     columns = structure.get("columns")
     if columns is None and len(structure["condition_shape"]) == 1:
         columns = range(structure["condition_shape"][0])
     filling = structure.get("filling")
     filling = filling and FillingSizes(*filling)
-    return columns, structure.get("components", 0), filling, structure.get("statistics", 0)
+    statistics = StatisticsSizes(*structure.get("statistics", NO_STATISTICS))
+    return columns, structure.get("components", 0), filling, statistics
 
 
 def _join(
@@ -230,6 +233,9 @@ def _join(
             )
         sizes = _sizes_of_likelihood(tensors, "proxy.network")
         build_proxy = proxy_nn(proxy["name"], **proxy["kwargs"] | sizes)
+    elif isinstance(build_proxy, partial) and build_proxy.keywords.get("common") == DISCRETE:
+        # The levels of the data, which are not there any more.
+        build_proxy = partial(build_proxy, **_sizes_of_likelihood(tensors, "proxy.network"))
     distribution = rebuild_distribution(structure["base"], "base", tensors, prior)
     # All that a base keeps of the training data; in older files the floor follows from the anchor.
     base = Base(distribution, tensors["base_anchor"])

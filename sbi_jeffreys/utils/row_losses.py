@@ -20,6 +20,9 @@ def bounded(losses: Tensor) -> Tensor:
     """
     ordered, last = losses.sort().values, len(losses) - 1
     low, median, high = (ordered[round(share * last)] for share in (0.25, 0.5, 0.75))
+    if low == high:
+        # Of data in levels most losses may be the same.
+        return losses
     return torch.minimum(losses, median + _SPREADS * (high - low))
 
 

@@ -14,7 +14,7 @@ from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.likelihood.discrete import DISCRETE
 from sbi_jeffreys.selection import statistics
 from sbi_jeffreys.selection.components import Components
-from sbi_jeffreys.selection.statistics import Statistics, num_statistics, statistics_of
+from sbi_jeffreys.selection.statistics import Statistics, statistics_of, statistics_sizes
 from sbi_jeffreys.utils.quiet import QuietTracker
 
 PRIOR = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
@@ -78,6 +78,31 @@ def test_bits_that_move_together_are_left_to_others():
     assert statistics_of(theta, standardized(x), None) is None
 
 
+@pytest.mark.usefixtures("_in_full")
+@pytest.mark.parametrize("num", [60, 300])
+@pytest.mark.parametrize("slope", [0.0, 0.3])
+def test_bits_that_say_little(num, slope):
+    theta = PRIOR.sample((num,))
+    x = torch.bernoulli(torch.sigmoid(slope * theta[:, :1] - 0.4).expand(-1, 30))
+    found = statistics_of(theta, standardized(x), None)
+    assert found is None or found(standardized(x)).isfinite().all()
+
+
+@pytest.mark.usefixtures("_in_full")
+def test_sums_tell_of_zeros_in_excess():
+    """Thirty counts with zeros in excess: the mean count tells of rate and zeros together."""
+    theta = 2 * torch.rand(600, 2) - 1
+    rate = (1 + theta[:, :1]).exp().expand(-1, 30)
+    x = torch.poisson(rate) * (torch.rand(600, 30) < torch.sigmoid(2 * theta[:, 1:]))
+    c = standardized(x)
+    found = statistics_of(theta, c, None)(c)
+    zeros = (x == 0).float().mean(dim=1, keepdim=True)
+    exact = torch.cat((x.mean(dim=1, keepdim=True), zeros), dim=1)
+    exact, found = exact - exact.mean(dim=0), found - found.mean(dim=0)
+    residuals = exact - found @ torch.linalg.lstsq(found, exact).solution
+    assert (residuals.var(dim=0) < 0.1 * exact.var(dim=0)).all()
+
+
 @pytest.mark.parametrize(("gain", "taken"), [(-0.1, False), (0.1, True), (float("nan"), False)])
 def test_held_out_rows_decide(gain, taken, monkeypatch):
     says(monkeypatch, 1.0, 1.0 + gain)
@@ -118,7 +143,7 @@ def test_the_flow_sees_statistics_and_the_proxy_columns(shape, objective, tmp_pa
     theta = PRIOR.sample((200,))
     x = bits(theta).unflatten(1, shape)
     trainer, estimator = trained(x, theta, objective=objective)
-    assert estimator.num_statistics == num_statistics(estimator.flow) > 1
+    assert estimator.num_statistics == statistics_sizes(estimator.flow).number > 1
     assert estimator.num_components == 0
     assert estimator.embed(x).shape == (200, 40)
     # sbi's own way to the density, and ours.
@@ -145,7 +170,7 @@ def test_columns_and_components_that_were_asked_for_are_seen():
     x = bits(theta)
     for components in (0, 4):
         flow = flow_nn(PRIOR, components=components)(theta, x)
-        assert num_statistics(flow) == 0
+        assert statistics_sizes(flow).number == 0
         assert flow.embedding_net(x).shape[1] == (components or 40)
 
 
