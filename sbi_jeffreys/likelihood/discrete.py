@@ -48,9 +48,9 @@ _PRIOR_ROWS = 0.5
 _REACH = 6.0
 # The level, its square, whether it is the lowest.
 _STATISTICS = 3
-# Factors on the three, and on what the network says beside the linear map: what goes beyond a
-# generalised linear model is learnt more slowly, or a hundred rows are overfitted.
-_FACTORS, _NETWORK = (1.0, 0.3, 0.3), 0.3
+# Factor on what the network says beside the linear map: what goes beyond a generalised linear model
+# is learnt more slowly, or a hundred rows are overfitted.
+_SLOW = 0.3
 # Normalisers are evaluated for so many levels at once where no gradient is kept.
 _AT_ONCE = 2**24
 
@@ -86,7 +86,6 @@ class DiscreteLikelihood(Likelihood):
     log_start: Tensor
     log_width: Tensor
     constant: Tensor
-    factors: Tensor
 
     def __init__(
         self,
@@ -113,8 +112,6 @@ class DiscreteLikelihood(Likelihood):
         with torch.no_grad():
             weight = torch.stack((self._first_slope(), *2 * [torch.zeros_like(self.slope)]), dim=1)
             self.linear.weight.copy_(weight.flatten(0, 1))
-        factors = torch.tensor(_FACTORS, dtype=theta.dtype).repeat(context.shape[1])
-        self.register_buffer("factors", factors, persistent=False)
         # What is learnt of the base measure.
         self.table = nn.Parameter(torch.zeros_like(self.log_start))
 
@@ -227,7 +224,7 @@ class DiscreteLikelihood(Likelihood):
     def _natural(self, theta: Tensor) -> Tensor:
         """Return the natural parameters for theta (*, d), shape (*, c, 3)."""
         t = self.standard_theta(theta)
-        natural = self.factors * (_NETWORK * self.of_theta(t) + self.linear(t))
+        natural = _SLOW * self.of_theta(t) + self.linear(t)
         return natural.unflatten(-1, (-1, _STATISTICS))
 
     def _logits(self, natural: Tensor) -> Tensor:
