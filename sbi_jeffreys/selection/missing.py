@@ -83,6 +83,7 @@ class Filled(nn.Module):
             ones, shape (k c, j). A set of one is an indicator.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> theta = torch.randn(200, 1)
         >>> x = theta + 0.1 * torch.randn(200, 4)
         >>> x[torch.rand(200, 4) < 0.1] = -999.0

@@ -20,10 +20,9 @@ def bounded(losses: Tensor) -> Tensor:
     """
     ordered, last = losses.sort().values, len(losses) - 1
     low, median, high = (ordered[round(share * last)] for share in (0.25, 0.5, 0.75))
-    if low == high:
-        # Of data in levels most losses may be the same.
-        return losses
-    return torch.minimum(losses, median + _SPREADS * (high - low))
+    # Of data in levels most losses may be the same. No branch: steps that are recorded come by here.
+    highest = torch.where(high > low, median + _SPREADS * (high - low), ordered[-1])
+    return torch.minimum(losses, highest)
 
 
 def lowest(losses: Tensor, weights: Tensor | float = 1.0) -> int:

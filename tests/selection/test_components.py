@@ -12,7 +12,7 @@ from sbi_jeffreys.features.principal import principal_axes
 from sbi_jeffreys.features.scales import standardizer
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.likelihood.information import information
-from sbi_jeffreys.selection import components
+from sbi_jeffreys.selection import components, seen
 from sbi_jeffreys.selection.components import Components, components_of
 from sbi_jeffreys.utils.quiet import QuietTracker
 
@@ -230,6 +230,7 @@ def test_series_and_images_are_seen_as_components_and_saved(
 
 def test_counts_in_components_come_in_no_steps(monkeypatch):
     says(monkeypatch, 0.0, 1.0)
+    monkeypatch.setattr(seen, "statistics_of", lambda *args: None)
     theta = PRIOR.sample((200,))
     _, estimator = trained(torch.poisson(oscillation(theta).exp()), theta)
     assert isinstance(estimator.flow.embedding_net[1], Components)
