@@ -20,7 +20,7 @@ def bounded(losses: Tensor) -> Tensor:
     """
     ordered, last = losses.sort().values, len(losses) - 1
     low, median, high = (ordered[round(share * last)] for share in (0.25, 0.5, 0.75))
-    # Of data in levels most losses may be the same. No branch: steps that are recorded come by here.
+    # Of data in levels most may be the same. No branch: what is recorded comes by here.
     highest = torch.where(high > low, median + _SPREADS * (high - low), ordered[-1])
     return torch.minimum(losses, highest)
 
