@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..features.columns import Features
 from ..utils.checks import check_counts
 from .base import Likelihood
+from .mixtures import draw_category
 
 __all__ = ["DISCRETE", "DiscreteLikelihood", "LevelStatistics", "has_few_levels"]
 
@@ -188,7 +189,7 @@ class DiscreteLikelihood(Likelihood):
 
     def log_mixture(self, theta: Tensor, context: Tensor) -> Tensor:
         """Return the logarithm of the likelihood, up to a constant; see the base class."""
-        natural, statistics = self._natural(theta), self.statistics(context)
+        natural, statistics = self.natural(theta), self.statistics(context)
         log_norm = self._log_norm(natural.reshape(-1, *natural.shape[-2:]))
         if theta.shape[-2] == 1 and context.shape[-2] != 1:
             inner = natural.flatten(-2).squeeze(-2) @ statistics.flatten(-2).T
@@ -200,7 +201,7 @@ class DiscreteLikelihood(Likelihood):
         self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the likelihood at pairs and at all, and the rest; see the base class."""
-        natural = self._natural(torch.cat((theta, shared)))
+        natural = self.natural(torch.cat((theta, shared)))
         log_norm = self._log_norm(natural)
         of_pairs, of_shared = natural.flatten(1).tensor_split([len(theta)])
         norm_of_pairs, norm_of_shared = log_norm.tensor_split([len(theta)])
@@ -212,16 +213,10 @@ class DiscreteLikelihood(Likelihood):
     @torch.no_grad()
     def simulate(self, theta: Tensor) -> Tensor:
         """Return data in levels; see the base class."""
-        logits = self._logits(self._natural(theta))
-        # Gumbel's trick: a draw of the level.
-        level = (logits - torch.empty_like(logits).exponential_().log()).argmax(dim=-1)
+        level = draw_category(self._logits(self.natural(theta)))
         return self.values.gather(1, level).T
 
     def natural(self, theta: Tensor) -> Tensor:
-        """Return the natural parameters for theta (n, d), shape (n, 3 c)."""
-        return self._natural(theta).flatten(1)
-
-    def _natural(self, theta: Tensor) -> Tensor:
         """Return the natural parameters for theta (*, d), shape (*, c, 3)."""
         t = self.standard_theta(theta)
         natural = _SLOW * self.of_theta(t) + self.linear(t)

@@ -37,8 +37,7 @@ def information(rows: Rows, held_out: Rows) -> Tensor:
         rows: Parameters (n, d) and features (n, c), at most 500, to fit, in no order.
         held_out: Such to judge by (m, d) and (m, c), at least one.
     """
-    with torch.enable_grad():
-        network = LikelihoodEnergy(*rows, common=_FORM)
+    network = LikelihoodEnergy(*rows, common=_FORM)
     return information_of(fitted(network, rows, held_out), rows, held_out)
 
 

@@ -13,7 +13,14 @@ from torch import Tensor
 from .logsumexp import logsumexp
 from .squares import sum_of_squares
 
-__all__ = ["LowerEntries", "Mixture", "draw_each", "log_prob_of_all", "log_prob_of_pairs"]
+__all__ = [
+    "LowerEntries",
+    "Mixture",
+    "draw_category",
+    "draw_each",
+    "log_prob_of_all",
+    "log_prob_of_pairs",
+]
 
 
 class Mixture(NamedTuple):
@@ -89,8 +96,7 @@ def log_prob_of_all(w: Tensor, mixture: Mixture, entries: LowerEntries) -> Tenso
 def draw_each(mixture: Mixture, entries: LowerEntries) -> Tensor:
     """Return one draw of each mixture, whitened, shape (B, c), for B parameters."""
     m, log_scale, lower, log_weight = mixture
-    # Gumbel's trick: a draw of the component.
-    k = (log_weight - torch.empty_like(log_weight).exponential_().log()).argmax(dim=-1)
+    k = draw_category(log_weight)
     one = torch.arange(len(m), device=m.device)
     m, sharpness, lower = m[one, k], log_scale[one, k].exp(), lower[one, k]
     noise = torch.randn_like(m)
@@ -98,6 +104,11 @@ def draw_each(mixture: Mixture, entries: LowerEntries) -> Tensor:
         return m + noise / sharpness
     A = _factor(sharpness, lower, entries)
     return m + torch.linalg.solve_triangular(A, noise.unsqueeze(-1), upper=False).squeeze(-1)
+
+
+def draw_category(logits: Tensor) -> Tensor:
+    """Return a draw of the last dimension of logits (*, K), shape (*), by Gumbel's trick."""
+    return (logits - torch.empty_like(logits).exponential_().log()).argmax(dim=-1)
 
 
 def _factor(scale: Tensor, lower: Tensor, entries: LowerEntries) -> Tensor:

@@ -105,10 +105,8 @@ def statistics_of(theta: Tensor, x: Tensor, components: Components | None) -> St
         return None
     judges = judges_of(few_theta)
     rows, held_out = ((few_theta[which], few_x[which]) for which in (~judges, judges))
-    with torch.enable_grad():
-        network = DiscreteLikelihood(*rows)
-    fitted(network, rows, held_out)
-    own = information_of(network, rows, held_out)
+    network = DiscreteLikelihood(*rows)
+    own = information_of(fitted(network, rows, held_out), rows, held_out)
     others = [(t, c if components is None else components(c)) for t, c in (rows, held_out)]
     # Where columns share noise it knows less, by nats; what it knows nothing of has no statistics.
     if not (own.mean() > 0 and is_level(own, information(*others))):
@@ -119,7 +117,10 @@ def statistics_of(theta: Tensor, x: Tensor, components: Components | None) -> St
 @torch.no_grad()
 def _sums(network: DiscreteLikelihood, theta: Tensor, x: Tensor) -> Statistics:
     """Return sums along the directions in which natural parameters move."""
-    natural, of_levels = network.natural(theta).double(), copy.deepcopy(network.statistics)
+    natural, of_levels = (
+        network.natural(theta).flatten(1).double(),
+        copy.deepcopy(network.statistics),
+    )
     # Of two statistics with one direction, the one that varies more is worth more.
     taken = of_levels(x).flatten(1).double()
     spread = taken.std(dim=0)
