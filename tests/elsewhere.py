@@ -9,7 +9,6 @@ noted in :data:`waits`.
 """
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -157,10 +156,6 @@ class _Generator:
 @contextlib.contextmanager
 def elsewhere(monkeypatch) -> Iterator[str]:
     """Let there be another device, and return its name."""
-    # Fused optimizers have a list of devices.
-    optimizer = importlib.import_module("torch.optim.optimizer")
-    devices = ["cpu", DEVICE]
-    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: devices)
     # sbi draws a number to see whether a device is there: from the CPU's generator, here.
     monkeypatch.setattr("sbi.utils.torchutils.check_device", lambda device: None)
     monkeypatch.setattr(torch, "Generator", _Generator)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..optim.muon import adam
+from ..optim.adam import Adam
 from ..optim.weights import RunningMean, copy_of_weights
 from ..replay.cpu import Repeated
 from ..utils.row_losses import bounded
@@ -41,7 +41,7 @@ class LikelihoodFit:
         # The gauge g(x) is no part of the likelihood.
         gauge = set(network.gauge.parameters())
         self._parameters = [p for p in network.parameters() if p not in gauge]
-        self._optimizer = adam(self._parameters, _RATE, _WEIGHT_DECAY)
+        self._optimizer = Adam(self._parameters, _RATE, _WEIGHT_DECAY)
         self._average = RunningMean(self._parameters, newest=10)
         self._step = Repeated(self._descend, _RECORDED)
         self._first = self._best = copy_of_weights(network)

@@ -15,13 +15,14 @@ References:
       section 2.2: the scale of the updates
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Muon", "adam", "orthogonalize"]
+from .adam import Adam, Optimizer
+
+__all__ = ["Muon", "orthogonalize"]
 
 # Coefficients and number of the quintic iteration's steps (Jordan et al.): singular values end
 # between 0.7 and 1.2, which is near enough.
@@ -31,21 +32,6 @@ _MOMENTUM = 0.95
 _SCALE = 0.6
 # A matrix with fewer rows or columns has hardly any directions to balance.
 _SMALLEST = 8
-
-
-class _AdamW(torch.optim.AdamW):
-    # Steps are taken without a graph, too. torch would warn of it, though only on copies.
-    _warned_capturable_if_run_uncaptured = True
-
-
-def adam(
-    parameters: Sequence[Tensor], lr: float, weight_decay: float = 0.0
-) -> torch.optim.Optimizer:
-    """Return Adam with decoupled weight decay, in one kernel, which a CUDA graph may record."""
-    on_gpu = any(p.is_cuda for p in parameters)
-    # Some of sbi's embedding networks have complex weights, for which there is no such kernel.
-    fused = all(p.is_floating_point() for p in parameters)
-    return _AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused, capturable=on_gpu)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -66,10 +52,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return X.mT if tall else X
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Muon for matrices, Adam for all other parameters, with one learning rate.
-
-    Moments are kept in pickles and deep copies, not in ``state_dict``, which is refused.
 
     Args:
         parameters: What to train.
@@ -80,35 +64,22 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, keep: Iterable[nn.Parameter] = ()
     ) -> None:
-        parameters = list(parameters)
-        super().__init__(parameters, {"lr": lr})
+        super().__init__(parameters, lr)
         kept = {id(p) for p in keep}
         by_shape: dict[torch.Size, list[Tensor]] = {}
         others: list[Tensor] = []
-        for p in parameters:
+        for p in self.parameters:
             matrix = p.dim() == 2 and min(p.shape) >= _SMALLEST and id(p) not in kept
             (by_shape.setdefault(p.shape, []) if matrix else others).append(p)
         self._stacks = list(by_shape.values())
         self._momenta = [torch.zeros_like(torch.stack(stack)) for stack in self._stacks]
-        self._adam = adam(others, lr) if others else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Raise: moments are stacked by shape, not kept for each parameter."""
-        raise NotImplementedError(
-            "Muon has no state_dict; pickle it, or the trainer it belongs to."
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("_stacks", "_momenta", "_adam")}
-        return super().__getstate__() | own
+        self._adam = Adam(others, lr)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters; the closure is not called."""
-        lr = self.param_groups[0]["lr"]
-        if self._adam is not None:
-            self._adam.param_groups[0]["lr"] = lr
-            self._adam.step()
+    def step(self) -> None:
+        """Update all parameters."""
+        self._adam.lr = lr = self.lr
+        self._adam.step()
         for stack, momentum in zip(self._stacks, self._momenta, strict=True):
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in stack]
             gradient = torch.stack(gradients)

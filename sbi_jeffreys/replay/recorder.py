@@ -120,6 +120,11 @@ class Recorder(TorchDispatchMode):
         self._held: dict[int, torch.UntypedStorage] = {}
         self._before: list[tuple[Tensor, Tensor]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return whether torch is to import its compiler (1.4 s) to keep it out of here: no."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..estimator import JeffreysEstimator
 from ..layers.conditional_gaussian import ConditionalGaussian
-from ..optim.muon import Muon, adam
+from ..optim.adam import Adam, Optimizer
+from ..optim.muon import Muon
 
 __all__ = [
     "Gradients",
@@ -28,7 +29,7 @@ class TrainingDiverged(RuntimeError):
 
 def flow_optimizer(
     estimator: JeffreysEstimator, learning_rate: float, weight_decay: float, *, muon: bool
-) -> torch.optim.Optimizer:
+) -> Optimizer:
     """Return the optimizer of the flow and of the embedding, which belongs to it.
 
     Args:
@@ -39,7 +40,7 @@ def flow_optimizer(
     """
     parameters = list(estimator.flow.parameters())
     if not muon:
-        return adam(parameters, learning_rate, weight_decay)
+        return Adam(parameters, learning_rate, weight_decay)
     # Updates of a fixed size throw a layer about whose outputs a sharp posterior multiplies.
     kept: list[nn.Module] = [
         module for module in estimator.flow.modules() if isinstance(module, ConditionalGaussian)
@@ -48,11 +49,9 @@ def flow_optimizer(
     return Muon(parameters, learning_rate, keep=[p for module in kept for p in module.parameters()])
 
 
-def proxy_optimizer(
-    proxy: nn.Module, learning_rate: float, weight_decay: float
-) -> torch.optim.Optimizer:
+def proxy_optimizer(proxy: nn.Module, learning_rate: float, weight_decay: float) -> Optimizer:
     """Return the optimizer of the proxy, with decoupled weight decay."""
-    return adam(list(proxy.parameters()), learning_rate, weight_decay)
+    return Adam(proxy.parameters(), learning_rate, weight_decay)
 
 
 class Gradients(NamedTuple):
@@ -62,18 +61,18 @@ class Gradients(NamedTuple):
     norms: list[Tensor]
 
 
-def gradients_of(loss: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> Gradients:
+def gradients_of(loss: Tensor, optimizers: Sequence[Optimizer]) -> Gradients:
     """Return the gradients of a loss, which are also left at the parameters.
 
     Args:
         loss: A scalar.
-        optimizers: One for each model, with one group of parameters.
+        optimizers: One for each model.
     """
     for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
     loss.backward()
     # Each model has its own norm: a proxy in trouble must not slow the flow down.
-    gradients = [_gradients(optimizer) for optimizer in optimizers]
+    gradients = [[p.grad for p in each.parameters if p.grad is not None] for each in optimizers]
     # Without any it is a step of the flow alone.
     gradients = [each for each in gradients if each]
     return Gradients(gradients, [torch.stack(torch._foreach_norm(g)).norm() for g in gradients])
@@ -101,7 +100,3 @@ def clip(gradients: Gradients, norms: Sequence[float], clip_max_norm: float | No
     for each, norm in zip(gradients.of, norms, strict=True):
         if norm > clip_max_norm:
             torch._foreach_mul_(each, clip_max_norm / norm)
-
-
-def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]

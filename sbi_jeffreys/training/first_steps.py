@@ -57,7 +57,7 @@ def check_rates(training: Training, data: Data | LoaderData, held_out: Data | Lo
     rates = (lowered.learning_rate, lowered.proxy_learning_rate)
     share = "all" if lost >= MOST_OF_A_ROW else f"{lost:.1f} nats"
     for optimizer, rate in zip(training.optimizers, rates, strict=True):
-        optimizer.param_groups[0]["lr"] = rate
+        optimizer.lr = rate
     warn(
         f"learning_rate={asked.learning_rate:g} with proxy_learning_rate="
         f"{asked.proxy_learning_rate:g} is too high: a few steps lose {share} of what the start "

@@ -89,9 +89,7 @@ class RecordedStep:
             self._gradient, made = _record(gradient, pool, theta.device)
             self._found, self.gradients, left = made
             self._left = left if whole else None
-        parameters = [
-            p for optimizer in steps.optimizers for p in optimizer.param_groups[0]["params"]
-        ]
+        parameters = [p for optimizer in steps.optimizers for p in optimizer.parameters]
         self._parameters = [(p, p.grad) for p in parameters]
         self._pool = pool
         self.record_descent(steps)

@@ -12,6 +12,10 @@ zero) its draws miss most of Z, and the proxy's cross-entropy is too low, by nat
 from collections.abc import Mapping
 from typing import Any
 
+from sbi.utils.tracking import TensorBoardTracker
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard.writer import SummaryWriter
+
 from ..duals import DualState
 
 __all__ = [
@@ -91,7 +95,7 @@ def report_epoch(
         KeyError: If a key is not one of ``EPOCH_KEYS``; all that the tracker raises.
     """
     append_epoch(record, epoch)
-    tracker.log_metrics(epoch, step=len(record["training_loss"]) - 1)
+    _tell(tracker, epoch, len(record["training_loss"]) - 1)
     multipliers = [epoch[f"multiplier_{name}"] for name in _DIVERGENCES]
     bar.set_postfix(
         {
@@ -100,6 +104,18 @@ def report_epoch(
         }
     )
     bar.update()
+
+
+def _tell(tracker: Any, metrics: Mapping[str, float], step: int) -> None:
+    """Tell a tracker of sbi's some numbers."""
+    writer = getattr(tracker, "_writer", None)
+    if type(tracker) is not TensorBoardTracker or type(writer) is not SummaryWriter:
+        tracker.log_metrics(metrics, step=step)
+        return
+    # sbi's default writes an event for each number, through a queue of ten, and for epochs of one
+    # step that is a tenth of the training. One event may have many.
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+    writer._get_file_writer().add_summary(Summary(value=values), step)
 
 
 def report_run(

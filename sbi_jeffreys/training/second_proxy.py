@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..estimator import JeffreysEstimator
 from ..likelihood.base import Likelihood
-from ..optim.muon import adam
+from ..optim.adam import Adam
 from ..optim.weights import copy_of_weights
 from ..pool import log_ratio
 from ..replay.cpu import Repeated
@@ -111,7 +111,7 @@ def _train_critic(
     """Return the critic that is best on held-out rows of (theta, embedded data), if it learns."""
     theta, context = rows
     critic = _Critic(network, theta.shape[1], context.shape[1]).to(theta.device)
-    optimizer = adam(list(critic.layers.parameters()), lr=2e-3, weight_decay=0.1)
+    optimizer = Adam(critic.layers.parameters(), lr=2e-3, weight_decay=0.1)
     with torch.no_grad():
         copies = held_out[0].repeat(_COPIES, 1)
         to_judge = *held_out, copies, network.simulate(copies)

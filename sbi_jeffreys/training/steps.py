@@ -20,6 +20,7 @@ from ..draws import Draws, ReverseQueue, negatives
 from ..duals import DualState, Weighting
 from ..estimator import JeffreysEstimator
 from ..objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms, lagrangian
+from ..optim.adam import Optimizer
 from ..optim.weights import RunningMean, moving
 from .batches import Data, LoaderData
 from .descent import (
@@ -108,7 +109,7 @@ class JointSteps:
     from_prior: bool = True
     steps: int = 0
     dual: DualState = field(init=False)
-    optimizers: list[torch.optim.Optimizer] = field(init=False)
+    optimizers: list[Optimizer] = field(init=False)
     average: RunningMean = field(init=False)
     queue: ReverseQueue = field(init=False)
     graphs: StepGraphs = field(init=False)
@@ -144,12 +145,12 @@ class JointSteps:
     @property
     def rates(self) -> list[float]:
         """Present learning rates, of the flow and, where there is one, of the proxy."""
-        return [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        return [optimizer.lr for optimizer in self.optimizers]
 
     def scale_rates(self, *factors: float) -> None:
         """Multiply the learning rates, of the flow and of the proxy, by these factors."""
         for optimizer, factor in zip(self.optimizers, factors, strict=False):
-            optimizer.param_groups[0]["lr"] *= factor
+            optimizer.lr *= factor
 
     def run_epoch(self, data: Data | LoaderData) -> dict[str, float]:
         """Take one pass over the data; return means over its batches.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sbi_jeffreys.optim.muon import Muon, adam, orthogonalize
+from sbi_jeffreys.optim.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (3, 16, 12)])
@@ -64,7 +64,7 @@ def test_what_is_to_be_kept_is_adams():
 def test_follows_a_rate_that_is_changed_and_does_without_gradients():
     layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
     optimizer = Muon(layers.parameters(), lr=1e-2)
-    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.lr = 0.0
     before = [p.detach().clone() for p in layers.parameters()]
     layers[0](torch.randn(4, 8)).square().sum().backward()
     optimizer.step()
@@ -77,14 +77,14 @@ def test_least_squares_are_solved():
     layer = nn.Linear(16, 16, bias=False)
     optimizer = Muon(layer.parameters(), lr=2e-2)
     for step in range(300):
-        optimizer.param_groups[0]["lr"] = 2e-2 * (1 - step / 300)
+        optimizer.lr = 2e-2 * (1 - step / 300)
         optimizer.zero_grad()
         (layer.weight - target).square().mean().backward()
         optimizer.step()
     assert (layer.weight - target).square().mean() < 0.01
 
 
-def test_moments_survive_pickling_and_a_state_dict_is_refused():
+def test_moments_survive_pickling():
     layer = nn.Linear(8, 8)
     optimizer = Muon(layer.parameters(), lr=1e-2)
     x = torch.randn(4, 8)
@@ -97,8 +97,6 @@ def test_moments_survive_pickling_and_a_state_dict_is_refused():
         its.step()
     assert torch.equal(layer.weight, twin.weight)
     assert torch.equal(layer.bias, twin.bias)
-    with pytest.raises(NotImplementedError, match="pickle"):
-        optimizer.state_dict()
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (12, 8)])
@@ -113,10 +111,3 @@ def test_two_steps_by_hand(shape):
         update = orthogonalize(0.95 * momentum + 0.05 * gradient)
         expected -= 0.6e-2 * max(shape) ** 0.5 * update
         torch.testing.assert_close(parameter.detach(), expected)
-
-
-def test_adams_decay_of_weights_is_decoupled():
-    parameter = nn.Parameter(torch.ones(3))
-    parameter.grad = torch.zeros(3)
-    adam([parameter], lr=0.1, weight_decay=0.2).step()
-    torch.testing.assert_close(parameter.detach(), torch.full((3,), 1 - 0.1 * 0.2))

@@ -130,7 +130,7 @@ def test_steps_of_the_flow_alone(num, fraction, made, monkeypatch):
     def run() -> list[Tensor]:
         trainer = train(epochs=4, num=num, draws=Draws(fraction=fraction))
         for optimizer in trainer._training.optimizers:
-            optimizer.param_groups[0]["lr"] *= 0.5
+            optimizer.lr *= 0.5
         options = {"training_batch_size": 50, "resume_training": True}
         trainer.train(max_num_epochs=4, **options)
         return weights_of(trainer)
@@ -148,7 +148,7 @@ def train_at_two_rates() -> JeffreysNPE:
     torch.manual_seed(2)
     for rate in (1e-3, 1e-2):
         for optimizer in training.optimizers:
-            optimizer.param_groups[0]["lr"] = rate
+            optimizer.lr = rate
         for _ in range(6):
             training.step(theta, x, torch.ones(50, 1))
     return trainer

@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+from sbi.utils.tracking import TensorBoardTracker
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from sbi_jeffreys.duals import DualState
 from sbi_jeffreys.training.record import (
@@ -73,6 +76,25 @@ def test_an_epoch_is_told_to_record_tracker_and_bar():
     assert record["validation_loss"] == [0.12345, 0.12345]
     shown = {"held-out NLL": "0.123", "multipliers": "1.00 1.00 1.00"}
     assert bar.calls == 2 * [("set_postfix", (shown,), {}), ("update", (), {})]
+
+
+def test_tensorboard_has_the_curves_that_sbis_tracker_would_write(tmp_path):
+    multipliers = {f"multiplier_{name}": 1.0 for name in ("forward", "reverse", "proxy")}
+    epochs = [multipliers | {"validation_loss": loss} for loss in (0.5, math.nan, -2.5)]
+    record, found = new_record(), []
+    for name in ("ours", "sbis"):
+        tracker = TensorBoardTracker(SummaryWriter(tmp_path / name))
+        for step, epoch in enumerate(epochs):
+            if name == "ours":
+                report_epoch(record, tracker, Told(), epoch)
+            else:
+                tracker.log_metrics(epoch, step=step)
+        tracker.flush()
+        read = EventAccumulator(str(tmp_path / name)).Reload()
+        curves = {tag: read.Scalars(tag) for tag in read.Tags()["scalars"]}
+        found.append({tag: [(e.step, str(e.value)) for e in c] for tag, c in curves.items()})
+    assert found[0] == found[1]
+    assert [value for _, value in found[0]["validation_loss"]] == ["0.5", "nan", "-2.5"]
 
 
 def test_the_end_of_a_call_is_told_to_record_and_tracker():

@@ -91,7 +91,7 @@ def test_each_model_is_clipped_by_its_own_norm(clip):
     # Norms that Adam sees: the gradients stay in place after the step.
     training.run_epoch(data)
     norms = [
-        torch.cat([p.grad.flatten() for p in o.param_groups[0]["params"]]).norm().item()
+        torch.cat([p.grad.flatten() for p in o.parameters]).norm().item()
         for o in training.optimizers
     ]
     if clip is None:
@@ -194,7 +194,7 @@ def test_the_embedding_and_maximum_likelihood_stay_with_adam():
     assert all(id(p) not in stacked for p in estimator.embedding_net.parameters())
     adam = make(weights="ml", weight_decay=0.3)[0].optimizers[0]
     assert not isinstance(adam, Muon)
-    assert adam.param_groups[0]["weight_decay"] == 0.3
+    assert adam.weight_decay == 0.3
 
 
 def test_an_epoch_is_in_training_mode():

@@ -100,16 +100,16 @@ def test_a_proxy_that_gets_worse_is_put_back_and_learns_more_slowly():
     training, data, held_out = make(proxy_learning_rate=1e-3, stop_after_epochs=1000)
     proxy = training.estimator.proxy
     training.advance(data, held_out)
-    rate = training.optimizers[1].param_groups[0]["lr"]
+    rate = training.optimizers[1].lr
     # From here on every look is worse than the first.
     training._looks.plateau.best -= 1e6
     best = snapshot(proxy)
     training._looks.plateau.weights = best
     for _ in range(200):
         training.advance(data, held_out)
-        if training.optimizers[1].param_groups[0]["lr"] < rate:
+        if training.optimizers[1].lr < rate:
             break
-    assert training.optimizers[1].param_groups[0]["lr"] == pytest.approx(0.3 * rate)
+    assert training.optimizers[1].lr == pytest.approx(0.3 * rate)
     assert equal(best, snapshot(proxy))
     # What is validated and kept begins there too.
     with training.average.in_place():
@@ -121,7 +121,7 @@ def test_without_a_plateau_the_proxy_goes_on():
     for _ in range(40):
         training.advance(data, held_out)
     assert not training._looks.plateau.weights
-    assert training.optimizers[1].param_groups[0]["lr"] == training.settings.proxy_learning_rate
+    assert training.optimizers[1].lr == training.settings.proxy_learning_rate
 
 
 def test_restoring_without_a_best_changes_nothing():

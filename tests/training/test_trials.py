@@ -12,7 +12,7 @@ def test_a_failed_trial_puts_the_best_weights_back_and_learns_more_slowly():
     training, data, held_out = make(stop_after_epochs=2, proxy_plateau=False)
     training.start(held_out)
     training.advance(data, held_out)
-    rates = [optimizer.param_groups[0]["lr"] for optimizer in training.optimizers]
+    rates = [optimizer.lr for optimizer in training.optimizers]
     # Whatever comes: better than what is forgotten when patience begins, and than all after.
     best = training.best_weights = training.first_weights = snapshot(training.estimator)
     training.patience.best = training.patience.start = training.patience.mark = -100.0
@@ -28,7 +28,7 @@ def test_a_failed_trial_puts_the_best_weights_back_and_learns_more_slowly():
     with training.average.in_place():
         assert equal(best, snapshot(training.estimator))
     for optimizer, rate in zip(training.optimizers, rates, strict=True):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * rate)
+        assert optimizer.lr == pytest.approx(0.5 * rate)
     while not training.converged:
         training.advance(data, held_out)
     # Nothing was gained since, so that there was no other trial.
