@@ -30,7 +30,7 @@ from .simulators import SIMULATORS
 from .tasks import get_task, list_tasks
 from .trainer import JeffreysNPE
 from .utils.files import atomic_write
-from .utils.quiet import QuietTracker, quiet
+from .utils.quiet import quiet, silent
 from .utils.seeding import derive_seed
 
 __all__ = ["differences", "main"]
@@ -112,9 +112,7 @@ def _trained(
         own = seed + 1000 * member
         if trainer_class is JeffreysNPE:
             arguments["seed"] = own
-        new = partial(
-            trainer_class, prior, tracker=QuietTracker(), show_progress_bars=False, **arguments
-        )
+        new = partial(trainer_class, prior, **silent(), **arguments)
         torch.manual_seed(own)
         with quiet():
             trainer = new()

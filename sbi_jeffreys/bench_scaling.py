@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .benchmark.machine import peak_memory_mb
 from .flows import DEFAULT_FLOW, flow_nn
 from .trainer import JeffreysNPE
-from .utils.quiet import QuietTracker, quiet
+from .utils.quiet import quiet, silent
 
 __all__ = ["CASES", "Case", "main"]
 
@@ -69,9 +69,7 @@ def _print_measured(case: Case) -> None:
     if case.embed:
         net = nn.Sequential(nn.Linear(case.c, 64), nn.ReLU(), nn.Linear(64, 20))
         build = flow_nn(prior, embedding_net=net)
-    trainer = JeffreysNPE(
-        prior, build, seed=0, show_progress_bars=False, tracker=QuietTracker()
-    ).append_simulations(theta, x)
+    trainer = JeffreysNPE(prior, build, seed=0, **silent()).append_simulations(theta, x)
     with quiet(), warnings.catch_warnings():
         # sbi remarks on short runs, which are meant to be short.
         warnings.simplefilter("ignore")

@@ -28,7 +28,7 @@ from .flows import DEFAULT_FLOW, NUM_BINS, plain_flow
 from .inputs.priors import moved
 from .tasks import get_task
 from .trainer import JeffreysNPE
-from .utils.quiet import QuietTracker, quiet
+from .utils.quiet import quiet, silent
 
 __all__ = ["METHODS", "run_bench"]
 
@@ -58,7 +58,7 @@ def _same_flow(prior: Distribution) -> Callable[[Tensor, Tensor], ZukoFlow]:
 
 
 def _options(device: str) -> dict[str, Any]:
-    return {"device": device, "show_progress_bars": False, "tracker": QuietTracker()}
+    return {"device": device} | silent()
 
 
 def _sbi(prior: Distribution, device: str, density_estimator: Any) -> Any:

@@ -32,12 +32,6 @@ class Cost(Protocol):
     def curvature(self) -> float:
         """Return h''(0), or 1 if it is zero."""
 
-    def value(self, slack: Tensor) -> Tensor:
-        """Return h(u)."""
-
-    def slope(self, slack: Tensor) -> Tensor:
-        """Return h'(u)."""
-
     def slack(self, multiplier: Tensor, divergence: Tensor) -> Tensor:
         """Return the u with h'(u) = multiplier; where every u has that slope, the divergence."""
 

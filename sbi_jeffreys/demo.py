@@ -27,7 +27,7 @@ from .plotting import plot_training
 from .posterior_plots import plot_posteriors
 from .tasks import Task, get_task
 from .trainer import JeffreysNPE
-from .utils.quiet import QuietTracker, quiet
+from .utils.quiet import quiet, silent
 
 __all__ = ["METHODS", "Sizes", "run_demo"]
 
@@ -45,17 +45,15 @@ QUICK = Sizes(num_test=200, observations=(1,), num_samples=200, max_num_epochs=2
 
 
 def _sbi(prior: Distribution, seed: int) -> Any:
-    return NPE(prior, show_progress_bars=False, tracker=QuietTracker())
+    return NPE(prior, **silent())
 
 
 def _maximum_likelihood(prior: Distribution, seed: int) -> Any:
-    return JeffreysNPE(
-        prior, objective="ml", seed=seed, show_progress_bars=False, tracker=QuietTracker()
-    )
+    return JeffreysNPE(prior, objective="ml", seed=seed, **silent())
 
 
 def _jeffreys(prior: Distribution, seed: int) -> Any:
-    return JeffreysNPE(prior, seed=seed, show_progress_bars=False, tracker=QuietTracker())
+    return JeffreysNPE(prior, seed=seed, **silent())
 
 
 METHODS: dict[str, Callable[[Distribution, int], Any]] = {

@@ -28,7 +28,7 @@ from typing_extensions import Self
 
 from .base import Base
 from .costs import HuberCost, LinearCost
-from .draws import Draws
+from .draws import Draws, checked_draws
 from .duals import ResilientDual, Weighting, is_maximum_likelihood, weighting
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, flow_builder
@@ -146,7 +146,7 @@ class JeffreysDensity:
         flow_builder(density_estimator, None)
         proxy_builder(proxy)
         self._density_estimator, self._proxy = density_estimator, proxy
-        self._draws = DRAWS if draws is None else draws
+        self._draws = checked_draws(draws, DRAWS)
         self._settings: dict[str, Any] = {
             "training_batch_size": batch_size,
             "learning_rate": learning_rate,

@@ -70,7 +70,8 @@ def diagnose_proxy(
         for name, values in (("theta", theta), ("x", x))
     )
     shapes = (tuple(estimator.input_shape), tuple(estimator.condition_shape))
-    if len(theta) != len(x) or (tuple(theta.shape[1:]), tuple(x.shape[1:])) != shapes:
+    given = (tuple(theta.shape[1:]), tuple(x.shape[1:]))
+    if not theta.dim() or theta.shape[:1] != x.shape[:1] or given != shapes:
         raise ValueError(
             f"theta and x must be rows of shapes {shapes[0]} and {shapes[1]}, one x for each "
             f"theta, got {tuple(theta.shape)} and {tuple(x.shape)}."

@@ -49,11 +49,9 @@ __all__ = [
     "balance_heuristic",
     "cross_entropy",
     "effective_sample_size",
-    "forward_kl",
     "huber",
     "log_partition",
     "log_variance",
-    "proxy_kl",
     "ranking_nce",
     "reverse_kl",
 ]
@@ -69,19 +67,6 @@ def cross_entropy(log_prob: Tensor) -> Tensor:
         Nats, shape (B,).
     """
     return -log_prob
-
-
-def forward_kl(log_prob: Tensor, entropy: Tensor | float) -> Tensor:
-    r"""Return :math:`D_1 = \mathrm{KL}(\pi \| p_\phi)`, averaged over the batch.
-
-    Args:
-        log_prob: Log density of the flow at data, shape (B,).
-        entropy: Conditional entropy H of the data, nats.
-
-    Returns:
-        Nats, a scalar.
-    """
-    return cross_entropy(log_prob).mean() - entropy
 
 
 def reverse_kl(log_prob: Tensor, log_unnormalized: Tensor, log_partition: Tensor) -> Tensor:
@@ -141,20 +126,6 @@ def ranking_nce(log_weights: Tensor) -> Tensor:
         Nats, shape (B,), between 0 and infinity.
     """
     return torch.logsumexp(log_weights, dim=0) - log_weights[0]
-
-
-def proxy_kl(log_unnormalized: Tensor, log_partition: Tensor, entropy: Tensor | float) -> Tensor:
-    r"""Return :math:`D_3 = \mathrm{KL}(\pi \| q_\psi)`, averaged over the batch.
-
-    Args:
-        log_unnormalized: :math:`\log \tilde q_\psi` at data, shape (B,).
-        log_partition: :math:`\log Z_\psi(x)`, shape (B,).
-        entropy: Conditional entropy H of the data, nats.
-
-    Returns:
-        Nats, a scalar.
-    """
-    return (log_partition - log_unnormalized).mean() - entropy
 
 
 def balance_heuristic(log_probs: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ under the flow of a few steps ago.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .embedding import evaluating
 from .estimator import JeffreysEstimator
 from .utils.checks import check_counts
 
-__all__ = ["Draws", "Negatives", "ReverseQueue", "ReverseSet", "negatives"]
+__all__ = ["Draws", "Negatives", "ReverseQueue", "ReverseSet", "checked_draws", "negatives"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,19 @@ class Draws:
     def num_simulated(self, num_rows: int) -> int:
         """Return how many pairs the proxy simulates for a batch of so many rows."""
         return round(self.simulated * num_rows)
+
+
+def checked_draws(draws: Any, default: Draws) -> Draws:
+    """Return numbers of samples as a user gave them, or a default for ``None``.
+
+    Raises:
+        TypeError: If they are something else.
+    """
+    if draws is None:
+        return default
+    if not isinstance(draws, Draws):
+        raise TypeError(f"draws must be sbi_jeffreys.draws.Draws(...) or None, got {draws!r}.")
+    return draws
 
 
 class Negatives(NamedTuple):
@@ -158,6 +171,7 @@ def _sample_sets(
     draws: Draws,
     parts: int,
 ) -> list[ReverseSet]:
+    """Return samples of the flow at the x of a batch, one set for each of so many steps."""
     # An empty condition (density estimation) has nothing to disturb.
     std = context.std(dim=0, correction=0) if context.shape[1] else context.new_zeros(0)
     sizes, where, plains = [], [], []

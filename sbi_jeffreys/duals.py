@@ -100,6 +100,11 @@ class ResilientDual:
         check_positive(rate=self.rate)
         if not isinstance(self.costs, Sequence):
             raise TypeError(f"costs must be a sequence, a price for each, got {self.costs!r}.")
+        for cost in self.costs:
+            if not callable(getattr(cost, "project", None)):
+                raise TypeError(
+                    f"costs must be prices, such as LinearCost() or QuadraticCost(), got {cost!r}."
+                )
         if self.initial is not None and not isinstance(self.initial, Sized):
             raise TypeError(f"initial must be a sequence of multipliers, got {self.initial!r}.")
         if self.initial is not None and len(self.initial) != len(self.costs):

@@ -7,7 +7,7 @@ hear the likelihoods in ``.stack``. Training looks at flow and proxy through the
 is computed once per x and shared; see :meth:`JeffreysEstimator.embed`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,16 +34,15 @@ from .flows import starts_in_closed_form
 from .likelihood.base import Likelihood
 from .likelihood.stacking import Stack
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder
-from .selection.components import num_components
 from .selection.missing import Filled
-from .selection.screening import Columns, kept_columns
-from .selection.statistics import statistics_sizes
+from .selection.screening import Columns
+from .selection.seen import Selection
 from .utils.seeding import seeded
 
 __all__ = ["FLOW_ALONE", "ROWS_FOR_SCALE", "JeffreysEstimator", "Pooling"]
 
-# The scale of the proxy's inputs needs no more rows than this, and embedding may be costly.
 ROWS_FOR_SCALE = 1000
+"""Rows that tell the scale of the proxy's inputs; to embed more may be costly."""
 
 
 class Pooling(NamedTuple):
@@ -105,7 +104,8 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         self.proxy: EnergyProxy | None = None
         self.register_module("stack", None)
         if base is not None and build_proxy is not None:
-            network = self.new_network(theta, x, base, build_proxy)
+            few = x[:ROWS_FOR_SCALE]
+            network = self.new_network(theta[: len(few)], few, base, build_proxy)
             self.proxy = EnergyProxy(network, base, self.embed)
 
     def new_network(
@@ -113,11 +113,14 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     ) -> nn.Module:
         """Build an energy network, with the linear posterior under it or a start of its own.
 
-        Arguments as those of the class.
+        Args:
+            theta: Parameters that tell its scales, shape (n, d).
+            x: Data that go with them, shape (n, *event).
+            base: Base density.
+            build_proxy: Builds it from theta and embedded x.
         """
         with torch.no_grad(), evaluating(self.flow):
-            context = self.embed(x[:ROWS_FOR_SCALE])
-        theta = theta[: len(context)]
+            context = self.embed(x)
         learnt = self.learns_embedding
         network = build_proxy(theta, context)
         if not isinstance(network, nn.Module):
@@ -125,7 +128,7 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         if isinstance(network, Likelihood):
             if learnt:
                 network.forget_start(theta)
-            self._follow_steps(network, x[:ROWS_FOR_SCALE])
+            self._follow_steps(network, x)
             return network
         linear = LinearPosterior(
             theta, None if learnt else context, context.shape[1], base.distribution
@@ -150,19 +153,19 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         return None if self.proxy is None else self.proxy.likelihood
 
     @property
-    def columns_seen(self) -> list[int] | None:
+    def columns_seen(self) -> Sequence[int] | None:
         """Numbers of the columns of x that the default flow was given; ``None`` if all were."""
-        return kept_columns(self.flow)
+        return Selection.of(self.flow).columns
 
     @property
     def num_components(self) -> int:
         """Number of principal components that the default flow sees in their place; 0 if none."""
-        return num_components(self.flow)
+        return Selection.of(self.flow).components
 
     @property
     def num_statistics(self) -> int:
         """Number of sums of columns in levels that the default flow sees; 0 if it sees columns."""
-        return statistics_sizes(self.flow).number
+        return Selection.of(self.flow).statistics.number
 
     @property
     def weight(self) -> float:

@@ -58,6 +58,9 @@ def evaluate(
         reverse_set: Where D2 looks.
         base_draws: Negatives, shape (M, d).
         num_own: Pairs that the proxy simulates, if it is a likelihood.
+
+    Returns:
+        Log densities, nats.
     """
     proxy = estimator.proxy
     assert proxy is not None

@@ -11,7 +11,7 @@ parameters, the same values.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,9 +34,7 @@ from .features.scales import column_scales, standardizer
 from .inputs.priors import proper
 from .layers.autoregressive import accelerate
 from .layers.conditional_gaussian import ConditionalGaussian
-from .selection.missing import FillingSizes
-from .selection.seen import Seen, what_to_see
-from .selection.statistics import StatisticsSizes
+from .selection.seen import Seen, Selection, what_to_see
 from .utils.checks import check_counts
 
 __all__ = [
@@ -94,8 +92,8 @@ def flow_nn(
         Function of (theta, x), shapes (n, d) and (n, *event), that builds the flow.
 
     Raises:
-        ValueError: If there are columns or components to look at and an embedding net, or a
-            negative number of components; from the function, if x is no vector or has no such
+        ValueError: If there are columns or components to look at and an embedding net, or a size
+            is no integer or too small; from the function, if x is no vector or has no such
             columns, or not so many components.
     """
     if embedding_net is not None and (columns is not None or components):
@@ -103,6 +101,8 @@ def flow_nn(
             "columns and components are of x as the flow sees it, and embedding_net sees all of x: "
             "leave one of the two out, or choose columns in the network."
         )
+    check_counts(1, hidden_features=hidden_features, num_bins=num_bins)
+    check_counts(0, hidden_layers=hidden_layers, num_transforms=num_transforms)
     if components is not None:
         check_counts(0, components=components)
     return FlowBuilder(
@@ -122,8 +122,9 @@ def flow_nn(
 class FlowBuilder:
     """Builds the default flow; arguments as those of :func:`flow_nn`, sizes of :func:`plain_flow`.
 
-    ``filling`` and ``statistics`` are of a flow that is rebuilt
-    (:func:`~sbi_jeffreys.selection.seen.what_to_see`).
+    ``statistics`` says whether the flow may see these in place of columns in levels
+    (:func:`~sbi_jeffreys.selection.seen.what_to_see`), and ``selection`` what one that is to be
+    loaded has seen.
 
     Raises:
         ValueError: When called, if x is no vector or has no such columns or components.
@@ -134,32 +135,13 @@ class FlowBuilder:
     embedding_net: nn.Module | None
     columns: Sequence[int] | None
     components: int | None
-    filling: FillingSizes | None = None
-    statistics: StatisticsSizes | None = None
-
-    def that_sees(
-        self,
-        columns: Sequence[int] | None,
-        components: int,
-        filling: FillingSizes | None,
-        statistics: StatisticsSizes,
-    ) -> "FlowBuilder":
-        """Return the builder of a flow of which it is known what of x it sees."""
-        if self.embedding_net is not None:
-            return self
-        return replace(
-            self, columns=columns, components=components, filling=filling, statistics=statistics
-        )
+    statistics: bool = True
+    selection: Selection | None = None
 
     def __call__(self, theta: Tensor, x: Tensor) -> ZukoFlow:
         """Build it for theta (n, d) and x (n, *event)."""
         # An empty condition (density estimation) has nothing to standardize.
-        seen = Seen([nn.Identity()], None)
-        if x[0].numel():
-            # A user's network has its own idea of x.
-            own = self.embedding_net is not None
-            known = self.columns, self.components, self.filling, self.statistics
-            seen = Seen([standardizer(x)], None) if own else what_to_see(theta, x, *known)
+        seen = self._seen(theta, x) if x[0].numel() else Seen([nn.Identity()], None)
         embedding = nn.Sequential(*seen.features, self.embedding_net or nn.Flatten())
         learnt = is_learnt(embedding)
         with torch.no_grad(), evaluating(embedding):
@@ -180,6 +162,14 @@ class FlowBuilder:
         flow = ZukoFlow(net, embedding, theta[0].shape, x[0].shape)
         accelerate(flow)
         return flow
+
+    def _seen(self, theta: Tensor, x: Tensor) -> Seen:
+        if self.embedding_net is not None:
+            # A user's network has its own idea of x.
+            return Seen([standardizer(x)], None)
+        if self.selection is not None:
+            return self.selection.blank(theta, x)
+        return what_to_see(theta, x, self.columns, self.components, statistics=self.statistics)
 
 
 def starts_in_closed_form(flow: nn.Module) -> bool:

@@ -127,9 +127,9 @@ def _plot_panel(ax: Axes, summary: Mapping[str, Any], name: str) -> None:
     ax.set(xlabel="epoch", ylabel=ylabel)
     ax.set_label(name)
     for i, (key, label, style) in enumerate(series):
-        values = _values(summary, key)
-        if not np.isfinite(values).any() or _is_idle_slack(summary, key):
+        if not _is_drawn(summary, key):
             continue
+        values = _values(summary, key)
         epochs = np.arange(1, len(values) + 1)
         # Slacks follow the three divergences and have their colours.
         color = PALETTE[i % 3] if name != "log_partition" else PALETTE[2]
@@ -153,10 +153,15 @@ def _plot_panel(ax: Axes, summary: Mapping[str, Any], name: str) -> None:
         ax.set_yscale("symlog", linthresh=1.0)
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     handles = ax.get_legend_handles_labels()[0]
-    if any(_values(summary, key).size for key, _, style in series if style == "--"):
+    if any(_is_drawn(summary, key) for key, _, style in series if style == "--"):
         handles.append(Line2D([], [], color="0.4", linestyle="--", linewidth=1.0, label="slack"))
     if handles:
         ax.legend(handles=handles, labelspacing=0.3, frameon=True, framealpha=0.8, edgecolor="none")
+
+
+def _is_drawn(summary: Mapping[str, Any], key: str) -> bool:
+    measured = np.isfinite(_values(summary, key)).any()
+    return bool(measured) and not _is_idle_slack(summary, key)
 
 
 def _is_idle_slack(summary: Mapping[str, Any], key: str) -> bool:

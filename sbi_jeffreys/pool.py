@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .utils.devices import widest
+
 if TYPE_CHECKING:
     from .estimator import JeffreysEstimator
     from .likelihood.stacking import Stack
@@ -81,7 +83,7 @@ def level_of(tilts: Tensor) -> Level:
         tilts: At draws of the flow, shape (K, B), nats.
     """
     num = len(tilts)
-    ordered = tilts.double().sort(dim=0, descending=True).values
+    ordered = tilts.to(widest(tilts.device)).sort(dim=0, descending=True).values
     highest = ordered[0]
     # With the j highest at the bound, K e^c / 4 = j e^c + the sum over the others.
     others = ordered.flip(0).logcumsumexp(0).flip(0)

@@ -5,11 +5,8 @@ r"""The proxy: a conditional energy-based model relative to a base density.
 
 The base :math:`b` is the prior, so that the prior's support is the proxy's, and
 :math:`f_\psi` is a log likelihood-to-evidence ratio up to a function of x. Where no prior is
-given, the base is a wide Gaussian around the simulated parameters.
-
-The network works on pairs of :math:`\theta` and an embedded x. Its first layer is a sum of one
-part for each, so that S parameters and B conditions cost S + B products there instead of S B;
-parameters that several conditions share (draws from the prior) are embedded once.
+given, the base is a wide Gaussian around the simulated parameters. The network is a likelihood by
+default (:mod:`sbi_jeffreys.likelihood`), or one of pairs (:class:`PairMLP`).
 """
 
 from collections.abc import Callable
@@ -47,6 +44,10 @@ and embedded data (B, c); it returns shape (S, B)."""
 
 class PairMLP(nn.Module):
     r"""Multi-layer perceptron :math:`f_\psi` on pairs of a parameter and an embedded x.
+
+    Its first layer is a sum of one part for each, so that S parameters and B conditions cost S + B
+    products there instead of S B; parameters that several conditions share (draws from the prior)
+    are embedded once.
 
     Args:
         theta: Parameters, shape (n, d), for z-scoring.
@@ -248,8 +249,9 @@ class EnergyProxy(nn.Module):
         Returns:
             Nats, shape (S, B), with S = 1 where theta has no such dimension.
         """
+        context = self.__dict__["embed"](x)
         theta = theta.unsqueeze(0) if theta.dim() == 2 else theta
-        return self.network(theta, self.__dict__["embed"](x))
+        return self.network(theta.to(context), context)
 
     def log_prob_unnormalized(self, theta: Tensor, x: Tensor) -> Tensor:
         r"""Return :math:`\log \tilde q_\psi(\theta | x)`, minus infinity outside of the support.
@@ -261,4 +263,5 @@ class EnergyProxy(nn.Module):
         Returns:
             Nats, shape (S, B), with S = 1 where theta has no such dimension.
         """
-        return self.base.log_prob(theta) + self.log_ratio(theta, x)
+        log_ratio = self.log_ratio(theta, x)
+        return self.base.log_prob(theta.to(log_ratio)) + log_ratio

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from typing_extensions import Self
 
-from .draws import Draws
+from .draws import Draws, checked_draws
 from .duals import Weighting, weighting
 from .estimator import JeffreysEstimator
 from .flows import DEFAULT_FLOW, flow_builder
@@ -153,7 +153,7 @@ class JeffreysNPE(JointTrainer):
         }
         self._build_proxy = proxy_builder(proxy)
         self._weighting = weighting(objective)
-        self._draws = draws if draws is not None else Draws()
+        self._draws = checked_draws(draws, Draws())
         self._settings: dict[str, Any] = {
             "proxy_learning_rate": proxy_learning_rate,
             "proxy_weight_decay": proxy_weight_decay,

@@ -202,6 +202,8 @@ def test_bad_input():
         diagnose_proxy(estimator, theta, theta, num_draws=0)
     with pytest.raises(ValueError, match=r"one x for each theta, got \(10, 2\) and \(9, 2\)"):
         diagnose_proxy(estimator, theta, theta[1:])
+    with pytest.raises(ValueError, match=r"one x for each theta, got \(\) and \(10, 2\)"):
+        diagnose_proxy(estimator, torch.tensor(1.0), theta)
     with pytest.raises(TypeError, match=r"what JeffreysNPE\.train"):
         diagnose_proxy(estimator.flow, theta, theta)
 

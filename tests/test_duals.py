@@ -290,6 +290,7 @@ class OnlyInit:
         (lambda: ResilientDual((LinearCost(),) * 3, initial=(1, -1, 1)), ValueError, "initial.*-1"),
         (lambda: FixedWeights(("a", 1.0, 1.0)), TypeError, "weights must be a number, got 'a'"),
         (lambda: ResilientDual((LinearCost(),) * 3, initial=3.0), TypeError, "initial.*3.0"),
+        (lambda: ResilientDual((1.0, 2.0, 3.0)), TypeError, "prices, such as LinearCost.*1.0"),
         (lambda: FixedWeights(3.0), ValueError, "three numbers, got 3.0"),
         (lambda: FixedWeights((1.0, 1.0)), ValueError, "three"),
         (lambda: FixedWeights((1.0,) * 4), ValueError, "three"),

@@ -165,6 +165,23 @@ def test_walls_come_back_with_simulations_inside():
     assert has_walls(estimator)
 
 
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"hidden_features": 0},
+        {"hidden_layers": -1},
+        {"num_transforms": -1},
+        {"num_bins": 0},
+        {"num_bins": 2.5},
+        {"components": -1},
+    ],
+)
+def test_sizes_that_will_not_do_are_refused(size):
+    ((name, value),) = size.items()
+    with pytest.raises(ValueError, match=f"{name} must be an integer .* got {value}"):
+        flow_nn(**size)
+
+
 def test_starts_near_the_scale_of_theta():
     theta = torch.randn(2000, 2) * torch.tensor([1e-3, 1e3]) + torch.tensor([5.0, -2e4])
     flow = flow_nn(None)(theta, torch.randn(2000, 3))

@@ -102,6 +102,16 @@ def test_training_leaves_out_what_was_not_recorded(summary):
     assert texts(figure.axes[0].get_legend()) == ["flow", "best"]
 
 
+def test_a_legend_names_no_slack_that_is_not_drawn(summary):
+    # Fixed weights have none; under linear prices all lie on their divergences.
+    never = {f"slack_{which}": [math.nan] * EPOCHS for which in ("forward", "reverse", "proxy")}
+    linear = {key: [1.0] * EPOCHS for key in summary if key.startswith("multiplier_")}
+    for other in (never, linear):
+        ax = panels(plot_training(summary | other))["divergences"]
+        assert texts(ax.get_legend()) == ["data to flow", "flow to proxy", "data to proxy"]
+        assert all(line.get_linestyle() != "--" for line in ax.lines)
+
+
 def test_training_takes_a_trainer_and_one_epoch():
     class Trainer:
         summary = {"validation_loss": [2.0], "epochs_trained": [1]}  # noqa: RUF012

@@ -142,6 +142,8 @@ def test_log_prob_unnormalized_is_base_plus_ratio():
     found = proxy.log_prob_unnormalized(points, x)
     torch.testing.assert_close(found, expected)
     assert (found[1] == -math.inf).any()
+    # Parameters of any type.
+    torch.testing.assert_close(proxy.log_prob_unnormalized(points.double(), x), found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64])

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 
 from ..flows import flow_nn
 from ..trainer import JeffreysNPE
-from ..utils.quiet import QuietTracker, quiet
+from ..utils.quiet import quiet, silent
 
 __all__ = ["Fit", "Fitted", "get_method", "list_methods", "register"]
 
@@ -142,9 +142,7 @@ _TrainerBuilder = Callable[[Distribution, int], Any]
 
 
 def _npe(**kwargs: Any) -> _TrainerBuilder:
-    return lambda prior, seed: NPE(
-        prior, show_progress_bars=False, tracker=QuietTracker(), **kwargs
-    )
+    return lambda prior, seed: NPE(prior, **silent(), **kwargs)
 
 
 def _npe_our_flow(prior: Distribution, seed: int) -> Any:
@@ -152,9 +150,7 @@ def _npe_our_flow(prior: Distribution, seed: int) -> Any:
 
 
 def _jeffreys(**kwargs: Any) -> _TrainerBuilder:
-    return lambda prior, seed: JeffreysNPE(
-        prior, seed=seed, show_progress_bars=False, tracker=QuietTracker(), **kwargs
-    )
+    return lambda prior, seed: JeffreysNPE(prior, seed=seed, **silent(), **kwargs)
 
 
 def _direct(
@@ -204,7 +200,7 @@ def _with_mcmc(build: Callable[..., Any]) -> Fit:
     def fit(
         prior: Distribution, theta: Tensor, x: Tensor, *, seed: int, quick: bool = False
     ) -> Fitted:
-        trainer = build(prior, show_progress_bars=False, tracker=QuietTracker())
+        trainer = build(prior, **silent())
         _train(trainer, theta, x, quick)
         # Many chains, since a sweep of ten times as many takes twice as long. Each is short, but
         # starts at one of 1,000 draws from the prior, chosen by its potential.
@@ -233,7 +229,7 @@ def _vector_field(build: Callable[..., Any]) -> Fit:
     def fit(
         prior: Distribution, theta: Tensor, x: Tensor, *, seed: int, quick: bool = False
     ) -> Fitted:
-        trainer = build(prior, show_progress_bars=False, tracker=QuietTracker())
+        trainer = build(prior, **silent())
         _train(trainer, theta, x, quick)
         posterior = trainer.build_posterior()
         return Fitted(posterior=posterior, epochs=_epochs(trainer), summary=trainer.summary)

@@ -111,7 +111,7 @@ def run_benchmark(
             for job, status in state.items():
                 if status not in (None, "ok", "failed"):
                     progress.note(f"{record_path(out, job)}: {status}; it is done again.")
-            for job, outcome in _outcomes(todo, work, jobs, backend, scheduler):
+            for job, outcome in _outcomes(todo, work, jobs, scheduler):
                 record = (
                     failed_record(job, evaluation, outcome)
                     if isinstance(outcome, BaseException)
@@ -183,7 +183,7 @@ def _work(
 
 
 def _outcomes(
-    todo: Sequence[Job], work: Work, jobs: int, backend: str, scheduler: str | None
+    todo: Sequence[Job], work: Work, jobs: int, scheduler: str | None
 ) -> Iterator[Outcome]:
     if not todo:
         return iter(())

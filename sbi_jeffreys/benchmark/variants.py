@@ -22,7 +22,6 @@ from ..flows import NUM_BINS, flow_nn
 from ..layers.conditional_gaussian import ConditionalGaussian
 from ..objective import Limits
 from ..proxy import proxy_nn
-from ..selection.statistics import NO_STATISTICS
 from ..trainer import JeffreysNPE
 
 __all__ = ["VARIANTS"]
@@ -54,7 +53,7 @@ def _no_components(prior: Distribution) -> tuple:
 
 def _no_levels(prior: Distribution) -> tuple:
     """Return the default without likelihoods of levels, and what the flow sees of them."""
-    build = replace(flow_nn(prior), statistics=NO_STATISTICS)
+    build = replace(flow_nn(prior), statistics=False)
     return JeffreysNPE, {"density_estimator": build, "settings": {"levels": False}}, {}
 
 

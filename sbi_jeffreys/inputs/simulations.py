@@ -49,13 +49,13 @@ def check_simulations(
     check_default_type()
     given = {"theta": as_tensor("theta", theta), "x": as_tensor("x", x)}
     theta, x = (values.to(torch.float32) for values in given.values())
-    for (name, values), rounded in zip(given.items(), (theta, x), strict=True):
-        check_resolution(name, values, rounded)
     if theta.dim() != 2 or x.dim() < 2:
         raise ValueError(
             f"theta must have shape (n, d) and x (n, ...), got {tuple(theta.shape)} and "
             f"{tuple(x.shape)}. For a single number per simulation use .reshape(-1, 1)."
         )
+    for (name, values), rounded in zip(given.items(), (theta, x), strict=True):
+        check_resolution(name, values, rounded)
     if len(theta) != len(x):
         raise ValueError(
             f"theta holds {len(theta)} simulations, x holds {len(x)}: give one x for each theta."

@@ -1,1 +1,1 @@
-"""The default network of the proxy: an energy in the shape of a likelihood."""
+"""The default network of the proxy, a likelihood: its forms, how they are fitted and stacked."""

@@ -27,28 +27,20 @@ from torch import Tensor, nn
 from ..features.columns import Features
 from ..utils.checks import check_counts
 from .base import Likelihood
+from .levels import NUM_STATISTICS, LevelStatistics, levels_of
 from .mixtures import draw_category
 
-__all__ = ["DISCRETE", "DiscreteLikelihood", "LevelStatistics", "has_few_levels"]
+__all__ = ["DISCRETE", "DiscreteLikelihood"]
 
 DISCRETE = 4
 """Number of this form; those of Gaussians are 0 to 3."""
 
-# Levels of a column at most. With more of them a density is as good. And columns times levels:
-# 400 columns of 40 would take nine times as long as Gaussians of their components do.
-_MOST_LEVELS, _MOST_CELLS = 40, 5000
-# Rows for each level at least: of few rows nearly every one has levels of its own.
-_ROWS_OF_LEVEL = 3
-# Values that differ by less, in standard deviations, are one level: rounding tells them apart.
-_SAME = 1e-4
 # Logarithm of the probability of a level that a column does not have.
 _NEVER = -1e4
 # Rows that each level is credited with before any is seen.
 _PRIOR_ROWS = 0.5
 # Units of a column from the lowest to the highest level, at most.
 _REACH = 6.0
-# The level, its square, whether it is the lowest.
-_STATISTICS = 3
 # Factor on what the network says beside the linear map: what goes beyond a generalised linear model
 # is learnt more slowly, or a hundred rows are overfitted.
 _SLOW = 0.3
@@ -101,12 +93,12 @@ class DiscreteLikelihood(Likelihood):
             theta, context, hidden_features=hidden_features, hidden_layers=hidden_layers
         )
         if num_levels is None:
-            self._register_tables(*_levels_of(context))
+            self._register_tables(*levels_of(context))
         else:
             check_counts(1, num_levels=num_levels)
             blank = context.new_zeros(context.shape[1], num_levels)
             self._register_tables(blank, blank + 1)
-        outputs = _STATISTICS * context.shape[1]
+        outputs = NUM_STATISTICS * context.shape[1]
         self._build_networks(theta.shape[1], context.shape[1], outputs)
         self.linear = nn.Linear(theta.shape[1], outputs)
         nn.init.zeros_(self.linear.bias)
@@ -220,7 +212,7 @@ class DiscreteLikelihood(Likelihood):
         """Return the natural parameters for theta (*, d), shape (*, c, 3)."""
         t = self.standard_theta(theta)
         natural = _SLOW * self.of_theta(t) + self.linear(t)
-        return natural.unflatten(-1, (-1, _STATISTICS))
+        return natural.unflatten(-1, (-1, NUM_STATISTICS))
 
     def _logits(self, natural: Tensor) -> Tensor:
         """Return the unnormalised log probability of each level, (c, B, L), of (B, c, 3)."""
@@ -241,93 +233,3 @@ class DiscreteLikelihood(Likelihood):
         level = torch.searchsorted(self.middles, z)
         said = (self.log_start + self.table - self.log_width).gather(1, level)
         return said.sum(dim=0) + self.constant
-
-
-class LevelStatistics(nn.Module):
-    """What an exponential family takes of data in levels: level, square, and whether the lowest.
-
-    Those that follow from the others, of columns with few levels, are zero.
-
-    Args:
-        values: Levels of each column, ascending, shape (c, L).
-        center: Of each column, shape (c,).
-        unit: Of each column, shape (c,).
-
-    Attributes:
-        levels: The levels in units, shape (c, L).
-        table: Their statistics, shape (c, L, 3).
-    """
-
-    center: Tensor
-    unit: Tensor
-    levels: Tensor
-    table: Tensor
-
-    def __init__(self, values: Tensor, center: Tensor, unit: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("center", center.clone())
-        self.register_buffer("unit", unit)
-        self.register_buffer("levels", ((values.T - center) / unit).T.contiguous())
-        self.register_buffer("table", self._of(self.levels))
-
-    def in_units(self, context: Tensor) -> Tensor:
-        """Return embedded data (*, c) in units."""
-        return (context - self.center) / self.unit
-
-    def forward(self, context: Tensor) -> Tensor:
-        """Return the statistics of embedded data (*, c), shape (*, c, 3)."""
-        # Jittered data lie between levels. Beyond them there is nothing to learn from.
-        lowest, highest = self.levels[:, 0], self.levels[:, -1]
-        z = torch.minimum(torch.maximum(self.in_units(context), lowest), highest)
-        return self._of(z.unsqueeze(-1)).squeeze(-2)
-
-    def _of(self, z: Tensor) -> Tensor:
-        """Return the statistics of data (*, c, B) in units, shape (*, c, B, 3)."""
-        steps, first = self.levels.diff(dim=1), self.levels[:, :1]
-        three, four = ((steps > 0).sum(dim=1, keepdim=True) >= num for num in (2, 3))
-        step = steps[:, :1] if steps.shape[1] else torch.ones_like(first)
-        atom = (1 - (z - first) / torch.where(step > 0, step, torch.ones_like(step))).clamp(0, 1)
-        return torch.stack((z, (z.square() - 1) * three, atom * four), dim=-1)
-
-
-def has_few_levels(context: Tensor, gaps: Tensor) -> bool:
-    """Whether all columns of embedded data (n, c), of these steps (c,), have few levels.
-
-    Of a column that never varies Gaussians are as sure as they like, and nothing compares.
-    """
-    if not (gaps > 0).all():
-        return False
-    most = max(len(_merged(column)[0]) for column in context.T)
-    few = min(_MOST_LEVELS, _MOST_CELLS / context.shape[1], len(context) / _ROWS_OF_LEVEL)
-    return most <= few
-
-
-def _levels_of(context: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the levels of each column of data (n, c), and their numbers of rows, (c, L).
-
-    Columns with fewer levels repeat their highest, with no rows.
-
-    Raises:
-        ValueError: If a column has too many.
-    """
-    levels = [_merged(column) for column in context.T]
-    num = max(len(values) for values, _ in levels)
-    if not 0 < num <= _MOST_LEVELS:
-        raise ValueError(
-            f"A column of the embedded data has {num} levels: common={DISCRETE} is for up to "
-            f"{_MOST_LEVELS}, such as bits and small counts."
-        )
-    values = torch.stack([torch.cat((v, v[-1:].expand(num - len(v)))) for v, _ in levels])
-    counts = torch.stack([nn.functional.pad(n, (0, num - len(n))) for _, n in levels])
-    return values, counts.to(context)
-
-
-def _merged(column: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the levels of a column (n,), ascending, and their numbers of rows."""
-    column = column[column.isfinite()]
-    values, counts = column.unique(return_counts=True)
-    if len(values) < 2:
-        return values, counts
-    new = torch.cat((values.new_ones(1), values.diff() > _SAME * column.std())).bool()
-    which = new.cumsum(dim=0) - 1
-    return values[new], counts.new_zeros(int(new.sum())).index_add(0, which, counts)

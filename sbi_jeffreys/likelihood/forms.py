@@ -21,10 +21,11 @@ import torch
 
 from ..utils.row_losses import surest
 from .base import Likelihood
-from .discrete import DISCRETE, has_few_levels
+from .discrete import DISCRETE
 from .energy import LikelihoodEnergy
 from .fit import LikelihoodFit, Rows
 from .information import information_of, is_level
+from .levels import has_few_levels
 
 __all__ = ["fittest"]
 

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..utils.row_losses import bounded
+from ..utils.row_losses import bounded, mean_and_error
 from .base import Likelihood
 from .energy import LikelihoodEnergy
 from .fit import LikelihoodFit, Rows
@@ -60,9 +60,8 @@ def information_of(network: Likelihood, rows: Rows, held_out: Rows) -> Tensor:
 
 def is_level(first: Tensor, second: Tensor) -> bool:
     """Whether the first I at held-out rows (m,) is not below the second by a standard error."""
-    gain = bounded(-second) - bounded(-first)
-    error = gain.std() / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-    return bool(gain.mean() > -error)
+    gain, error = mean_and_error(bounded(-second) - bounded(-first))
+    return gain > -error
 
 
 def _at(network: Likelihood, theta: Tensor, features: Tensor, draws: Tensor) -> Tensor:

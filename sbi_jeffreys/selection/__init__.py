@@ -1,1 +1,1 @@
-"""What flow and proxy are given of x: which columns, or which components of them."""
+"""What flow and proxy are given of x: columns, with gaps filled in, components, or statistics."""

@@ -29,10 +29,10 @@ from ..features.principal import bounded_columns, principal_axes
 from ..features.regression import MOST_FEATURES, linear_entropy
 from ..features.scales import finite_sample
 from ..likelihood.information import information
-from ..utils.row_losses import bounded
+from ..utils.row_losses import bounded, mean_and_error
 from .screening import informative
 
-__all__ = ["ROWS", "Components", "components_of", "judges_of", "num_components"]
+__all__ = ["ROWS", "Components", "components_of", "judges_of"]
 
 # Numbers of components to try, of half as many as columns at most.
 _NUMBERS = (10, 20, 40)
@@ -67,8 +67,14 @@ class Components(nn.Module):
 
     def __init__(self, directions: Tensor, offset: Tensor) -> None:
         super().__init__()
-        self.register_buffer("directions", directions)
+        # As it is loaded, or products would be rounded otherwise.
+        self.register_buffer("directions", directions.contiguous())
         self.register_buffer("offset", offset)
+
+    @classmethod
+    def blank(cls, columns: int, number: int) -> "Components":
+        """Return so many of so many columns, whose buffers are still to be loaded."""
+        return cls(torch.zeros(columns, number), torch.zeros(number))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the components (*, k) of data (*, c)."""
@@ -108,12 +114,6 @@ def components_of(theta: Tensor, x: Tensor, num: int | None = None) -> Component
     return None if chosen is None else chosen.to(x)
 
 
-def num_components(module: nn.Module) -> int:
-    """Return the number of principal components that a flow sees, 0 if it sees columns."""
-    numbers = (len(each.offset) for each in module.modules() if isinstance(each, Components))
-    return next(numbers, 0)
-
-
 def _principal(x: Tensor) -> Components | None:
     """Return the principal components of data (n, c), in units of the first's deviation."""
     mean, axes, std = principal_axes(bounded_columns(x))
@@ -136,13 +136,12 @@ def _that_tell_more(theta: Tensor, x: Tensor, every: Components) -> Components |
         -bounded(-information((theta[~judges], c[~judges]), (theta[judges], c[judges])))
         for c in (columns, components[:, kept])
     )
-    gain = of_few - of_columns
-    error = gain.std().item() / len(gain) ** 0.5
+    gain, error = mean_and_error(of_few - of_columns)
     if too_many:
         # Of components the few are the simpler ones.
-        return every.only(kept) if gain.mean() > -max(_SURER, error) else every
+        return every.only(kept) if gain > -max(_SURER, error) else every
     errors = _ERRORS if len(theta) >= _FEW_ROWS else _ERRORS_OF_FEW
-    return every.only(kept) if gain.mean() > max(_SURER, errors * error) else None
+    return every.only(kept) if gain > max(_SURER, errors * error) else None
 
 
 def judges_of(theta: Tensor) -> Tensor:

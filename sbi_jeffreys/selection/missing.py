@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from ..features.principal import bounded_columns
 from ..features.scales import finite_sample, spread
 from ..likelihood.start import steps_of
+from ..utils.devices import widest
 from .screening import dependent
 
 __all__ = ["Filled", "FillingSizes", "filling_of", "has_codes"]
@@ -144,9 +145,8 @@ class Filled(nn.Module):
         """Return the means (*, c) given what is there of data (*, c), less m."""
         if not self.loadings.shape[1]:
             return torch.zeros_like(z)
-        # Where little noise goes with few values, single precision is not enough; Apple's devices
-        # have no other.
-        wide = torch.float32 if z.device.type == "mps" else torch.float64
+        # Where little noise goes with few values, single precision is not enough.
+        wide = widest(z.device)
         loadings, noise = self.loadings.to(wide), self.noise.to(wide)
         scores, _ = _scores(z.to(wide), missing, loadings, noise)
         return scores.to(z) @ self.loadings.T

@@ -36,7 +36,7 @@ from ..features.principal import principal_axes
 from ..features.regression import MOST_FEATURES, LinearRegression, linear_entropy
 from ..features.scales import cut_outliers, finite_sample, shift_and_scale
 
-__all__ = ["Columns", "dependent", "informative", "kept_columns"]
+__all__ = ["Columns", "dependent", "informative"]
 
 # So few rows tell nothing: of which columns to leave out, and of one by itself.
 _FEWEST_ROWS, _FEWEST_FOR_EACH = 80, 20
@@ -107,12 +107,6 @@ def informative(theta: Tensor, x: Tensor) -> Tensor:
         kept_of = cut[:, kept]
     sharper = linear_entropy(theta, kept_of) - linear_entropy(theta, cut)
     return every if sharper > _SHARPER else every[kept]
-
-
-def kept_columns(module: nn.Module) -> list[int] | None:
-    """Return the numbers of the columns of x that a flow was given, ``None`` if all were."""
-    kept = (each.kept.tolist() for each in module.modules() if isinstance(each, Columns))
-    return next(kept, None)
 
 
 def dependent(theta: Tensor, columns: Tensor) -> Tensor:

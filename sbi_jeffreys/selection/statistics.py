@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from ..features.regression import MOST_FEATURES
 from ..features.scales import finite_sample
-from ..likelihood.discrete import DiscreteLikelihood, LevelStatistics, has_few_levels
+from ..likelihood.discrete import DiscreteLikelihood
 from ..likelihood.information import fitted, information, information_of, is_level
+from ..likelihood.levels import LevelStatistics, has_few_levels
 from ..likelihood.start import steps_of
 from .components import ROWS, Components, judges_of
 
-__all__ = ["NO_STATISTICS", "Statistics", "StatisticsSizes", "statistics_of", "statistics_sizes"]
+__all__ = ["NO_STATISTICS", "Statistics", "StatisticsSizes", "statistics_of"]
 
 # Columns for which it is worth it, at least; of fewer the flow can see each.
 _FEWEST_COLUMNS = 20
@@ -82,12 +83,6 @@ class Statistics(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         """Return the sums (*, k) of columns (*, c)."""
         return self.of_levels(context).flatten(-2) @ self.directions - self.offset
-
-
-def statistics_sizes(module: nn.Module) -> StatisticsSizes:
-    """Return the sizes of what a flow sees in place of columns in levels."""
-    found = (each.sizes for each in module.modules() if isinstance(each, Statistics))
-    return next(found, NO_STATISTICS)
 
 
 def statistics_of(theta: Tensor, x: Tensor, components: Components | None) -> Statistics | None:

@@ -5,7 +5,8 @@ What has no name (functions that build a flow or a proxy) must be handed in agai
 a few points tell whether what was rebuilt is what was stored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,11 +27,9 @@ from ..likelihood.discrete import DISCRETE
 from ..likelihood.stacking import Stack
 from ..pool import energy
 from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
-from ..selection.components import num_components
 from ..selection.missing import FillingSizes
-from ..selection.screening import kept_columns
-from ..selection.seen import filling_sizes
-from ..selection.statistics import NO_STATISTICS, StatisticsSizes, statistics_sizes
+from ..selection.seen import Selection
+from ..selection.statistics import NO_STATISTICS, StatisticsSizes
 from ..utils.seeding import seeded
 from ..walls import SoftWalls
 from .distributions import (
@@ -80,10 +79,7 @@ def describe_estimator(
         "density_estimator": name,
         "density_estimator_kwargs": dict(spec.get("density_estimator_kwargs", {})),
         "walls": any(getattr(m, "f", None) is SoftWalls for m in estimator.modules()),
-        "columns": kept_columns(estimator),
-        "components": num_components(estimator),
-        "statistics": statistics_sizes(estimator),
-        "filling": filling_sizes(estimator),
+        **Selection.of(estimator)._asdict(),
         "input_shape": list(estimator.input_shape),
         "condition_shape": list(estimator.condition_shape),
         "proxy": None,
@@ -130,13 +126,11 @@ def rebuild_estimator(
     """
     # What of x it sees was chosen by data that are not there any more.
     if isinstance(build, FlowBuilder):
-        build = build.that_sees(*_seen(structure))
+        build = replace(build, selection=_selection(structure))
     builder = build or _builder(structure)
     with seeded(0):
-        # As many rows as components are made of at least.
-        rows = _DUMMY_ROWS + structure.get("components", 0)
-        theta = torch.rand(rows, *structure["input_shape"])
-        x = torch.randn(rows, *structure["condition_shape"])
+        theta = torch.rand(_DUMMY_ROWS, *structure["input_shape"])
+        x = torch.randn(_DUMMY_ROWS, *structure["condition_shape"])
         estimator = builder(theta, x)
         if structure["joint"]:
             estimator = _join(estimator, theta, x, structure, tensors, build_proxy, prior)
@@ -195,20 +189,18 @@ def _builder(
     # Where the walls stand is among the tensors; that there are any is structure.
     d = structure["input_shape"][0]
     walls = BoxUniform(torch.zeros(d), torch.ones(d)) if structure["walls"] else None
-    return flow_nn(walls, **kwargs).that_sees(*_seen(structure))
+    return replace(flow_nn(walls, **kwargs), selection=_selection(structure))
 
 
-def _seen(
-    structure: Mapping[str, Any],
-) -> tuple[Sequence[int] | None, int, FillingSizes | None, StatisticsSizes]:
-    """Return the columns of x that a flow sees, if x is a vector, and the sizes of what follows."""
+def _selection(structure: Mapping[str, Any]) -> Selection:
+    """Return what of x a flow sees."""
     columns = structure.get("columns")
     if columns is None and len(structure["condition_shape"]) == 1:
         columns = range(structure["condition_shape"][0])
     filling = structure.get("filling")
     filling = filling and FillingSizes(*filling)
     statistics = StatisticsSizes(*structure.get("statistics", NO_STATISTICS))
-    return columns, structure.get("components", 0), filling, statistics
+    return Selection(columns, filling, structure.get("components", 0), statistics)
 
 
 def _join(

@@ -4,6 +4,7 @@ import torch
 
 from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from ..likelihood.base import Likelihood
+from ..likelihood.discrete import DISCRETE
 from ..likelihood.fit import Rows
 from ..likelihood.forms import fittest
 from ..proxy import proxy_nn
@@ -30,9 +31,11 @@ def take_fittest_form(
     """
     proxy = estimator.proxy
     assert proxy is not None
-    theta, x = (each[:ROWS_FOR_SCALE] for each in rows)
 
     def build(common: int) -> Likelihood:
+        # Rare levels are wanted, too; for scales fewer rows will do.
+        most = ROWS_TO_FIT if common == DISCRETE else ROWS_FOR_SCALE
+        theta, x = (each[:most] for each in rows)
         network = estimator.new_network(theta, x, proxy.base, proxy_nn(common=common))
         assert isinstance(network, Likelihood)
         return network

@@ -28,7 +28,7 @@ from ..optim.adam import Adam
 from ..optim.weights import copy_of_weights
 from ..pool import log_ratio
 from ..replay.cpu import Repeated
-from ..utils.row_losses import surest
+from ..utils.row_losses import mean_and_error, surest
 from ..utils.seeding import forked
 from .batches import Data, LoaderData
 
@@ -73,8 +73,8 @@ def likelihood_is_doubtful(
         if critic is None:
             return False
         gains = _gains(critic, estimator, theta, held_out_context)
-    error = gains.std() / len(gains) ** 0.5
-    return bool((gains.mean() > _GAIN) & (gains.mean() > _ERRORS * error))
+    gain, error = mean_and_error(gains)
+    return gain > _GAIN and gain > _ERRORS * error
 
 
 @torch.no_grad()

@@ -167,6 +167,8 @@ class JointSteps:
             total += len(theta) * terms
             seen += len(theta)
         forward, reverse = (total / seen).tolist()
+        if self.estimator.proxy is None:
+            return {"training_loss": forward}
         return {"training_loss": forward, "divergence_reverse": reverse}
 
     def step(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:

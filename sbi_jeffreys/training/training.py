@@ -27,6 +27,7 @@ from ..draws import ReverseQueue
 from ..duals import settled
 from ..likelihood.base import Likelihood
 from ..optim.weights import copy_of_weights
+from ..utils.row_losses import mean_and_error
 from .batches import Data, LoaderData
 from .descent import TrainingDiverged
 from .held_out import LossHook, ProxyLooks, flow_losses
@@ -267,9 +268,8 @@ class Training(JointSteps):
             self.restore_best()
         best, best_bounded = self.losses(held_out)
         # One row far from all others must not decide.
-        gain = first_bounded - best_bounded
-        error = gain.std().item() / len(gain) ** 0.5 if len(gain) > 1 else math.inf
-        if gain.mean() <= error:
+        gain, error = mean_and_error(first_bounded - best_bounded)
+        if gain <= error:
             self.estimator.load_state_dict(self.first_weights)
             return first.mean().item()
         return best.mean().item()

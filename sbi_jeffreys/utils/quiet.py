@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["QuietTracker", "quiet"]
+__all__ = ["QuietTracker", "quiet", "silent"]
 
 
 class QuietTracker:
@@ -29,6 +29,11 @@ class QuietTracker:
 
     def flush(self) -> None:
         """Do nothing."""
+
+
+def silent() -> dict[str, Any]:
+    """Return the arguments of a trainer of sbi's that is to show and to write nothing."""
+    return {"show_progress_bars": False, "tracker": QuietTracker()}
 
 
 class _Output:

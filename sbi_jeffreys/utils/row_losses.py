@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["bounded", "lowest", "surest"]
+__all__ = ["bounded", "lowest", "mean_and_error", "surest"]
 
 # Interquartile ranges above the median beyond which a row's loss counts no further: five standard
 # deviations of a Gaussian.
@@ -23,6 +23,12 @@ def bounded(losses: Tensor) -> Tensor:
     # Of data in levels most may be the same. No branch: what is recorded comes by here.
     highest = torch.where(high > low, median + _SPREADS * (high - low), ordered[-1])
     return torch.minimum(losses, highest)
+
+
+def mean_and_error(gains: Tensor) -> tuple[float, float]:
+    """Return the mean of gains (n,) and its standard error, of a single row infinite."""
+    error = gains.std().item() / len(gains) ** 0.5 if len(gains) > 1 else math.inf
+    return gains.mean().item(), error
 
 
 def lowest(losses: Tensor, weights: Tensor | float = 1.0) -> int:

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.distributions import Binomial, Poisson
 
 from sbi_jeffreys.features.columns import Features
-from sbi_jeffreys.likelihood.discrete import DISCRETE, DiscreteLikelihood, has_few_levels
+from sbi_jeffreys.likelihood.discrete import DISCRETE, DiscreteLikelihood
 from sbi_jeffreys.likelihood.energy import LikelihoodEnergy
 from sbi_jeffreys.likelihood.fit import LikelihoodFit, likelihood_losses
+from sbi_jeffreys.likelihood.levels import has_few_levels
 from sbi_jeffreys.likelihood.stacking import stacked
 from sbi_jeffreys.likelihood.start import steps_of
 from sbi_jeffreys.proxy import proxy_nn
@@ -202,8 +203,13 @@ def test_many_columns_have_few_levels_in_all():
 
 def test_too_many_levels_are_refused():
     theta = torch.randn(200, 1)
-    with pytest.raises(ValueError, match="200 levels: common=4 is for up to 40"):
+    with pytest.raises(
+        ValueError, match="200 to 200 levels: a likelihood of levels is for one to 40"
+    ):
         DiscreteLikelihood(theta, theta)
+    some = torch.cat((theta.round(), torch.full_like(theta, torch.nan)), dim=1)
+    with pytest.raises(ValueError, match="have 0 to"):
+        DiscreteLikelihood(theta, some)
     with pytest.raises(ValueError, match="num_levels"):
         DiscreteLikelihood(theta, theta, num_levels=0)
     with pytest.raises(ValueError, match="mlp"):

@@ -10,7 +10,7 @@ from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.replay.known import is_known
 from sbi_jeffreys.selection.missing import Filled, filling_of
-from sbi_jeffreys.selection.seen import filling_sizes, missed
+from sbi_jeffreys.selection.seen import Selection, missed
 from sbi_jeffreys.utils.quiet import QuietTracker
 
 PRIOR = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
@@ -266,7 +266,7 @@ def test_a_posterior_of_what_is_there(tmp_path):
     """Against the exact posterior given the values that are there."""
     theta = PRIOR.sample((800,))
     trainer, estimator = trained(gaps(sensors(theta)), theta, epochs=150)
-    assert filling_sizes(estimator) is not None
+    assert Selection.of(estimator).filling is not None
     assert is_known(estimator.flow)
     place = torch.linspace(-1, 1, 8)
     design = torch.stack((torch.ones(8), place), dim=1)
@@ -293,7 +293,7 @@ def test_images_and_series_are_filled_in_as_well(tmp_path):
     theta = prior.sample((300,))
     x = gaps(theta[..., None] + 0.2 * randn(300, 3, 4))
     trainer, estimator = trained(x, theta, prior, objective="ml")
-    assert filling_sizes(estimator) is not None
+    assert Selection.of(estimator).filling is not None
     assert estimator.embed(x).abs().max() < 6
     save(trainer.build_posterior(), tmp_path / "posterior")
     loaded = load(tmp_path / "posterior").posterior_estimator
@@ -312,3 +312,17 @@ def test_steps_of_counts_are_the_likelihoods():
     x = gaps(torch.poisson(10 * theta.expand(400, 3)))
     _, estimator = trained(x, theta, prior)
     assert (estimator.likelihood.gaps > 0).all()
+
+
+@pytest.mark.parametrize("components", [None, 7])
+def test_components_of_what_is_filled_in_are_saved(tmp_path, components):
+    theta = PRIOR.sample((300,))
+    x = torch.cat((theta, theta, theta[:, :1]), dim=1) + 0.1 * randn(300, 5)
+    # What is missing tells of theta: its columns of counts are constant until they are loaded.
+    x[rand(300, 5) < 0.5 * torch.sigmoid(3 * theta[:, :1])] = CODE
+    build = flow_nn(PRIOR, components=components)
+    trainer, estimator = trained(x, theta, density_estimator=build, epochs=2)
+    assert Selection.of(estimator).components == (components or 0)
+    save(trainer.build_posterior(), tmp_path / "posterior")
+    loaded = load(tmp_path / "posterior", build=build).posterior_estimator
+    assert torch.equal(loaded.log_prob(theta, x), estimator.log_prob(theta, x))

@@ -63,7 +63,7 @@ def test_columns_can_be_named():
     assert isinstance(every.embedding_net[0], Features)
 
 
-@pytest.mark.parametrize("columns", [[], [0, 0], [-1], [3], [[0, 1]]])
+@pytest.mark.parametrize("columns", [[], [0, 0], [-1], [3], [[0, 1]], [0.5], "ab", 2])
 def test_columns_that_x_has_not_are_refused(columns):
     with pytest.raises(ValueError, match=r"columns must be different numbers .* shape \(3,\)"):
         flow_nn(PRIOR, columns=columns)(randn(50, 3), randn(50, 3))

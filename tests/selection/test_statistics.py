@@ -14,7 +14,8 @@ from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.likelihood.discrete import DISCRETE
 from sbi_jeffreys.selection import statistics
 from sbi_jeffreys.selection.components import Components
-from sbi_jeffreys.selection.statistics import Statistics, statistics_of, statistics_sizes
+from sbi_jeffreys.selection.seen import Selection
+from sbi_jeffreys.selection.statistics import NO_STATISTICS, Statistics, statistics_of
 from sbi_jeffreys.utils.quiet import QuietTracker
 
 PRIOR = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
@@ -82,6 +83,7 @@ def test_bits_that_move_together_are_left_to_others():
 @pytest.mark.parametrize("num", [60, 300])
 @pytest.mark.parametrize("slope", [0.0, 0.3])
 def test_bits_that_say_little(num, slope):
+    """Nothing fails where natural parameters hardly move; whether sums are taken is left open."""
     theta = PRIOR.sample((num,))
     x = torch.bernoulli(torch.sigmoid(slope * theta[:, :1] - 0.4).expand(-1, 30))
     found = statistics_of(theta, standardized(x), None)
@@ -143,7 +145,7 @@ def test_the_flow_sees_statistics_and_the_proxy_columns(shape, objective, tmp_pa
     theta = PRIOR.sample((200,))
     x = bits(theta).unflatten(1, shape)
     trainer, estimator = trained(x, theta, objective=objective)
-    assert estimator.num_statistics == statistics_sizes(estimator.flow).number > 1
+    assert estimator.num_statistics == Selection.of(estimator.flow).statistics.number > 1
     assert estimator.num_components == 0
     assert estimator.embed(x).shape == (200, 40)
     # sbi's own way to the density, and ours.
@@ -170,7 +172,7 @@ def test_columns_and_components_that_were_asked_for_are_seen():
     x = bits(theta)
     for components in (0, 4):
         flow = flow_nn(PRIOR, components=components)(theta, x)
-        assert statistics_sizes(flow).number == 0
+        assert Selection.of(flow).statistics == NO_STATISTICS
         assert flow.embedding_net(x).shape[1] == (components or 40)
 
 

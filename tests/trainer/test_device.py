@@ -94,6 +94,45 @@ def test_a_proxy_of_pairs(simulations, monkeypatch):
     assert_same(lambda d: weights_of(train(simulations, d, proxy="mlp")), monkeypatch)
 
 
+def _levels(theta):
+    return torch.poisson((1 + theta[:, [0, 0, 1]]).exp())
+
+
+def _many_bits(theta):
+    return torch.bernoulli(torch.sigmoid(2 * theta @ torch.randn(2, 30)))
+
+
+def _gaps(theta):
+    x = theta.repeat(1, 3) + 0.1 * torch.randn(len(theta), 6)
+    return torch.where(torch.rand(x.shape) < 0.4 * torch.sigmoid(2 * theta[:, :1]), -999.0, x)
+
+
+def _series(theta):
+    time = torch.linspace(-1, 1, 40)
+    return theta @ torch.stack((time, time**2)) + 0.2 * torch.randn(len(theta), 40)
+
+
+@pytest.mark.parametrize("data_device", [None, "cpu"])
+@pytest.mark.parametrize("simulate", [_levels, _many_bits, _gaps, _series])
+def test_what_is_chosen_of_x(simulate, data_device, monkeypatch):
+    """Levels, statistics, what fills gaps, components: found on the CPU, evaluated elsewhere."""
+    theta = 2 * torch.rand(240, 2) - 1
+    data = theta, simulate(theta)
+
+    def run(device):
+        trainer = JeffreysNPE(box(device), seed=3, device=device, show_progress_bars=False)
+        trainer.append_simulations(*(t.to(device) for t in data), data_device=data_device)
+        estimator = trainer.train(max_num_epochs=1, training_batch_size=50)
+        theta, x = (t[:3].to(device) for t in data)
+        torch.manual_seed(5)
+        found = estimator.log_prob(theta, x).detach(), estimator.sample(torch.Size((4,)), x)
+        return [*weights_of(trainer), *found]
+
+    for found, expected in zip(*on_both(run, monkeypatch), strict=True):
+        # Forms are fitted on the CPU in both; sums on the device may be of another order.
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_an_embedding_network(simulations, monkeypatch):
     def run(device):
         torch.manual_seed(1)

@@ -187,7 +187,8 @@ def test_estimator_carries_the_proxy(simulations):
 def test_maximum_likelihood_has_no_proxy(simulations):
     trainer = make(objective="ml")
     assert trainer.append_simulations(*simulations).train(max_num_epochs=1).proxy is None
-    assert torch.tensor(trainer.summary["validation_loss_proxy"]).isnan().all()
+    for key in ("validation_loss_proxy", "divergence_reverse", "divergence_proxy"):
+        assert torch.tensor(trainer.summary[key]).isnan().all(), key
 
 
 @pytest.mark.parametrize("objective", ["dual", "dual_quadratic", "fixed", "ml"])

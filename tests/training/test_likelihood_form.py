@@ -9,9 +9,13 @@ from torch import nn
 from trainers import PRIOR, make
 
 import sbi_jeffreys
+from sbi_jeffreys.base import Base
+from sbi_jeffreys.estimator import JeffreysEstimator
+from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.likelihood.discrete import DISCRETE
 from sbi_jeffreys.proxy import proxy_nn
 from sbi_jeffreys.training import joint_trainer, likelihood_form
+from sbi_jeffreys.training.likelihood_form import take_fittest_form
 
 pytestmark = pytest.mark.full_fit
 
@@ -163,6 +167,23 @@ def test_small_counts_are_taken_for_levels(tmp_path):
     assert loaded.likelihood.common == DISCRETE
     expected = longer.proxy.log_prob_unnormalized(theta[:5], x[:5])
     assert torch.equal(loaded.proxy.log_prob_unnormalized(theta[:5], x[:5]), expected)
+
+
+def test_rare_levels_are_known():
+    """Those of all rows of the fit: in the first thousand, which tell scales, some are missing."""
+    torch.manual_seed(2)
+    theta, x = counts(1500)
+    rows = x[:, 2].argsort()
+    theta, x = theta[rows], x[rows]
+    flow = flow_nn(PRIOR, columns=range(4))(theta, x)
+    base = Base(PRIOR, theta)
+    estimator = JeffreysEstimator(flow, theta, x, base=base, build_proxy=proxy_nn())
+    take_fittest_form(estimator, (theta, x), counts(200))
+    assert estimator.likelihood.common == DISCRETE
+    levels = estimator.embed(x)[:, 2].unique()
+    known = estimator.likelihood.values[2].unique()
+    assert len(levels) > len(estimator.embed(x[:1000])[:, 2].unique())
+    torch.testing.assert_close(known, levels)
 
 
 def test_levels_are_not_tried_if_told_so():
