@@ -223,6 +223,20 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             "A pool of flow and proxy is no mixture of Gaussians: pass the flow, estimator.flow."
         )
 
+    def inverse_transform(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return parameters as points of the flow's base, where the flow stands alone; as in sbi.
+
+        Raises:
+            TypeError: If the density is a pool: no transform of a base.
+        """
+        if self.weight:
+            raise TypeError(
+                "A pool of flow and proxy is no transform of a base, which sbi's LC2ST_NF asks "
+                "for: take LC2ST, or draws and transform of the flow, "
+                "trainer.build_posterior(estimator.flow) and estimator.flow.inverse_transform."
+            )
+        return self.flow.inverse_transform(input, condition)
+
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return the log density, shape (S, B) for theta (S, B, d) or (B, d) and x (B, *event).
 

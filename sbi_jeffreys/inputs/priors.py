@@ -16,7 +16,7 @@ from sbi.utils.user_input_checks_utils import (
     move_distribution_to_device,
 )
 from torch import Tensor
-from torch.distributions import Distribution, Transform, constraints
+from torch.distributions import Distribution, Independent, Transform, constraints
 
 from ..utils.quiet import quiet
 from ..utils.seeding import aside
@@ -67,6 +67,9 @@ def _check_distribution(prior: Distribution) -> Distribution:
             f"prior of type {type(prior).__name__} has no usable log_prob ({error!r}). The proxy "
             "is defined relative to the prior's density: implement log_prob, or pass prior=None."
         ) from error
+    if not prior.event_shape and len(prior.batch_shape) == 1 and len(sample) > 1:
+        # A batch of numbers for a vector of parameters: what sbi's NPE makes of it.
+        prior = Independent(prior, 1)
     prior = process_prior(prior)[0]
     prior = _with_single_bounds(prior)
     try:

@@ -11,6 +11,7 @@ from torch.distributions import (
     Distribution,
     ExpTransform,
     Independent,
+    MultivariateNormal,
     Normal,
     Poisson,
     TransformedDistribution,
@@ -34,7 +35,11 @@ class WithoutDensity(Distribution):
 PRIORS = {
     "no density": (WithoutDensity(), TypeError, ("WithoutDensity", "log_prob", "prior=None")),
     "scalar": (Normal(0.0, 1.0), ValueError, ("scalar", "Normal", "BoxUniform")),
-    "batch of numbers": (Normal(torch.zeros(2), 1.0), ValueError, ("batch_shape", "Independent")),
+    "batch of vectors": (
+        MultivariateNormal(torch.zeros(2, 2), torch.eye(2)),
+        ValueError,
+        ("batch_shape",),
+    ),
     "no distribution": (lambda n: n, TypeError, ("function", "process_prior", "prior=None")),
     "list": ([PRIOR], TypeError, ("list", "process_prior")),
     "a coin": (Independent(Bernoulli(0.5 * torch.ones(2)), 1), ValueError, ("discrete", "logit")),

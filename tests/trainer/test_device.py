@@ -112,6 +112,8 @@ def _series(theta):
     return theta @ torch.stack((time, time**2)) + 0.2 * torch.randn(len(theta), 40)
 
 
+@pytest.mark.filterwarnings("ignore:Data")
+@pytest.mark.filterwarnings("ignore:Parameters")
 @pytest.mark.parametrize("data_device", [None, "cpu"])
 @pytest.mark.parametrize("simulate", [_levels, _many_bits, _gaps, _series])
 def test_what_is_chosen_of_x(simulate, data_device, monkeypatch):

@@ -19,6 +19,7 @@ from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from sbi.utils import BoxUniform
 from scipy import stats
 from torch import Tensor
+from torch.distributions import Uniform
 
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.utils.quiet import QuietTracker
@@ -287,6 +288,28 @@ def test_a_conditioned_mixture_of_gaussians_is_of_the_flow():
     assert drawn.shape == (5, 1)
     with pytest.raises(TypeError, match=r"no mixture of Gaussians: pass .*estimator\.flow"):
         ConditionedMDN(estimator, x, condition, [0])
+
+
+def test_only_a_flow_by_itself_is_a_transform():
+    estimator = make(density_estimator="maf").train(max_num_epochs=2)
+    at = PRIOR.sample((5,)), X_O.expand(5, 2)
+    estimator.weight = 0.0
+    assert torch.equal(estimator.inverse_transform(*at), estimator.flow.inverse_transform(*at))
+    estimator.weight = 0.5
+    with pytest.raises(TypeError, match=r"LC2ST_NF.*estimator\.flow"):
+        estimator.inverse_transform(*at)
+
+
+def test_a_batch_of_numbers_is_a_prior():
+    prior = Uniform(-torch.ones(2), torch.ones(2))
+    theta = prior.sample((100,))
+    trainer = JeffreysNPE(prior, seed=0, show_progress_bars=False, tracker=QuietTracker())
+    trainer.append_simulations(theta, simulate(theta), proposal=prior).train(max_num_epochs=2)
+    posterior = trainer.build_posterior()
+    drawn = posterior.sample((20,), x=X_O, show_progress_bars=False)
+    assert drawn.shape == (20, 2)
+    assert drawn.abs().max() <= 1
+    assert posterior.log_prob(drawn, x=X_O).shape == (20,)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
