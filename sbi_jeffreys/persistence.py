@@ -40,7 +40,8 @@ from .storage.distributions import (
     missing_class,
     rebuild_distribution,
 )
-from .storage.estimators import check_probes, describe_estimator, is_nameable, rebuild_estimator
+from .storage.estimators import describe_estimator, is_nameable, rebuild_estimator
+from .storage.probes import check_probes
 from .utils.checks import check_default_type
 from .utils.files import atomic_write
 from .utils.seeding import aside

@@ -1,20 +1,17 @@
-r"""Values that are missing from x and marked by a code, like -999: found, and filled in.
+r"""Values that are missing from x and marked by a code, like -999, filled in.
 
 In standard deviations such a code leaves all values that are there one and the same number. Bent or
 cut off as an outlier it still lies beyond everything that a value can be, and where each column
-misses some, most rows have one. So a code is taken for what it says, which is nothing: a missing
-value is replaced by its mean given the row's others, under a Gaussian whose columns vary together
-along a few directions (probabilistic PCA): :math:`z = W t + m + \sigma \epsilon`, with columns z in
-standard deviations and t standard normal. From what a row has, O, follow the mean of t and that of
-the rest,
+misses some, most rows have one. So a code (:mod:`sbi_jeffreys.selection.codes`) is taken for what
+it says, which is nothing: a missing value is replaced by its mean given the row's others, under a
+Gaussian whose columns vary together along a few directions (probabilistic PCA):
+:math:`z = W t + m + \sigma \epsilon`, with columns z in standard deviations and t standard normal.
+From what a row has, O, follow the mean of t and that of the rest,
 
 .. math:: \bar t = (W_O^\top W_O + \sigma^2)^{-1} W_O^\top (z_O - m_O), \qquad
     \bar z = W \bar t + m.
 
 W, m and :math:`\sigma` are found by expectation maximisation, over the values that are there.
-
-What is a code? A value that many rows share, or up to three such, across a gap from all others, of
-which there are many different ones.
 
 That a value is missing may itself say something of :math:`\theta` (nothing was seen, because it was
 faint). Where a test finds that, a column of zeros and ones says so, one for each code. One more has
@@ -29,7 +26,6 @@ References:
       https://doi.org/10.1371/journal.pcbi.1012184: what stands for missing values, and indicators
 """
 
-from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -39,20 +35,13 @@ from ..features.principal import bounded_columns
 from ..features.scales import finite_sample, spread
 from ..likelihood.start import steps_of
 from ..utils.devices import widest
+from .codes import codes_of
 from .screening import dependent
 
 __all__ = ["Filled", "FillingSizes", "filling_of", "has_codes"]
 
 # Rows that tell codes and directions.
 _ROWS = 2000
-# How often a code occurs at least, in all columns together and as a share of the rows.
-_FEWEST, _SHARE = 5, 0.01
-# How many different other values there are at least, and how wide the gap is, relative to the range
-# of these.
-_DIFFERENT, _GAP = 10, 0.4
-# Codes on one side of the others at most; groups of far values that are looked at: codes below and
-# above, and single outliers.
-_MOST_CODES, _GROUPS = 3, 4
 # Directions at most, rows and columns for each of them at least.
 _DIRECTIONS, _ROWS_EACH, _COLUMNS_EACH = 10, 10, 2
 # Steps of expectation maximisation, and the least variance of the noise.
@@ -161,7 +150,7 @@ def filling_of(theta: Tensor, x: Tensor) -> Filled | None:
     """
     device = x.device
     theta, x = _some_rows(theta, x)
-    found = _codes_of(x)
+    found = codes_of(x)
     most = max(map(len, found), default=0)
     if not most:
         return None
@@ -192,7 +181,7 @@ def filling_of(theta: Tensor, x: Tensor) -> Filled | None:
 def has_codes(x: Tensor) -> bool:
     """Whether some of the columns of data (n, c) have codes for missing values."""
     _, x = _some_rows(x, x)
-    return any(map(bool, _codes_of(x)))
+    return any(map(bool, codes_of(x)))
 
 
 def _some_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,65 +192,6 @@ def _some_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def _which_code(x: Tensor, codes: Tensor) -> Tensor:
     """Return which of the codes (k, c) stands at each value of data (*, c), shape (*, k, c)."""
     return x.unsqueeze(-2) == codes
-
-
-def _codes_of(x: Tensor) -> list[list[float]]:
-    """Return the codes of each column of data (n, c).
-
-    What is a code in two columns is one in each that has no values near to it: it may be missing
-    rarely, or not in these rows.
-    """
-    own: list[dict[float, int]] = [{} for _ in x.T]
-    if len(x) >= _FEWEST:
-        low, high = x.aminmax(dim=0)
-        # Most columns are continuous, and nothing need be sorted.
-        repeat = torch.maximum((x == low).sum(dim=0), (x == high).sum(dim=0)) > 1
-        for i in repeat.nonzero().flatten().tolist():
-            own[i] = _candidates(x[:, i])
-    counts = sum(map(Counter, own), Counter())
-    codes = [value for value, count in counts.items() if count >= _fewest(x)]
-    shared = [code for code in codes if sum(code in each for each in own) > 1]
-    values = x.where(~torch.isin(x, x.new_tensor(codes)), torch.nan).T if shared else x.T
-    return [
-        [code for code in codes if code in found or (code in shared and _is_apart(code, of))]
-        for found, of in zip(own, values, strict=True)
-    ]
-
-
-def _fewest(x: Tensor) -> float:
-    return max(_FEWEST, _SHARE * len(x))
-
-
-def _is_apart(code: float, column: Tensor) -> bool:
-    """Whether a code lies across a gap from the many different values of a column (n,)."""
-    values = column[~column.isnan()].unique()
-    if len(values) < _DIFFERENT:
-        return False
-    low, high = values[0].item(), values[-1].item()
-    return max(low - code, code - high) >= _GAP * (high - low)
-
-
-def _candidates(column: Tensor) -> dict[float, int]:
-    """Return values of a column (n,) that are not the only ones of theirs and may be codes."""
-    values, counts = column.unique(return_counts=True)
-    found: dict[float, int] = {}
-    for _ in range(_GROUPS):
-        if len(values) <= _DIFFERENT:
-            break
-        gaps = values.diff()
-        at = int(gaps.argmax()) + 1
-        groups = slice(at), slice(at, None)
-        far, rest = groups if at <= len(values) - at else groups[::-1]
-        others = values[rest]
-        if len(others) < _DIFFERENT or gaps[at - 1] < _GAP * (others[-1] - others[0]):
-            break
-        if len(values[far]) <= _MOST_CODES and counts[far].min() > 1:
-            found |= dict(zip(values[far].tolist(), counts[far].tolist(), strict=True))
-        elif counts[far].sum() >= _fewest(column):
-            # Two groups of values, neither of which is a code.
-            break
-        values, counts = others, counts[rest]
-    return found
 
 
 def _directions(z: Tensor, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:

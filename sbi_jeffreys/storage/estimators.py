@@ -1,8 +1,8 @@
 """Estimators as names, numbers and tensors, and back.
 
 The structure says how to build the modules again: names out of fixed tables, numbers and shapes.
-What has no name (functions that build a flow or a proxy) must be handed in again. Log densities at
-a few points tell whether what was rebuilt is what was stored.
+What has no name (functions that build a flow or a proxy) must be handed in again. Probes
+(:mod:`sbi_jeffreys.storage.probes`) tell whether what was rebuilt is what was stored.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,6 @@ from ..layers.autoregressive import accelerate
 from ..likelihood.base import Likelihood
 from ..likelihood.discrete import DISCRETE
 from ..likelihood.stacking import Stack
-from ..pool import energy
 from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
 from ..selection.missing import FillingSizes
 from ..selection.seen import Selection
@@ -38,12 +37,12 @@ from .distributions import (
     missing_class,
     rebuild_distribution,
 )
+from .probes import probes_of
 
-__all__ = ["check_probes", "describe_estimator", "is_nameable", "rebuild_estimator"]
+__all__ = ["describe_estimator", "is_nameable", "rebuild_estimator"]
 
 # Rows of the dummy data: enough for every builder's z-scoring.
 _DUMMY_ROWS = 64
-_PROBES = 5
 
 
 def describe_estimator(
@@ -96,7 +95,7 @@ def describe_estimator(
         tensors["base_floor"] = proxy.base.floor
         if estimator.stack is not None:
             structure["stack"] = [member.common for member in estimator.stack.others]
-    return tensors | _probe(estimator), structure
+    return tensors | probes_of(estimator), structure
 
 
 def is_nameable(structure: Mapping[str, Any]) -> bool:
@@ -260,57 +259,3 @@ def _sizes_of_likelihood(tensors: Tensors, module: str) -> dict[str, int]:
     if network + "offsets" in tensors:
         return sizes | {"num_components": len(tensors[network + "offsets"])}
     return {}
-
-
-@torch.no_grad()
-def _probe(estimator: ConditionalDensityEstimator) -> Tensors:
-    """Return points near the estimator's own samples, and its log densities there."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(_PROBES, *estimator.condition_shape, generator=generator)
-    training = estimator.training
-    estimator.eval()
-    device = next(estimator.parameters()).device
-    with seeded(0, device):
-        x = x.to(device)
-        theta = _flow(estimator).sample(torch.Size((1,)), x)
-    found = _log_probs(estimator, theta, x)
-    estimator.train(training)
-    return {"probe_theta": theta, "probe_x": x} | found
-
-
-def _log_probs(estimator: ConditionalDensityEstimator, theta: Tensor, x: Tensor) -> Tensors:
-    found = {"probe_flow": _flow(estimator).log_prob(theta, x)}
-    proxy = getattr(estimator, "proxy", None)
-    if proxy is not None:
-        found["probe_proxy"] = proxy.log_prob_unnormalized(theta, x)
-    if isinstance(estimator, JeffreysEstimator) and estimator.stack is not None:
-        found["probe_stack"] = energy(estimator, theta, estimator.embed(x), estimator.stack)
-    return found
-
-
-def _flow(estimator: ConditionalDensityEstimator) -> ConditionalDensityEstimator:
-    """Return the flow of a joint model: its density needs no draws, which devices differ in."""
-    return estimator.flow if isinstance(estimator, JeffreysEstimator) else estimator
-
-
-@torch.no_grad()
-def check_probes(estimator: ConditionalDensityEstimator, tensors: Tensors, *, exact: bool) -> None:
-    """Refuse an estimator that does not reproduce the log densities of the one that was stored.
-
-    Args:
-        estimator: What was rebuilt.
-        tensors: As :func:`describe_estimator` returns them.
-        exact: Whether they must agree to the bit, not only within rounding.
-
-    Raises:
-        ValueError: If they differ.
-    """
-    found = _log_probs(estimator, tensors["probe_theta"], tensors["probe_x"])
-    tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-3, "atol": 1e-3}
-    for key, value in found.items():
-        if not torch.allclose(value, tensors[key], equal_nan=True, **tolerance):
-            raise ValueError(
-                f"The rebuilt {key.removeprefix('probe_')} does not reproduce the saved one: its "
-                "log densities differ. The builder or the prior is another than the one it was "
-                "trained with, or keeps state outside of its state_dict()."
-            )
