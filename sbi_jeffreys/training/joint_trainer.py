@@ -35,7 +35,7 @@ from .held_out import center_partition
 from .likelihood_form import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
 from .record import report_epoch, report_run
 from .run import begin, run
-from .second_proxy import is_better, likelihood_is_doubtful
+from .second_proxy import is_better, is_rejected, likelihood_is_doubtful
 from .steps import Settings
 from .training import Training
 
@@ -277,15 +277,20 @@ class JointTrainer(NPE_C):
         return take_fittest_form(estimator.to("cpu"), rows, judges, levels=levels)
 
     def _doubts_proxy(self, training: Training, call: _Call) -> bool:
-        """Whether the default proxy was trained to the end, and a critic has found it wanting."""
+        """Whether the default proxy was trained to the end, and held-out rows speak against it."""
         ended = training.converged and not (training.diverged or call.config.resume_training)
         # Of an unpickled trainer, what built its flow may be gone.
         ended &= self._build_neural_net is not None
         # Otherwise the critic would have to know of weights, proposals or a moving embedding.
         plain = training.from_prior and training.kernel is ones and training.patience.trials
         plain &= self._spec["proxy"] == "likelihood" and not training.estimator.learns_embedding
-        rows = call.data, call.held_out
-        return ended and plain and likelihood_is_doubtful(training.estimator, *rows, self._device)
+        if not (ended and plain):
+            return False
+        estimator, device = training.estimator, self._device
+        reverse = self._summary["divergence_reverse"][-1]
+        if is_rejected(estimator, reverse, call.held_out, device):
+            return True
+        return likelihood_is_doubtful(estimator, call.data, call.held_out, device)
 
     def _try_pairs(self, first: Training, call: _Call) -> None:
         """Train once more, with a proxy of pairs; keep of the two what held-out data prefer."""

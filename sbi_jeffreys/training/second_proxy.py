@@ -32,7 +32,7 @@ from ..utils.row_losses import mean_and_error, surest
 from ..utils.seeding import forked
 from .batches import Data, LoaderData
 
-__all__ = ["is_better", "likelihood_is_doubtful"]
+__all__ = ["is_better", "is_rejected", "likelihood_is_doubtful"]
 
 # Rows that train the critic and that judge it, at least so many of the latter.
 _ROWS, _HELD_OUT, _FEWEST = 2000, 500, 50
@@ -46,6 +46,23 @@ _RECORDED = 5
 _COPIES, _DRAWS = 8, 256
 # Nats to be gained, and standard errors that the gain must be above zero.
 _GAIN, _ERRORS = 0.12, 2.5
+# Held-out rows at least whose word against a proxy counts.
+_FEWEST_TO_REJECT = 20
+
+
+def is_rejected(
+    estimator: JeffreysEstimator, reverse: float, held_out: Data | LoaderData, device: str
+) -> bool:
+    """Whether held-out rows want nothing of a proxy that says other than the flow.
+
+    Args:
+        estimator: Flow and proxy, trained and pooled.
+        reverse: D2 at the end of the training, nats.
+        held_out: What has chosen the weight of the pool; fewer than 20 rows reject nothing.
+        device: Where they are wanted.
+    """
+    rows = len(held_out.head(_FEWEST_TO_REJECT, device)[0])
+    return rows >= _FEWEST_TO_REJECT and estimator.weight == 0 and reverse > _GAIN
 
 
 def likelihood_is_doubtful(

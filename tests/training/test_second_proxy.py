@@ -104,6 +104,19 @@ def test_few_rows_and_other_proxies_are_not_doubted():
     assert not second_proxy.likelihood_is_doubtful(estimator, data, held_out, "cpu")
 
 
+def test_a_proxy_of_which_held_out_rows_want_nothing_is_rejected():
+    estimator, _, held_out = at_the_start(linear, held_out=20)
+    estimator.weight = 0.0
+    assert second_proxy.is_rejected(estimator, 0.5, held_out, "cpu")
+    # A flow that says the same has no use for it, and without a proxy there is no D2.
+    for reverse in (0.05, math.nan):
+        assert not second_proxy.is_rejected(estimator, reverse, held_out, "cpu")
+    estimator.weight = 0.125
+    assert not second_proxy.is_rejected(estimator, 0.5, held_out, "cpu")
+    estimator, _, few = at_the_start(linear, held_out=19)
+    assert not second_proxy.is_rejected(estimator, 0.5, few, "cpu")
+
+
 def test_the_better_one_is_better_by_more_than_its_error():
     right, _, held_out = at_the_start(linear)
     wrong, _, _ = at_the_start(ring)
@@ -143,15 +156,18 @@ def short(monkeypatch):
 def once(short, monkeypatch):
     """What the training gives whose proxy nobody doubts."""
     with monkeypatch.context() as patch:
+        patch.setattr(joint_trainer, "is_rejected", lambda *args: False)
         patch.setattr(joint_trainer, "likelihood_is_doubtful", lambda *args: False)
         made = make()
         estimator = fit(made)
     return made, estimator
 
 
+@pytest.mark.parametrize("doubt", ["is_rejected", "likelihood_is_doubtful"])
 @pytest.mark.parametrize("better", [False, True])
-def test_held_out_data_choose(better, once, monkeypatch):
-    monkeypatch.setattr(joint_trainer, "likelihood_is_doubtful", lambda *args: True)
+def test_held_out_data_choose(better, doubt, once, monkeypatch):
+    for which in ("is_rejected", "likelihood_is_doubtful"):
+        monkeypatch.setattr(joint_trainer, which, lambda *args, is_it=which == doubt: is_it)
     monkeypatch.setattr(joint_trainer, "is_better", lambda *args: better)
     made = make()
     estimator = fit(made)
@@ -201,6 +217,7 @@ def test_nobody_doubts_what_was_asked_for(made, trained, short, monkeypatch):
     def refuse(*args):
         raise AssertionError("a second proxy")
 
+    monkeypatch.setattr(joint_trainer, "is_rejected", refuse)
     monkeypatch.setattr(joint_trainer, "likelihood_is_doubtful", refuse)
     fit(make(**made), **trained)
 
