@@ -55,8 +55,6 @@ class Coverage(NamedTuple):
     tarp: Tensor
 
 
-# Where it does not reject, sbi draws with a graph: 400,000 draws of ten parameters took 24 GB.
-@torch.no_grad()
 def coverage(
     posterior: NeuralPosterior,
     theta: Tensor,

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from sbi.inference.posteriors import DirectPosterior
+from sbi.neural_nets import posterior_nn
+from sbi.utils import BoxUniform
 from sbi_jeffreys.tasks import get_task
 from torch.distributions import MultivariateNormal
 
@@ -332,3 +334,15 @@ def test_errors_of_coverage_are_of_their_own_curves(monkeypatch):
         "coverage_error": None,
         "tarp_error": None,
     }
+
+
+def test_draws_that_leak_keep_no_graph():
+    """Of an untrained network of sbi's: a graph of hundreds of thousands takes all memory."""
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    theta = prior.sample((50,))
+    estimator = posterior_nn("maf")(theta, theta)
+    posterior = DirectPosterior(estimator, prior)
+    fitted = Fitted(posterior, log_prob=lambda t, x: t[:, 0], estimators=(estimator,))
+    drawn = measures._AllDraws(fitted).sample_batched((5,), x=theta[:3], show_progress_bars=False)
+    assert drawn.shape == (5, 3, 2)
+    assert not drawn.requires_grad
