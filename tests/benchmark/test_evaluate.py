@@ -336,6 +336,7 @@ def test_errors_of_coverage_are_of_their_own_curves(monkeypatch):
     }
 
 
+@pytest.mark.filterwarnings("ignore:.*reject_outside_prior")
 def test_draws_that_leak_keep_no_graph():
     """Of an untrained network of sbi's: a graph of hundreds of thousands takes all memory."""
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
