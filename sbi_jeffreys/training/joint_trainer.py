@@ -286,11 +286,11 @@ class JointTrainer(NPE_C):
         plain &= self._spec["proxy"] == "likelihood" and not training.estimator.learns_embedding
         if not (ended and plain):
             return False
-        estimator, device = training.estimator, self._device
-        reverse = self._summary["divergence_reverse"][-1]
-        if is_rejected(estimator, reverse, call.held_out, device):
-            return True
-        return likelihood_is_doubtful(estimator, call.data, call.held_out, device)
+        estimator, reverse = training.estimator, self._summary["divergence_reverse"][-1]
+        rows = call.data, call.held_out
+        return is_rejected(estimator, reverse, call.held_out) or likelihood_is_doubtful(
+            estimator, *rows, self._device
+        )
 
     def _try_pairs(self, first: Training, call: _Call) -> None:
         """Train once more, with a proxy of pairs; keep of the two what held-out data prefer."""

@@ -50,19 +50,17 @@ _GAIN, _ERRORS = 0.12, 2.5
 _FEWEST_TO_REJECT = 20
 
 
-def is_rejected(
-    estimator: JeffreysEstimator, reverse: float, held_out: Data | LoaderData, device: str
-) -> bool:
+def is_rejected(estimator: JeffreysEstimator, reverse: float, held_out: Data | LoaderData) -> bool:
     """Whether held-out rows want nothing of a proxy that says other than the flow.
 
     Args:
         estimator: Flow and proxy, trained and pooled.
         reverse: D2 at the end of the training, nats.
         held_out: What has chosen the weight of the pool; fewer than 20 rows reject nothing.
-        device: Where they are wanted.
     """
-    rows = len(held_out.head(_FEWEST_TO_REJECT, device)[0])
-    return rows >= _FEWEST_TO_REJECT and estimator.weight == 0 and reverse > _GAIN
+    if estimator.weight or not reverse > _GAIN:
+        return False
+    return len(held_out.head(_FEWEST_TO_REJECT, "cpu")[0]) == _FEWEST_TO_REJECT
 
 
 def likelihood_is_doubtful(

@@ -107,14 +107,14 @@ def test_few_rows_and_other_proxies_are_not_doubted():
 def test_a_proxy_of_which_held_out_rows_want_nothing_is_rejected():
     estimator, _, held_out = at_the_start(linear, held_out=20)
     estimator.weight = 0.0
-    assert second_proxy.is_rejected(estimator, 0.5, held_out, "cpu")
+    assert second_proxy.is_rejected(estimator, 0.5, held_out)
     # A flow that says the same has no use for it, and without a proxy there is no D2.
     for reverse in (0.05, math.nan):
-        assert not second_proxy.is_rejected(estimator, reverse, held_out, "cpu")
+        assert not second_proxy.is_rejected(estimator, reverse, held_out)
     estimator.weight = 0.125
-    assert not second_proxy.is_rejected(estimator, 0.5, held_out, "cpu")
+    assert not second_proxy.is_rejected(estimator, 0.5, held_out)
     estimator, _, few = at_the_start(linear, held_out=19)
-    assert not second_proxy.is_rejected(estimator, 0.5, few, "cpu")
+    assert not second_proxy.is_rejected(estimator, 0.5, few)
 
 
 def test_the_better_one_is_better_by_more_than_its_error():
