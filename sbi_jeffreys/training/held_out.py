@@ -6,6 +6,7 @@ otherwise spend its time on looking. A proxy that is a likelihood is judged by t
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from ..likelihood.base import Likelihood
 from ..likelihood.fit import likelihood_losses
 from ..likelihood.stacking import Stack, stacked
 from ..pool import losses as pool_losses
-from ..utils.row_losses import bounded, lowest
+from ..utils.row_losses import bounded, lowest, mean_and_error
 from ..utils.seeding import forked
 from .batches import Data, LoaderData
 from .patience import MOST_OF_A_ROW, ProxyPlateau
@@ -142,28 +143,46 @@ class ProxyLooks:
 
 
 @torch.no_grad()
-def center_partition(estimator: JeffreysEstimator, data: Data | LoaderData, device: str) -> None:
-    """Let the mean of log Z over x be zero: averaging weights does not average log Z.
+def center_partition(
+    estimator: JeffreysEstimator,
+    data: Data | LoaderData,
+    held_out: Data | LoaderData,
+    device: str,
+) -> None:
+    """Let the mean of log Z over fresh x be zero: averaging weights does not average log Z.
+
+    At x that the proxy was trained on, log Z is higher than at others. Held-out x say by how much,
+    and count the more the further their mean is off in units of its standard error.
 
     Args:
         estimator: Flow and proxy; a proxy that is no likelihood stays as it is.
-        data: Rows, of which the first few hundred count.
+        data: Rows that were trained on, of which the first few hundred count.
+        held_out: Rows that were not, likewise.
         device: Where to evaluate.
     """
     estimator.eval()
     likelihood = estimator.likelihood
     if likelihood is None:
         return
-    theta, x = data.head(_CENTER_ROWS, device)
-    # Draws for all of them at once would take more memory than a step of training.
-    mean = torch.cat(
-        [
-            diagnose_proxy(estimator, *few, num_draws=_DRAWS).log_partition
-            for few in zip(theta.split(_ROWS), x.split(_ROWS), strict=True)
-        ]
-    ).mean()
+    mean = _log_partitions(estimator, data, device).mean()
+    apart, error = mean_and_error(_log_partitions(estimator, held_out, device) - mean)
+    if apart and math.isfinite(apart):
+        mean = mean + apart / (1 + (error / apart) ** 2)
     if mean.isfinite():
         likelihood.log_ratio -= mean
+
+
+def _log_partitions(
+    estimator: JeffreysEstimator, data: Data | LoaderData, device: str
+) -> torch.Tensor:
+    """Return log Z at the first few hundred x."""
+    theta, x = data.head(_CENTER_ROWS, device)
+    # Draws for all of them at once would take more memory than a step of training.
+    found = [
+        diagnose_proxy(estimator, *few, num_draws=_DRAWS).log_partition
+        for few in zip(theta.split(_ROWS), x.split(_ROWS), strict=True)
+    ]
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -236,7 +236,7 @@ class JointTrainer(NPE_C):
                 "more epochs in all."
             )
         with forked(self._device):
-            center_partition(training.estimator, call.data, self._device)
+            center_partition(training.estimator, call.data, call.held_out, self._device)
         return training.estimator
 
     @property

@@ -143,17 +143,45 @@ def test_the_mean_of_log_z_is_zero_in_the_end():
     estimator, data = make(200)
     before = diagnose_proxy(estimator, data.theta, data.x, num_draws=64).log_partition.mean()
     estimator.proxy.network.log_ratio += 5.0
-    center_partition(estimator, data, "cpu")
+    center_partition(estimator, data, data, "cpu")
     after = diagnose_proxy(estimator, data.theta, data.x, num_draws=64).log_partition.mean()
     # The estimate has a standard error of some 0.02 here: 200 x, 2 x 64 draws each.
     assert abs(after) < 0.1
     assert abs(before) < 1.0
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "moved"),
+    # With a standard error of 0.1: of a nat all but a hundredth, of a tenth half, of 0.01 nothing.
+    [(1.0, 1.0, 1 / 1.01), (0.1, 1.0, 0.05), (0.01, 1.0, 1e-4), (-1.0, 1.0, -1 / 1.01)],
+)
+def test_held_out_x_say_how_far_log_z_is_off_as_surely_as_they_can(monkeypatch, mean, std, moved):
+    estimator, data = make(100)
+    x = torch.linspace(-1, 1, 100)
+    looked = [torch.full((100,), 2.0), 2.0 + mean + std * (x - x.mean()) / x.std()]
+    monkeypatch.setattr(held_out, "_log_partitions", lambda *args: looked.pop(0))
+    before = estimator.proxy.network.log_ratio.clone()
+    center_partition(estimator, data, data, "cpu")
+    after = estimator.proxy.network.log_ratio
+    assert (before - after).item() == pytest.approx(2.0 + moved, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fresh", [torch.tensor([4.0]), torch.tensor([torch.inf, 1.0]), torch.tensor([torch.nan, 1.0])]
+)
+def test_where_held_out_x_tell_nothing_log_z_is_that_of_the_others(monkeypatch, fresh):
+    estimator, data = make(20)
+    looked = [torch.full((20,), 2.0), fresh]
+    monkeypatch.setattr(held_out, "_log_partitions", lambda *args: looked.pop(0))
+    before = estimator.proxy.network.log_ratio.clone()
+    center_partition(estimator, data, data, "cpu")
+    assert (before - estimator.proxy.network.log_ratio).item() == pytest.approx(2.0, abs=1e-5)
+
+
 def test_a_proxy_of_pairs_is_not_centered():
     estimator, data = make(proxy="mlp")
     before = {name: value.clone() for name, value in estimator.state_dict().items()}
-    center_partition(estimator, data, "cpu")
+    center_partition(estimator, data, data, "cpu")
     assert all(torch.equal(value, before[name]) for name, value in estimator.state_dict().items())
 
 
@@ -182,11 +210,17 @@ def test_a_log_z_that_is_no_number_moves_nothing():
     estimator, data = make(20)
     data.x[3] = torch.nan
     before = estimator.proxy.network.log_ratio.clone()
-    center_partition(estimator, data, "cpu")
+    center_partition(estimator, data, data, "cpu")
     assert torch.equal(estimator.proxy.network.log_ratio, before)
 
 
-@pytest.mark.parametrize("call", [center_partition, lambda *a: best_pooling(*a, ones)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda estimator, data, device: center_partition(estimator, data, data, device),
+        lambda *a: best_pooling(*a, ones),
+    ],
+)
 def test_models_are_looked_at_in_evaluation_mode(call):
     estimator, data = make(20)
     call(estimator.train(), data, "cpu")
