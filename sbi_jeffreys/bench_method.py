@@ -19,17 +19,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from torch.distributions import Distribution
 
 from .benchmark.arguments import natural, positive
 from .benchmark.report.compare import bootstrap_interval
+from .benchmark.table import complete
 from .benchmark.variants import VARIANTS
 from .diagnostics import diagnose_proxy
 from .simulators import SIMULATORS
 from .tasks import get_task, list_tasks
 from .trainer import JeffreysNPE
-from .utils.files import atomic_write
 from .utils.quiet import quiet, silent
 from .utils.seeding import derive_seed
 
@@ -162,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in options.seeds
         for variant in options.variants
     ]
-    rows = _run(jobs, options.out, options.jobs)
+    rows = complete(options.out, _KEY, jobs, _one, options.jobs, _show)
     shown = pd.concat([rows, _flows_alone(rows)], ignore_index=True)
     table = shown.pivot_table(index="variant", columns="task", values="nll", sort=False)
     print(table.round(2).to_string())
@@ -170,27 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(differences(shown, options.baseline).round(2).to_string())
 
 
-def _run(jobs: list[tuple], path: Path, num_processes: int) -> pd.DataFrame:
-    """Return the rows of these runs; those that the file lacks are run, and added to it."""
-    done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=_KEY)
-    if missing := set(_KEY).difference(done.columns):
-        raise SystemExit(
-            f"{path} has no column {sorted(missing)}: it was written by an earlier version. "
-            "Choose another --out."
-        )
-    have = set(done[_KEY].itertuples(index=False, name=None))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runs = Parallel(n_jobs=num_processes, return_as="generator_unordered")(
-        delayed(_one)(*job) for job in jobs if job not in have
-    )
-    for row in runs:
-        added = pd.DataFrame([row])
-        done = added if done.empty else pd.concat([done, added], ignore_index=True)
-        with atomic_write(path) as temporary:
-            done.to_csv(temporary, index=False)
-        print(f"{row['task']:24s} {row['variant']:30s} {row['nll']:8.3f} {row['seconds']:7.1f} s")
-    asked = set(jobs)
-    return done[[key in asked for key in done[_KEY].itertuples(index=False, name=None)]]
+def _show(row: dict[str, Any]) -> None:
+    print(f"{row['task']:24s} {row['variant']:30s} {row['nll']:8.3f} {row['seconds']:7.1f} s")
 
 
 def _flows_alone(rows: pd.DataFrame) -> pd.DataFrame:

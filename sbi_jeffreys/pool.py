@@ -189,27 +189,28 @@ def losses(
     weights: tuple[float, ...],
     stack: "Stack | None" = None,
 ) -> Tensor:
-    """Return the negative log densities of pools of these weights, shape (W, B), nats.
+    """Return the negative log densities of pools of these weights, shape (W, S, B), nats.
 
     Args:
         estimator: Flow and proxy.
-        theta: Parameters, shape (B, d).
+        theta: Parameters, shape (S, B, d), or (S, 1, d) for parameters that all data share.
         context: Embedded data, shape (B, c).
         weights: Weights of the proxy.
         stack: Likelihoods beside the proxy's own.
     """
-    found, size = [], _CHUNK // _CHOOSING
-    for rows, part in zip(theta.split(size), context.split(size), strict=True):
+    theta = theta.expand(-1, len(context), -1)
+    found, size = [], max(1, _CHUNK // max(_CHOOSING, len(theta)))
+    for rows, part in zip(theta.split(size, dim=1), context.split(size), strict=True):
         drawn = estimator.sample_with_log_prob(_CHOOSING, part, seed=_SEED)
         ratios = log_ratio(estimator, part, *drawn, stack)
-        flow = estimator.log_prob_embedded(rows.unsqueeze(0), part)
-        ratio = log_ratio(estimator, part, rows.unsqueeze(0), flow, stack)
+        flow = estimator.log_prob_embedded(rows, part)
+        ratio = log_ratio(estimator, part, rows, flow, stack)
         pools = []
         for weight in weights:
             level = level_of(weight * ratios)
-            pools.append(level.log_normalizer - level.bounded(weight * ratio[0]) - flow[0])
+            pools.append(level.log_normalizer - level.bounded(weight * ratio) - flow)
         found.append(torch.stack(pools))
-    return torch.cat(found, dim=1)
+    return torch.cat(found, dim=2)
 
 
 def log_ratio(

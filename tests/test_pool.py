@@ -232,11 +232,29 @@ def test_a_proxy_that_says_no_number_leaves_the_flow(value):
 def test_losses_are_those_of_the_bounded_pool():
     estimator, x = gaussians(0.5, shift=5.0), torch.randn(20, 2)
     theta = x + 5.0  # where the proxy lies: far above the bound
-    found = pool.losses(estimator, theta, x, (0.0, 0.5))
-    torch.testing.assert_close(found[0], estimator.flow.loss(theta, x))
-    expected = -estimator.log_prob(theta[None], x)[0]
+    found = pool.losses(estimator, theta[None], x, (0.0, 0.5))
+    torch.testing.assert_close(found[0, 0], estimator.flow.loss(theta, x))
+    expected = -estimator.log_prob(theta[None], x)
     # Normalisers of 128 and of 256 draws.
     torch.testing.assert_close(found[1], expected, atol=0.5, rtol=0)
+
+
+def test_losses_of_parameters_that_all_x_share():
+    estimator, x = gaussians(0.5), torch.randn(20, 2)
+    theta = torch.randn(7, 1, 2)
+    shared = pool.losses(estimator, theta, x, (0.0, 0.5))
+    torch.testing.assert_close(
+        shared, pool.losses(estimator, theta.expand(7, 20, 2), x, (0.0, 0.5))
+    )
+    assert shared.shape == (2, 7, 20)
+
+
+def test_losses_of_more_than_fits_at_once(monkeypatch):
+    estimator, x, theta = gaussians(0.5), torch.randn(20, 2), torch.randn(7, 1, 2)
+    together = pool.losses(estimator, theta, x, (0.5,))
+    monkeypatch.setattr(pool, "_CHUNK", 3 * 128)
+    # Draws of other flows than the default one are others in each part.
+    torch.testing.assert_close(pool.losses(estimator, theta, x, (0.5,)), together, atol=0.5, rtol=0)
 
 
 class _FarWhereXIsPositive(nn.Module):

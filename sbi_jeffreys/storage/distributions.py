@@ -47,6 +47,14 @@ _DISTRIBUTIONS: dict[type, tuple[Callable[..., Distribution], tuple[str, ...]]] 
     distributions.Exponential: (distributions.Exponential, ("rate",)),
     distributions.Gamma: (distributions.Gamma, ("concentration", "rate")),
     distributions.Beta: (distributions.Beta, ("concentration1", "concentration0")),
+    distributions.Cauchy: (distributions.Cauchy, ("loc", "scale")),
+    distributions.Gumbel: (distributions.Gumbel, ("loc", "scale")),
+    distributions.HalfCauchy: (distributions.HalfCauchy, ("scale",)),
+    distributions.HalfNormal: (distributions.HalfNormal, ("scale",)),
+    distributions.InverseGamma: (distributions.InverseGamma, ("concentration", "rate")),
+    distributions.Laplace: (distributions.Laplace, ("loc", "scale")),
+    distributions.StudentT: (distributions.StudentT, ("df", "loc", "scale")),
+    distributions.Weibull: (distributions.Weibull, ("scale", "concentration")),
     ImproperEmpirical: (_improper, ("mean", "variance")),
 }
 _BY_NAME = {kind.__name__: builder for kind, builder in _DISTRIBUTIONS.items()}

@@ -44,6 +44,8 @@ _CENTER_ROWS = 512
 
 # Weights of the pool among which held-out data choose, and how many rows are asked.
 _WEIGHTS, _POOL_ROWS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75), 500
+# The same in later rounds, where all pairs of rows are looked at.
+_RANKED_ROWS = 200
 
 LossHook = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Forward loss of (theta, x, masks), shape (B,), in place of the flow's cross-entropy."""
@@ -192,6 +194,8 @@ def best_pooling(
     device: str,
     kernel: Callable[[Tensor], Tensor],
     fitted: Sequence[Likelihood] = (),
+    *,
+    from_prior: bool = True,
 ) -> Pooling:
     """Return what to pool with the flow: of what is tried, that with the lowest held-out loss.
 
@@ -205,11 +209,13 @@ def best_pooling(
         device: Where to evaluate.
         kernel: Calibration kernel, a function of x, that weighs the rows.
         fitted: Other likelihoods of the same embedded data, on the CPU.
+        from_prior: Whether the parameters come from the prior. Where they come from proposals, the
+            loss is that of telling each row's from those of the others, whatever they come from.
     """
     if estimator.proxy is None:
         return FLOW_ALONE
     estimator.eval()
-    theta, x = data.head(_POOL_ROWS, device)
+    theta, x = data.head(_POOL_ROWS if from_prior else _RANKED_ROWS, device)
     context, weights = estimator.embed(x), kernel(x)
     stacks: list[Stack | None] = [None]
     if fitted and estimator.likelihood is not None:
@@ -219,6 +225,28 @@ def best_pooling(
             found = stacked(estimator.likelihood, others, (theta, context), weights)
         stacks += [] if found is None else [found]
     # All with the same draws of the flow.
-    losses = [pool_losses(estimator, theta, context, _WEIGHTS, stack) for stack in stacks]
+    look = _losses if from_prior else _ranking_losses
+    losses = [look(estimator, theta, context, stack) for stack in stacks]
     which, weight = divmod(lowest(torch.cat(losses), weights), len(_WEIGHTS))
     return Pooling(_WEIGHTS[weight], stacks[which]) if weight else FLOW_ALONE
+
+
+def _losses(
+    estimator: JeffreysEstimator, theta: Tensor, context: Tensor, stack: Stack | None
+) -> Tensor:
+    """Return the losses of pools with all weights, shape (W, n)."""
+    return pool_losses(estimator, theta.unsqueeze(0), context, _WEIGHTS, stack)[:, 0]
+
+
+def _ranking_losses(
+    estimator: JeffreysEstimator, theta: Tensor, context: Tensor, stack: Stack | None
+) -> Tensor:
+    """Return the same for parameters from any proposals: each ranked among those of all rows.
+
+    This is the atomic loss of later rounds with all rows as atoms, which draws none.
+    """
+    assert estimator.proxy is not None
+    shared = theta.unsqueeze(1)
+    losses = pool_losses(estimator, shared, context, _WEIGHTS, stack)
+    ratios = -losses - estimator.proxy.base.log_prob_soft(shared)
+    return ratios.logsumexp(dim=1) - ratios.diagonal(dim1=1, dim2=2)

@@ -216,7 +216,8 @@ class JointTrainer(NPE_C):
         if self._begins_first_round:
             # It is looked at anew.
             self._too_high = JointTrainer._too_high
-        fitted = self._choose_form(call) if self._formless else []
+        chooses = self._formless or self._begins_later_round(call)
+        fitted = self._choose_form(call) if chooses else []
         training = self._begin(call, fitted)
         self._training = training
         try:
@@ -243,6 +244,15 @@ class JointTrainer(NPE_C):
     def _begins_first_round(self) -> bool:
         """Whether a first few steps can tell what learning rates do."""
         return self._simple_start and self._round == 0
+
+    def _begins_later_round(self, call: _Call) -> bool:
+        """Whether simulations from proposals have come to those that the default proxy knows.
+
+        What a likelihood needs is pairs, wherever their theta come from, and the form that is best
+        for the few of the first round is seldom so for all.
+        """
+        later = self._round > 0 and not call.force_first_round_loss
+        return later and self._spec["proxy"] == "likelihood" and not call.config.resume_training
 
     def _begin(self, call: _Call, fitted: Sequence[Likelihood] = ()) -> Training:
         """Return the training to run, new or resumed, after a first look at held-out data."""

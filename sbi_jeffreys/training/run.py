@@ -155,15 +155,18 @@ def run_epochs(
 def _settle(training: Training, held_out: Data | LoaderData) -> float:
     """Put the weights back that held-out data speak for, and pool; return the flow's loss, nats.
 
-    A proxy knows nothing of what lies between the proposals of later rounds, and has no say there.
+    In later rounds a likelihood has a say, which is the same under all proposals. A proxy of pairs
+    knows nothing of what lies between these.
     """
     estimator, device = training.estimator, training.settings.device
+    later = training.forward_loss is not None
     # Draws are none of the training's, which may be resumed.
     with forked(device):
         loss = training.settle(held_out)
-        if training.from_prior:
+        if training.from_prior or (later and estimator.likelihood is not None):
             rows = held_out, device, training.kernel
-            estimator.pooling = best_pooling(estimator, *rows, training.fitted)
+            fitted = training.fitted
+            estimator.pooling = best_pooling(estimator, *rows, fitted, from_prior=not later)
     return loss
 
 

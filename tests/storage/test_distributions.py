@@ -13,16 +13,21 @@ from torch.distributions import (
     ExpTransform,
     Gamma,
     Independent,
-    Laplace,
     LogNormal,
     MultivariateNormal,
     Normal,
     SigmoidTransform,
     TransformedDistribution,
     Uniform,
+    VonMises,
 )
 
 from sbi_jeffreys import load, save
+from sbi_jeffreys.storage.distributions import (
+    describe_distribution,
+    is_described,
+    rebuild_distribution,
+)
 
 
 def box_by(transforms, dim=2):
@@ -82,6 +87,32 @@ def with_structure(path, change, version="3.1"):
     rewrite(path, changed)
 
 
+ONE = torch.ones(2)
+SEVERAL = {
+    "Cauchy": (0 * ONE, 0.5 * ONE),
+    "Gumbel": (0 * ONE, 0.5 * ONE),
+    "HalfCauchy": (0.5 * ONE,),
+    "HalfNormal": (0.5 * ONE,),
+    "InverseGamma": (3 * ONE, 2 * ONE),
+    "Laplace": (0 * ONE, 0.5 * ONE),
+    "StudentT": (4 * ONE, 0 * ONE, 0.5 * ONE),
+    "Weibull": (0.5 * ONE, 2 * ONE),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_distributions_of_torch_are_held(name):
+    given = Independent(getattr(torch.distributions, name)(*SEVERAL[name]), 1)
+    tensors = {}
+    entry = describe_distribution(given, "prior", tensors)
+    held = {key: value.clone() for key, value in tensors.items()}
+    rebuilt = rebuild_distribution(json.loads(json.dumps(entry)), "prior", held, None)
+    theta = given.sample((50,))
+    assert torch.equal(rebuilt.log_prob(theta), given.log_prob(theta))
+    assert type(rebuilt.base_dist) is type(given.base_dist)
+    assert is_described(given, entry, "prior", held)
+
+
 @pytest.mark.parametrize("prior", WRAPPED)
 @pytest.mark.filterwarnings("ignore:Prior was provided as a sequence")
 @pytest.mark.filterwarnings("ignore:Casting 1D Uniform prior")
@@ -114,7 +145,7 @@ class Derived(ExpTransform):
 
 
 UNHELD = {
-    "one parameter": (lambda: Laplace(torch.zeros(1), torch.ones(1)), "Laplace"),
+    "one parameter": (lambda: VonMises(torch.zeros(1), torch.ones(1)), "VonMises"),
     "other transform": (lambda: plane_by(SigmoidTransform()), "TransformedDistribution"),
     "derived transform": (lambda: plane_by(Derived()), "TransformedDistribution"),
     "float64": (
@@ -202,7 +233,7 @@ OTHERS = {
     "bounds": (BoxUniform(-2 * torch.ones(2), 3 * torch.ones(2)), "BoxUniform"),
     "class": (PRIORS["mvn"], "MultivariateNormal"),
     "shape": (BoxUniform(-2 * torch.ones(3), 2 * torch.ones(3)), "BoxUniform"),
-    "one parameter": (Laplace(torch.zeros(1), torch.ones(1)), "Laplace"),
+    "one parameter": (VonMises(torch.zeros(1), torch.ones(1)), "VonMises"),
 }
 
 

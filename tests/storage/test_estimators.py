@@ -10,9 +10,9 @@ from torch.distributions import (
     AffineTransform,
     Beta,
     Independent,
-    Laplace,
     Normal,
     TransformedDistribution,
+    VonMises,
 )
 
 from sbi_jeffreys import load, save
@@ -90,7 +90,7 @@ def test_another_proxy_of_the_same_shapes_is_noticed(tmp_path):
 
 
 def test_a_prior_that_only_the_proxy_needs_is_taken(tmp_path):
-    prior = Independent(Laplace(torch.zeros(2), torch.ones(2)), 1)
+    prior = Independent(VonMises(torch.zeros(2), torch.ones(2)), 1)
     original = DirectPosterior(train(prior, NAMED).posterior_estimator, BOX)
     save(original, tmp_path / "posterior")
     loaded = load(tmp_path / "posterior", prior=prior)

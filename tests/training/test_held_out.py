@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pools import Constant, gaussians, simulations
+from pools import FLOW, PROXY, Constant, gaussians, simulations
+from pools import PRIOR as POOLS_PRIOR
 from sbi.utils import BoxUniform
 from torch import nn
 
@@ -243,3 +244,36 @@ def test_what_is_seen_of_the_proxy_has_its_names(monkeypatch):
         "log_partition_std": 3.0,
         "effective_sample_size": 0.5,
     }
+
+
+def test_rows_from_proposals_are_ranked_among_each_other():
+    """The loss is that of the likelihood ratio, which no proposal and no normaliser changes."""
+    estimator, x = gaussians(0.5), torch.randn(30, 2)
+    theta = x + FLOW * torch.randn(30, 2)
+    found = held_out._ranking_losses(estimator, theta, x, None)
+    assert found.shape == (len(held_out._WEIGHTS), 30)
+    for weight, losses in zip(held_out._WEIGHTS, found, strict=True):
+        # Pools of two Gaussians around x are such, with the mean precision; bounds are far.
+        precision = (1 - weight) / FLOW**2 + weight / PROXY**2
+        squares = (theta.unsqueeze(1) - x).square().sum(-1)
+        ratios = -0.5 * precision * squares - POOLS_PRIOR.log_prob(theta).unsqueeze(1)
+        expected = ratios.logsumexp(dim=0) - ratios.diagonal()
+        # The lower bound cuts parameters off that lie three nats below the best ones.
+        torch.testing.assert_close(losses.mean(), expected.mean(), atol=0.1, rtol=0)
+    torch.testing.assert_close(found[0], expected_of_the_flow(theta, x))
+
+
+def expected_of_the_flow(theta, x):
+    ratios = -0.5 * (theta.unsqueeze(1) - x).square().sum(-1) / FLOW**2
+    ratios = ratios - POOLS_PRIOR.log_prob(theta).unsqueeze(1)
+    return ratios.logsumexp(dim=0) - ratios.diagonal()
+
+
+@pytest.mark.parametrize(("scale", "heard"), [(FLOW, False), (0.6, True)])
+def test_rows_from_proposals_choose_the_weight(scale, heard):
+    """Rows as the flow says leave it alone; where they are nearer to x, the proxy is heard."""
+    estimator, x = gaussians(0.0), 3 * torch.randn(200, 2)
+    theta = x + scale * torch.randn(200, 2)
+    data = Data(theta, x, torch.ones(200, 1), torch.arange(200))
+    found = best_pooling(estimator, data, "cpu", ones, from_prior=False)
+    assert (found.weight >= 0.5) == heard

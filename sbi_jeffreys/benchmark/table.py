@@ -1,0 +1,54 @@
+"""A table of runs in a CSV file, which a later call completes instead of repeating."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from joblib import Parallel, delayed
+
+from ..utils.files import atomic_write
+
+__all__ = ["complete"]
+
+
+def complete(
+    path: Path,
+    key: Sequence[str],
+    jobs: Sequence[tuple],
+    run: Callable[..., dict[str, Any]],
+    num_processes: int,
+    show: Callable[[dict[str, Any]], None],
+) -> pd.DataFrame:
+    """Return the rows of these runs; those that the file lacks are run, and added to it.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        key: Columns that tell one run from another.
+        jobs: Values of these columns, a tuple for each run.
+        run: Takes a job's values and returns its row, those columns among it.
+        num_processes: Processes side by side.
+        show: Takes every new row.
+
+    Raises:
+        SystemExit: If the file lacks one of these columns.
+    """
+    done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=list(key))
+    if missing := set(key).difference(done.columns):
+        raise SystemExit(
+            f"{path} has no column {sorted(missing)}: it was written by an earlier version. "
+            "Choose another --out."
+        )
+    have = set(done[list(key)].itertuples(index=False, name=None))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs = Parallel(n_jobs=num_processes, return_as="generator_unordered")(
+        delayed(run)(*job) for job in jobs if job not in have
+    )
+    for row in runs:
+        added = pd.DataFrame([row])
+        done = added if done.empty else pd.concat([done, added], ignore_index=True)
+        with atomic_write(path) as temporary:
+            done.to_csv(temporary, index=False)
+        show(row)
+    asked = set(jobs)
+    return done[[each in asked for each in done[list(key)].itertuples(index=False, name=None)]]
