@@ -32,6 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.argv = argv
     try:
         return arguments.run(arguments) or 0
+    except FileExistsError as error:
+        print(
+            f"sbi-jeffreys {arguments.command}: {error.filename!r} is a file where a folder is "
+            "to be: choose another.",
+            file=sys.stderr,
+        )
+        return 2
     except (ValueError, OSError) as error:
         print(f"sbi-jeffreys {arguments.command}: {error}", file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ little to look at held-out data after it.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -240,8 +241,12 @@ class JeffreysDensity:
     def _build(self, samples: Tensor) -> JeffreysEstimator:
         empty = samples.new_empty(len(samples), 0)
         with_proxy = not is_maximum_likelihood(self._weighting)
+        with warnings.catch_warnings():
+            # sbi standardizes even an x that has no entries.
+            warnings.filterwarnings("ignore", r"std\(\): degrees of freedom", UserWarning)
+            flow = flow_builder(self._density_estimator, None)(samples, empty)
         return JeffreysEstimator(
-            flow_builder(self._density_estimator, None)(samples, empty),
+            flow,
             samples,
             empty,
             base=Base(None, samples) if with_proxy else None,

@@ -420,3 +420,12 @@ def test_a_fit_that_is_refused_leaves_the_last_one():
 def test_numbers_of_rows_and_epochs_are_integers(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_flows_of_sbi_warn_of_nothing():
+    """An x without entries is standardized by sbi, of which torch warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        JeffreysDensity(seed=0, density_estimator="zuko_nsf").fit(
+            torch.randn(60, 2), max_num_epochs=1
+        )
