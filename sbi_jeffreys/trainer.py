@@ -236,7 +236,8 @@ class JeffreysNPE(JointTrainer):
     ) -> JeffreysEstimator:
         r"""Train flow and proxy; arguments as in sbi's ``NPE``.
 
-        In later rounds the forward loss is sbi's atomic one, for every estimator.
+        In later rounds the forward loss is sbi's atomic one, for every estimator, and the default
+        proxy is fitted anew, to the simulations of all rounds.
 
         Args:
             num_atoms: As in sbi.
@@ -277,8 +278,9 @@ class JeffreysNPE(JointTrainer):
             An sbi density estimator: flow and proxy pooled with the weight ``.weight`` that
             held-out simulations choose (:mod:`sbi_jeffreys.pool`); the two are ``.flow`` and
             ``.proxy``, likelihoods that the pool hears beside the proxy's own ``.stack``. The
-            weight is zero, the flow alone, in later rounds, with a restricted prior
-            as the proposal, and after a divergence or an error that ended the run.
+            weight is zero, the flow alone, in later rounds with a proxy that is no likelihood, with
+            a restricted prior as the proposal, and after a divergence or an error that ended the
+            run.
 
         Raises:
             RuntimeError: If there are no simulations, or nothing to resume.

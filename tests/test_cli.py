@@ -92,11 +92,7 @@ MISUSE = {
         "simulations",
     ),
     "folder is a file": (["demo", "--out", "FILE"], "is a file where a folder"),
-    "bench-train's folder is a file": (
-        ["bench-train", "--out", "FILE"],
-        "is a file where a folder",
-    ),
-    "demo's folder is a file": (["demo", "--quick", "--out", "FILE"], "is a file where a folder"),
+    "bench-train's folder is a file": (["bench-train", "--out", "FILE"], "FILE' is a file"),
     "no such device": (["bench-train", "--device", "tpu", "--out", "OUT"], "device must be"),
     "no bench command": (["bench"], "COMMAND"),
     "no data command": (["data"], "COMMAND"),
