@@ -236,8 +236,8 @@ class JeffreysNPE(JointTrainer):
     ) -> JeffreysEstimator:
         r"""Train flow and proxy; arguments as in sbi's ``NPE``.
 
-        In later rounds the forward loss is sbi's atomic one, for every estimator, and the default
-        proxy is fitted anew, to the simulations of all rounds.
+        In later rounds the forward loss is sbi's atomic one, for every estimator. Where a trained
+        flow goes on with other simulations than before, the default proxy is fitted anew, to these.
 
         Args:
             num_atoms: As in sbi.

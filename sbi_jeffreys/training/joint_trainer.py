@@ -49,6 +49,7 @@ _OF_A_CALL = (
     "train_indices",
     "val_indices",
     "_rows",
+    "_rows_fitted",
     "_screened",
 )
 # Simulations at which a user's proxy is tried.
@@ -93,6 +94,8 @@ class JointTrainer(NPE_C):
     _simple_start = False
     # Whether the estimator has just been built, and its likelihood may take any form.
     _formless = False
+    # First round and number of the simulations to which that was last fitted.
+    _rows_fitted = (0, 0)
     # Rates, of flow and proxy, that have once been found too high.
     _too_high = (float("inf"), float("inf"))
 
@@ -106,6 +109,8 @@ class JointTrainer(NPE_C):
         """Put back what an error, or Ctrl-C, has left that came before the first step."""
         progress = self._progress()
         before = {name: getattr(self, name) for name in _OF_A_CALL if hasattr(self, name)}
+        proxy = None if self._neural_net is None else self._neural_net.proxy
+        network = None if proxy is None else proxy.network
         try:
             yield
         except BaseException:
@@ -113,8 +118,11 @@ class JointTrainer(NPE_C):
                 for name in _OF_A_CALL:
                     self.__dict__.pop(name, None)
                 self.__dict__.update(before)
+                if proxy is not None and network is not None:
+                    proxy.network = network
                 if self._neural_net is not None:
-                    self._neural_net.eval()
+                    # What is fitted is fitted on the CPU.
+                    self._neural_net.to(self._device).eval()
             raise
 
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
@@ -216,8 +224,7 @@ class JointTrainer(NPE_C):
         if self._begins_first_round:
             # It is looked at anew.
             self._too_high = JointTrainer._too_high
-        chooses = self._formless or self._begins_later_round(call)
-        fitted = self._choose_form(call) if chooses else []
+        fitted = self._choose_form(call) if self._formless or self._knows_more(call) else []
         training = self._begin(call, fitted)
         self._training = training
         try:
@@ -245,14 +252,14 @@ class JointTrainer(NPE_C):
         """Whether a first few steps can tell what learning rates do."""
         return self._simple_start and self._round == 0
 
-    def _begins_later_round(self, call: _Call) -> bool:
-        """Whether simulations from proposals have come to those that the default proxy knows.
+    def _knows_more(self, call: _Call) -> bool:
+        """Whether simulations have come to those that the default proxy was last fitted to.
 
-        What a likelihood needs is pairs, wherever their theta come from, and the form that is best
-        for the few of the first round is seldom so for all.
+        Pairs are what a likelihood needs, wherever their theta come from, and the form that is best
+        for the first few hundred is seldom so for all.
         """
-        later = self._round > 0 and not call.force_first_round_loss
-        return later and self._spec["proxy"] == "likelihood" and not call.config.resume_training
+        default = self._spec["proxy"] == "likelihood" and not call.config.resume_training
+        return default and self._rows != self._rows_fitted
 
     def _begin(self, call: _Call, fitted: Sequence[Likelihood] = ()) -> Training:
         """Return the training to run, new or resumed, after a first look at held-out data."""
@@ -281,6 +288,7 @@ class JointTrainer(NPE_C):
         plain = call.kernel is ones and not estimator.learns_embedding
         if not plain or estimator.likelihood is None:
             return []
+        self._rows_fitted = self._rows
         rows = call.data.head(ROWS_TO_FIT, "cpu")
         judges = call.held_out.head(ROWS_TO_JUDGE, "cpu")
         levels = self._settings.get("levels", Settings.levels)

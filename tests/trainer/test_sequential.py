@@ -207,8 +207,40 @@ def test_a_later_round_fits_its_likelihood_to_the_simulations_of_all(monkeypatch
     estimator = trainer.append_simulations(theta, x, proposal=proposal).train(max_num_epochs=1)
     assert seen == [(54, 6), (90, 10)]
     assert estimator.proxy.network is not first
+    # Once: neither where a training is resumed nor where another has the same simulations.
     trainer.train(max_num_epochs=2, resume_training=True)
+    trainer.train(max_num_epochs=1)
     assert len(seen) == 2
+    trainer.train(max_num_epochs=1, discard_prior_samples=True)
+    assert seen[2:] == [(36, 4)]
+
+
+def test_more_draws_of_the_prior_choose_the_likelihood_anew():
+    trainer, theta, x, _ = after_one_round(num=60, proposals=40)
+    first = trainer._neural_net.proxy.network
+    trainer.append_simulations(theta, x).train(max_num_epochs=1, force_first_round_loss=True)
+    assert trainer._neural_net.proxy.network is not first
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_round_that_has_not_begun_leaves_the_likelihood(monkeypatch, error):
+    trainer, theta, x, proposal = after_one_round()
+    first, before = trainer._neural_net.proxy.network, weights_of(trainer)
+    trainer.append_simulations(theta, x, proposal=proposal)
+
+    def fail(*args, **kwargs):
+        assert trainer._neural_net.proxy.network is not first
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(joint_trainer, "begin", fail)
+        with pytest.raises(error):
+            trainer.train(max_num_epochs=1)
+    assert trainer._neural_net.proxy.network is first
+    assert torch.equal(weights_of(trainer), before)
+    # The next call fits it all the same.
+    trainer.train(max_num_epochs=1)
+    assert trainer._neural_net.proxy.network is not first
 
 
 @pytest.mark.parametrize(
@@ -216,7 +248,6 @@ def test_a_later_round_fits_its_likelihood_to_the_simulations_of_all(monkeypatch
     [
         ({"proxy": proxy_nn("likelihood")}, {}),
         ({"proxy": "mlp"}, {}),
-        ({}, {"force_first_round_loss": True}),
         ({}, {"calibration_kernel": lambda x: torch.ones(len(x))}),
     ],
 )
