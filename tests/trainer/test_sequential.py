@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from sbi_jeffreys import JeffreysNPE
-from sbi_jeffreys.estimator import Pooling
 from sbi_jeffreys.proxy import proxy_nn
-from sbi_jeffreys.training import joint_trainer, run
+from sbi_jeffreys.training import joint_trainer
 from sbi_jeffreys.utils.quiet import QuietTracker
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -258,17 +257,6 @@ def test_where_no_likelihood_is_fitted_in_a_later_round(made, train):
         max_num_epochs=1, **train
     )
     assert estimator.proxy.network is first
-
-
-def test_a_proxy_of_pairs_has_no_say_in_later_rounds(monkeypatch):
-    for proxy, weight in (("mlp", 0.0), ("likelihood", 0.75)):
-        trainer, theta, x, proposal = after_one_round(proxy=proxy)
-        with monkeypatch.context() as patched:
-            patched.setattr(run, "best_pooling", lambda *args, **kwargs: Pooling(0.75, None))
-            estimator = trainer.append_simulations(theta, x, proposal=proposal).train(
-                max_num_epochs=1
-            )
-        assert estimator.weight == weight
 
 
 def test_the_pool_of_a_later_round_is_nearer_to_the_posterior():

@@ -19,7 +19,7 @@ from sbi_jeffreys.training.training import Training
 @pytest.fixture
 def a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let held-out data say a quarter."""
-    monkeypatch.setattr(run, "best_pooling", lambda *args: Pooling(0.25, None))
+    monkeypatch.setattr(run, "best_pooling", lambda *args, **kwargs: Pooling(0.25, None))
 
 
 def _trainer(**kwargs: object) -> JeffreysNPE:
@@ -58,13 +58,14 @@ def test_maximum_likelihood_has_no_pool():
 
 
 @pytest.mark.usefixtures("a_quarter")
-def test_later_rounds_train_and_give_the_flow():
-    trainer = _trainer()
+@pytest.mark.parametrize(("proxy", "weight"), [("likelihood", 0.25), ("mlp", 0.0)])
+def test_later_rounds_train_and_pool_a_likelihood(proxy, weight):
+    trainer = _trainer(proxy=proxy)
     trainer.train(max_num_epochs=10)
     proposal = trainer.build_posterior().set_default_x(torch.zeros(1, 2))
     theta = proposal.sample((200,), show_progress_bars=False)
     trainer.append_simulations(theta, theta + 0.2 * torch.randn(200, 2), proposal=proposal)
-    assert trainer.train(max_num_epochs=2).weight == 0.0
+    assert trainer.train(max_num_epochs=2).weight == weight
     # What was built before keeps its own.
     assert proposal.posterior_estimator.weight == 0.25
 

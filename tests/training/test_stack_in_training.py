@@ -24,7 +24,7 @@ X = torch.tensor([[0.1, -0.2], [0.5, 0.0]])
 def always(monkeypatch):
     """Let held-out data prefer a stack of all that were fitted, with a weight of a quarter."""
 
-    def choose(estimator, data, device, kernel, fitted):
+    def choose(estimator, data, device, kernel, fitted, *, from_prior):
         if not fitted:
             return Pooling(0.25, None)
         shares = torch.full((1 + len(fitted),), 1 / (1 + len(fitted)))
@@ -182,12 +182,17 @@ def test_a_training_goes_on_as_if_there_were_none():
 
 
 @pytest.mark.usefixtures("always")
-def test_trained_again_on_more_simulations_it_is_gone():
+def test_trained_again_on_more_simulations_it_is_another():
     trainer, estimator = trained()
-    assert estimator.stack is not None
+    before = estimator.stack
+    assert before is not None
     trainer.append_simulations(*simulations(100))
     again = trainer.train(max_num_epochs=1, force_first_round_loss=True)
     assert again is estimator
+    assert again.stack is not None
+    assert again.stack is not before
+    # Nothing was fitted for the same simulations.
+    again = trainer.train(max_num_epochs=1, force_first_round_loss=True)
     assert again.pooling == Pooling(0.25, None)
     anew = trainer.train(max_num_epochs=1, retrain_from_scratch=True, force_first_round_loss=True)
     assert anew.stack is not None
