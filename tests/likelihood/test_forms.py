@@ -73,8 +73,8 @@ def losses(network, rows):
 
 def test_a_form_that_moves_as_one_begins_where_its_fit_ended():
     torch.manual_seed(2)
-    # Of 200 rows the first form learns 0.3 to 0.6 nats less than the best other one, with a standard
-    # error of 0.1 (seeds 2 to 5); of more it may be level.
+    # Of 200 rows the first form learns 0.3 to 0.6 nats less than the best other one, with a
+    # standard error of 0.1 (seeds 2 to 5); of more it may be level.
     theta, x = crescents(300)
     rows, held_out, made = (theta[:200], x[:200]), (theta[200:], x[200:]), []
     network, _ = fittest(build_for(*rows, made), rows, held_out)
