@@ -85,12 +85,12 @@ def _posterior(task: Task, x_o: Tensor, method: str, sizes: list[int], seed: int
     trainer = trainer_class(task.prior, **silent(), **arguments)
     simulated = torch.Generator().manual_seed(derive_seed("simulations", seed))
     posterior, theta = None, task.prior.sample((sizes[0],))
-    for number, size in enumerate(sizes):
+    for size in sizes:
         if posterior is not None:
             theta = posterior.sample((size,), show_progress_bars=False)
         x = task.simulator(theta, generator=simulated)
         with quiet():
-            trainer.append_simulations(theta, x, proposal=posterior if number else None).train()
+            trainer.append_simulations(theta, x, proposal=posterior).train()
             posterior = trainer.build_posterior().set_default_x(x_o)
     return posterior
 

@@ -14,7 +14,7 @@ __all__ = ["complete"]
 
 def complete(
     path: Path,
-    key: Sequence[str],
+    key: list[str],
     jobs: Sequence[tuple],
     run: Callable[..., dict[str, Any]],
     num_processes: int,
@@ -33,13 +33,13 @@ def complete(
     Raises:
         SystemExit: If the file lacks one of these columns.
     """
-    done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=list(key))
+    done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=key)
     if missing := set(key).difference(done.columns):
         raise SystemExit(
             f"{path} has no column {sorted(missing)}: it was written by an earlier version. "
             "Choose another --out."
         )
-    have = set(done[list(key)].itertuples(index=False, name=None))
+    have = set(done[key].itertuples(index=False, name=None))
     path.parent.mkdir(parents=True, exist_ok=True)
     runs = Parallel(n_jobs=num_processes, return_as="generator_unordered")(
         delayed(run)(*job) for job in jobs if job not in have
@@ -51,4 +51,4 @@ def complete(
             done.to_csv(temporary, index=False)
         show(row)
     asked = set(jobs)
-    return done[[each in asked for each in done[list(key)].itertuples(index=False, name=None)]]
+    return done[[each in asked for each in done[key].itertuples(index=False, name=None)]]

@@ -174,9 +174,7 @@ def center_partition(
         likelihood.log_ratio -= mean
 
 
-def _log_partitions(
-    estimator: JeffreysEstimator, data: Data | LoaderData, device: str
-) -> torch.Tensor:
+def _log_partitions(estimator: JeffreysEstimator, data: Data | LoaderData, device: str) -> Tensor:
     """Return log Z at the first few hundred x."""
     theta, x = data.head(_CENTER_ROWS, device)
     # Draws for all of them at once would take more memory than a step of training.

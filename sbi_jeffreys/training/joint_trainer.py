@@ -92,9 +92,7 @@ class JointTrainer(NPE_C):
     # Number of simulations by which columns of x were last chosen.
     _screened = 0
     _simple_start = False
-    # Whether the estimator has just been built, and its likelihood may take any form.
-    _formless = False
-    # First round and number of the simulations to which that was last fitted.
+    # First round and number of the simulations to which the default proxy was last fitted.
     _rows_fitted = (0, 0)
     # Rates, of flow and proxy, that have once been found too high.
     _too_high = (float("inf"), float("inf"))
@@ -150,7 +148,8 @@ class JointTrainer(NPE_C):
             self._build_neural_net = flow_builder(DEFAULT_FLOW, walls)
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
         self._simple_start = fresh and starts_in_closed_form(self._neural_net)
-        self._formless = fresh and spec["proxy"] == "likelihood"
+        if fresh and spec["proxy"] == "likelihood":
+            self._rows_fitted = JointTrainer._rows_fitted
         if fresh:
             self._neural_net = self._with_proxy(start_idx, build_proxy, spec)
         self._warn_of_columns(start_idx, fresh=fresh)
@@ -224,8 +223,7 @@ class JointTrainer(NPE_C):
         if self._begins_first_round:
             # It is looked at anew.
             self._too_high = JointTrainer._too_high
-        fitted = self._choose_form(call) if self._formless or self._knows_more(call) else []
-        training = self._begin(call, fitted)
+        training = self._begin(call, self._choose_form(call))
         self._training = training
         try:
             self._run(training, call)
@@ -252,15 +250,6 @@ class JointTrainer(NPE_C):
         """Whether a first few steps can tell what learning rates do."""
         return self._simple_start and self._round == 0
 
-    def _knows_more(self, call: _Call) -> bool:
-        """Whether simulations have come to those that the default proxy was last fitted to.
-
-        Pairs are what a likelihood needs, wherever their theta come from, and the form that is best
-        for the first few hundred is seldom so for all.
-        """
-        default = self._spec["proxy"] == "likelihood" and not call.config.resume_training
-        return default and self._rows != self._rows_fitted
-
     def _begin(self, call: _Call, fitted: Sequence[Likelihood] = ()) -> Training:
         """Return the training to run, new or resumed, after a first look at held-out data."""
         training = self._prepare(call, fitted)
@@ -277,16 +266,21 @@ class JointTrainer(NPE_C):
             run(training, call.data, call.held_out, after_epoch, max_num_epochs=most)
 
     def _choose_form(self, call: _Call) -> list[Likelihood]:
-        """Give a likelihood that has just been built the form that held-out data prefer.
+        """Give the default likelihood the form that held-out data prefer, where there is new data.
+
+        Pairs are what it needs, wherever their theta come from, and the form that is best for the
+        first few hundred is seldom so for all.
 
         Returns:
             All that were fitted for that; none where none was.
         """
         estimator = self._neural_net
+        default = self._spec["proxy"] == "likelihood" and estimator.likelihood is not None
+        new = self._rows != self._rows_fitted and not call.config.resume_training
         # In a space that is still to be learnt no form is better than another; and a form that is
         # better for all x alike may not be so for those that a kernel chooses.
         plain = call.kernel is ones and not estimator.learns_embedding
-        if not plain or estimator.likelihood is None:
+        if not (default and new and plain):
             return []
         self._rows_fitted = self._rows
         rows = call.data.head(ROWS_TO_FIT, "cpu")

@@ -21,7 +21,7 @@ def take_fittest_form(
     """Give the proxy of an estimator, on the CPU, the form that held-out rows prefer.
 
     Args:
-        estimator: Its proxy is a likelihood that has not been trained.
+        estimator: Its proxy is a likelihood, which another takes the place of.
         rows: Parameters (n, d) and data (n, *event) to fit.
         held_out: Such to judge by.
         levels: Whether to try a likelihood of levels, where data come in few of these.
