@@ -6,7 +6,7 @@ the proxy with the draws of its base. What follows from the numbers is in
 :mod:`sbi_jeffreys.objective`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from .draws import ReverseSet
 from .estimator import JeffreysEstimator
 from .proxy import EnergyProxy
+from .replay.cuda import side_by_side
 
 __all__ = ["Evaluated", "evaluate", "evaluate_flow"]
 
@@ -64,7 +65,6 @@ def evaluate(
     """
     proxy = estimator.proxy
     assert proxy is not None
-    likelihood = proxy.likelihood
     rows, (draws, num) = len(theta), reverse_set.samples.shape[:2]
     sizes = (rows, reverse_set.plain, draws * num)
     points = torch.cat(
@@ -74,19 +74,18 @@ def evaluate(
     at_data = torch.arange(rows + reverse_set.plain, device=theta.device)
     at_samples = torch.arange(rows, rows + num, device=theta.device).repeat(draws)
     which = torch.cat((at_data, at_samples))
-    conditions = torch.cat((context, reverse_set.context))[which]
-    log_prob, flow_own = evaluate_flow(estimator, points, conditions, num_own)
-    # The proxy sees data in steps as if they were continuous.
-    seen = context if likelihood is None else likelihood.dequantize(context)
-    all_seen = torch.cat((seen, reverse_set.context))
-    ratio, ratio_base, log_likelihood, shift = _ratios(proxy, points, base_draws, all_seen, which)
-    if likelihood is not None and log_likelihood is not None:
-        log_likelihood = log_likelihood[:rows]
-        if context.requires_grad:
-            # An embedding that learns from it would make the data easy to explain: constant.
-            log_likelihood = likelihood.log_likelihood(theta, seen.detach())
+
+    def of_flow(points: Tensor, context: Tensor, at_x: Tensor, which: Tensor, _: Tensor) -> Any:
+        return evaluate_flow(estimator, points, torch.cat((context, at_x))[which], num_own)
+
+    def of_proxy(*given: Tensor) -> tuple[Tensor | None, ...]:
+        return _evaluate_proxy(proxy, *given, rows=rows)
+
+    (log_prob, flow_own), (log_proxy, ratio_data, ratio_base, log_likelihood, shift) = side_by_side(
+        of_flow, of_proxy, (points, context, reverse_set.context, which, base_draws)
+    )
     flow_data, flow_plain, flow_samples = log_prob.split(sizes)
-    _, proxy_plain, proxy_samples = (ratio + proxy.base.log_prob_soft(points)).split(sizes)
+    _, proxy_plain, proxy_samples = log_proxy.split(sizes)
     return Evaluated(
         flow_data,
         flow_plain,
@@ -94,11 +93,11 @@ def evaluate(
         flow_own,
         proxy_plain,
         proxy_samples.reshape(-1, num),
-        ratio_data=ratio[:rows],
+        ratio_data=ratio_data,
         # At the data's x, for the ranking loss, and at the x of D2, for the gauge.
         ratio_base=ratio_base,
         log_likelihood=log_likelihood,
-        shift=None if shift is None else shift[rows:],
+        shift=shift,
     )
 
 
@@ -119,6 +118,36 @@ def evaluate_flow(
     )[0]
     at_pairs, at_own = log_prob.split((len(theta), len(own[0])))
     return at_pairs, at_own
+
+
+def _evaluate_proxy(
+    proxy: EnergyProxy,
+    points: Tensor,
+    context: Tensor,
+    at_x: Tensor,
+    which: Tensor,
+    base: Tensor,
+    *,
+    rows: int,
+) -> tuple[Tensor | None, ...]:
+    """Return what :class:`Evaluated` has of the proxy, the first of it at all points.
+
+    Of the points (P, d) each goes with one of the data (B, c) and those of D2 (N, c); the first so
+    many rows are the batch's parameters.
+    """
+    likelihood = proxy.likelihood
+    # The proxy sees data in steps as if they were continuous.
+    seen = context if likelihood is None else likelihood.dequantize(context)
+    all_seen = torch.cat((seen, at_x))
+    ratio, ratio_base, log_likelihood, shift = _ratios(proxy, points, base, all_seen, which)
+    if likelihood is not None and log_likelihood is not None:
+        log_likelihood = log_likelihood[:rows]
+        if context.requires_grad:
+            # An embedding that learns from it would make the data easy to explain: constant.
+            log_likelihood = likelihood.log_likelihood(points[:rows], seen.detach())
+    log_proxy = ratio + proxy.base.log_prob_soft(points)
+    shift = None if shift is None else shift[rows:]
+    return log_proxy, ratio[:rows], ratio_base, log_likelihood, shift
 
 
 def _ratios(

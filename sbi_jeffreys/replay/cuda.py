@@ -7,15 +7,23 @@ References:
 
 import contextlib
 import functools
+import gc
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-__all__ = ["new_pool", "no_waiting", "record"]
+from ..utils.seeding import forked
+
+__all__ = ["ONE_AT_A_TIME", "Repeated", "new_pool", "no_waiting", "record", "side_by_side"]
 
 _T = TypeVar("_T")
+
+ONE_AT_A_TIME = threading.RLock()
+"""For whoever records: threads share a device's stream of recordings."""
 
 
 def new_pool() -> Any:
@@ -30,6 +38,9 @@ def record(
     graph = torch.cuda.CUDAGraph()
     generator = torch.cuda.default_generators[device.index]
     random = generator.clone_state()
+    # What it frees may be another recording, and that cannot be while one is made.
+    collects = gc.isenabled()
+    gc.disable()
     try:
         # The outer one restores the stream if a recording fails. Of other threads only what they do
         # with this recording is an error.
@@ -42,6 +53,9 @@ def record(
         # It would go on to wait for the recording's numbers.
         generator.graphsafe_set_state(random)
         raise
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextlib.contextmanager
@@ -61,7 +75,71 @@ def no_waiting(device: torch.device) -> Iterator[None]:
         torch.cuda.current_stream(device).wait_stream(stream)
 
 
+class Repeated:
+    """A function that is called again and again: after the first call it is recorded.
+
+    What cannot be recorded is called as it is.
+
+    Args:
+        function: Has no arguments, works on what stays where it is, and returns tensors.
+        device: Where it works.
+    """
+
+    def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device) -> None:
+        self._function, self._device = function, device
+        self._calls = 0
+        self._recording: tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]] | None = None
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        """Return what the function returns."""
+        # In the first call it sets up what it needs.
+        if self._calls == 1:
+            self._record()
+        self._calls += 1
+        if self._recording is None:
+            return self._function()
+        graph, results = self._recording
+        graph.replay()
+        return tuple(result.clone() for result in results)
+
+    def _record(self) -> None:
+        # If it is wrong in itself, it fails again.
+        with contextlib.suppress(Exception), ONE_AT_A_TIME:
+            with forked(self._device), no_waiting(self._device):
+                self._function()
+            self._recording = record(self._function, new_pool(), self._device)
+
+
+def side_by_side(
+    one: Callable[..., _T], other: Callable[..., tuple[Any, ...]], shared: tuple[Tensor, ...]
+) -> tuple[_T, tuple[Any, ...]]:
+    """Return what two functions make of tensors; a recording does both at the same time.
+
+    What few rows ask of a GPU leaves most of it idle.
+
+    Args:
+        one: Returns anything.
+        other: Returns a tuple of tensors, or ``None`` for some. It must use no other tensors than
+            these and such as stay, like weights.
+        shared: Arguments of both.
+    """
+    if not (shared[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+        return one(*shared), other(*shared)
+    device = shared[0].device
+    here, beside = torch.cuda.current_stream(device), _stream(device, 1)
+    ready = here.record_event()
+    # The first one first, so that it has the random numbers that it would have.
+    found = one(*shared)
+    beside.wait_event(ready)
+    with torch.cuda.stream(beside):
+        # Each stream has memory of its own, which it uses again without looking at the other. So
+        # what passes from one to the other is copied at once.
+        found_beside = other(*(tensor.clone() for tensor in shared))
+    here.wait_stream(beside)
+    return found, tuple(None if t is None else t.clone() for t in found_beside)
+
+
 @functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
+def _stream(device: torch.device, number: int = 0) -> torch.cuda.Stream:
     """Return the stream on which all of a device is recorded: products keep memory for each."""
     return torch.cuda.Stream(device)

@@ -55,7 +55,7 @@ class Data:
         theta: Parameters, shape (n, d).
         x: Data, shape (n, *event).
         masks: 1 where theta is from the prior, shape (n, 1).
-        rows: Which of them.
+        rows: Which of them; kept where theta is.
         batch_size: Rows of a batch, at least, where nothing else is said.
     """
 
@@ -64,6 +64,9 @@ class Data:
     masks: Tensor
     rows: Tensor
     batch_size: int = 200
+
+    def __post_init__(self) -> None:
+        self.rows = self.rows.to(self.theta.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield (theta, x, masks) where they are stored."""
@@ -79,13 +82,15 @@ class Data:
     def batches(self, size: int, device: str, *, shuffle: bool) -> Iterator[tuple[Tensor, ...]]:
         """Yield (theta, x, masks) of nearly equal size, by index: nothing is copied twice."""
         num = len(self.rows)
-        order = self.rows[torch.randperm(num)] if shuffle else self.rows
-        for rows in order.to(self.theta.device).tensor_split(self._num_batches(size)):
+        order = self.rows
+        if shuffle:
+            order = order[torch.randperm(num).to(order.device)]
+        for rows in order.tensor_split(self._num_batches(size)):
             yield tuple(t[rows].to(device) for t in (self.theta, self.x, self.masks))
 
     def head(self, num: int, device: str) -> tuple[Tensor, Tensor]:
         """Return (theta, x) of the first rows."""
-        rows = self.rows[:num].to(self.theta.device)
+        rows = self.rows[:num]
         return self.theta[rows].to(device), self.x[rows].to(device)
 
 

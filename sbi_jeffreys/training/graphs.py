@@ -6,8 +6,8 @@ next one is recorded, and from then on it is replayed: on a GPU as a CUDA graph
 (:mod:`sbi_jeffreys.replay.cuda`), on a CPU by :mod:`sbi_jeffreys.replay.cpu`. What differs
 from step to step goes in by tensors that stay where they are: the batch and the multipliers. What
 is decided by numbers of Python's (whether all terms are evaluated, which samples are left over, the
-sizes) tells the kinds apart. So do the learning rates on a GPU; on a CPU only the step of the
-optimizers, the second part of a recording, is recorded anew where they change.
+sizes) tells the kinds apart. Where the learning rates change, the step of the optimizers, the
+second part of a recording, is recorded anew.
 
 A recording knows nothing of what Python does meanwhile. On a CPU, steps with a prior, a network or
 a kernel of a user's own are not recorded (:mod:`sbi_jeffreys.replay.known`), and what the
@@ -18,7 +18,6 @@ recorded are taken as they are.
 """
 
 import contextlib
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -27,7 +26,6 @@ import torch
 from torch import Tensor
 
 from ..replay import cpu, cuda
-from ..replay.cpu import Repeated
 from ..replay.known import is_known
 from ..utils.seeding import forked
 from .batches import Data, LoaderData, ones
@@ -52,8 +50,6 @@ _BEFORE = {"cpu": 20, "cuda": 1}
 _SOON = 4
 # With more held-out rows than these, operations are so large that nothing but memory is at stake.
 _FEW_ROWS = 2000
-# Threads share a device's stream of recordings.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 class _Recording(Protocol):
@@ -139,10 +135,9 @@ class StepGraphs:
         """Forget what was recorded, so that its memory can be used for other things."""
         self._seen: Counter[Any] = Counter()
         self._recorded: dict[Any, RecordedStep] = {}
-        self._rates: list[float] = []
         self._pools: dict[bool, Any] = {}
-        # What computes the losses of held-out rows, and the rows.
-        self._losses: tuple[Repeated, Data | LoaderData] | None = None
+        # What looks at held-out rows, and the rows.
+        self._looks: dict[str, tuple[cpu.Repeated | cuda.Repeated, Data | LoaderData]] = {}
 
     def find(self, steps: "JointSteps", batch: Batch, *, whole: bool) -> RecordedStep | None:
         """Return the recording of such a step, made now if need be; ``None`` if there is none.
@@ -155,11 +150,6 @@ class StepGraphs:
         before = self._before(batch[0].device)
         if before is None or not self.possible:
             return None
-        if _on_gpu(batch[0].device) and steps.rates != self._rates:
-            # They change when weights are put back, which gives some tensors new memory: a graph
-            # still reads the old.
-            self.forget()
-            self._rates = steps.rates
         sets = steps.queue.sets if whole else []
         kind = (whole, len(sets), *((t.shape, t.dtype) for t in batch))
         key = kind, tuple(map(id, sets))
@@ -170,32 +160,39 @@ class StepGraphs:
                 self._try_to_record(key, steps, batch, whole=whole)
         found = self._recorded.get(key)
         if found is not None and found.rates != steps.rates:
-            with _ONE_AT_A_TIME:
+            with cuda.ONE_AT_A_TIME:
                 found.record_descent(steps)
         return found
 
     def held_out(
         self,
         steps: "JointSteps",
-        losses: Callable[[], tuple[Tensor, ...]],
+        look: Callable[[], tuple[Tensor, ...]],
         data: Data | LoaderData,
+        name: str = "losses",
     ) -> tuple[Tensor, ...]:
-        """Return the losses of held-out rows; on a CPU they are recorded as steps are.
+        """Return what a look at held-out rows returns, which is recorded as steps are.
 
         Args:
             steps: Whose.
-            losses: Computes them.
+            look: Looks at them.
             data: The rows.
+            name: What it looks at. On a CPU only losses are looked at often enough.
         """
         few = isinstance(data, Data) and len(data.rows) <= _FEW_ROWS
         # The atomic loss of later rounds is code of sbi's, and draws its atoms.
-        plain = steps.forward_loss is None and steps.settings.device == "cpu"
-        if not (few and plain):
-            return losses()
-        if self._losses is None or self._losses[1] is not data:
-            before = self._before(torch.device("cpu")) if _is_known(steps) else None
-            self._losses = Repeated(losses, before), data
-        return self._losses[0]()
+        if not few or steps.forward_loss is not None:
+            return look()
+        found = self._looks.get(name)
+        if found is None or found[1] is not data:
+            device = steps.estimator.pool_weight.device
+            if _on_gpu(device):
+                self._looks[name] = cuda.Repeated(look, device), data
+            else:
+                known = name == "losses" and _is_known(steps)
+                before = self._before(device) if known else None
+                self._looks[name] = cpu.Repeated(look, before), data
+        return self._looks[name][0]()
 
     def _before(self, device: torch.device) -> int | None:
         before = _BEFORE.get(device.type)
@@ -208,7 +205,7 @@ class StepGraphs:
             self._pools[whole] = _new_pool(batch[0].device)
         pool = self._pools[whole]
         try:
-            with _ONE_AT_A_TIME:
+            with cuda.ONE_AT_A_TIME:
                 self.possible = _is_recordable(steps, batch, whole=whole)
                 if self.possible:
                     made = RecordedStep(steps, batch, whole=whole, pool=pool)

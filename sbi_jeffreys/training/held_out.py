@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -111,9 +112,19 @@ class ProxyLooks:
 
     @torch.no_grad()
     def look(
-        self, estimator: JeffreysEstimator, data: Data | LoaderData, steps: int, device: str
+        self,
+        estimator: JeffreysEstimator,
+        data: Data | LoaderData,
+        steps: int,
+        device: str,
+        recorded: Callable[..., tuple[Tensor, ...]] | None = None,
     ) -> None:
-        """Measure the proxy after so many steps, if enough were taken since the last time."""
+        """Measure the proxy after so many steps, if enough were taken since the last time.
+
+        ``recorded`` calls a function without arguments, which goes by a ``name``, or does again
+        what the function did; by default it is called.
+        """
+        recorded = recorded or _as_it_is
         proxy = estimator.proxy
         assert proxy is not None
         likelihood = None if estimator.learns_embedding else proxy.likelihood
@@ -122,26 +133,50 @@ class ProxyLooks:
         due = self.watch and steps >= self.likelihood_looked + _LIKELIHOOD_STEPS
         if likelihood is not None and due:
             self.likelihood_looked = steps
-            theta, x = data.head(_LIKELIHOOD_ROWS, device)
-            losses = likelihood_losses(likelihood, theta, estimator.embed(x))
+            see = partial(_see_likelihood, estimator, likelihood, data, device)
+            (losses,) = recorded(see, name="likelihood")
             self.plateau.look(losses, proxy, steps)
         if self.seen and steps < self.looked + (2 * _STEPS if exact else _STEPS):
             return
-        theta, x = data.head(_ROWS, device)
-        found = diagnose_proxy(estimator, theta, x, num_draws=_DRAWS)
-        std, mean = torch.std_mean(found.log_partition, correction=0)
+        nll, log_z, sample_size, flow = recorded(
+            partial(_see_both, estimator, data, device), name="both"
+        )
+        std, mean = torch.std_mean(log_z, correction=0)
         self.looked = steps
         self.seen = {
-            "validation_loss_proxy": found.nll.mean().item(),
+            "validation_loss_proxy": nll.mean().item(),
             "log_partition_mean": mean.item(),
             "log_partition_std": std.item(),
-            "effective_sample_size": found.effective_sample_size.mean().item(),
+            "effective_sample_size": sample_size.mean().item(),
         }
-        flow = -estimator.log_prob_embedded(theta.unsqueeze(0), estimator.embed(x))[0]
-        gains = (flow - found.nll).clamp(-MOST_OF_A_ROW, MOST_OF_A_ROW)
+        gains = (flow - nll).clamp(-MOST_OF_A_ROW, MOST_OF_A_ROW)
         self.lead = gains.mean().nan_to_num(nan=0.0).item()
         if self.watch and not exact:
-            self.plateau.look(found.nll, proxy, steps)
+            self.plateau.look(nll, proxy, steps)
+
+
+def _as_it_is(look: Callable[[], tuple[Tensor, ...]], name: str) -> tuple[Tensor, ...]:
+    return look()
+
+
+@torch.no_grad()
+def _see_likelihood(
+    estimator: JeffreysEstimator, likelihood: Likelihood, data: Data | LoaderData, device: str
+) -> tuple[Tensor]:
+    """Return a likelihood's losses at held-out rows, shape (n,)."""
+    theta, x = data.head(_LIKELIHOOD_ROWS, device)
+    return (likelihood_losses(likelihood, theta, estimator.embed(x)),)
+
+
+@torch.no_grad()
+def _see_both(
+    estimator: JeffreysEstimator, data: Data | LoaderData, device: str
+) -> tuple[Tensor, ...]:
+    """Return the proxy's losses, its log Z, effective sample sizes and the flow's losses."""
+    theta, x = data.head(_ROWS, device)
+    found = diagnose_proxy(estimator, theta, x, num_draws=_DRAWS)
+    flow = -estimator.log_prob_embedded(theta.unsqueeze(0), estimator.embed(x))[0]
+    return found.nll, found.log_partition, found.effective_sample_size, flow
 
 
 @torch.no_grad()

@@ -162,10 +162,14 @@ class JointSteps:
         s = self.settings
         total = torch.zeros(2, dtype=torch.float64)
         seen = 0
-        for theta, x, masks in data.batches(s.training_batch_size, s.device, shuffle=True):
-            terms = self.step(theta, x, masks)
-            total += len(theta) * terms
-            seen += len(theta)
+        batches = data.batches(s.training_batch_size, s.device, shuffle=True)
+        batch = next(batches, None)
+        while batch is not None:
+            num, finish = len(batch[0]), self.begin(*batch)
+            # While a GPU is busy.
+            batch = next(batches, None)
+            total += num * finish()
+            seen += num
         forward, reverse = (total / seen).tolist()
         if self.estimator.proxy is None:
             return {"training_loss": forward}
@@ -177,6 +181,13 @@ class JointSteps:
         Raises:
             TrainingDiverged: If the objective or its gradient was not finite.
         """
+        return self.begin(theta, x, masks)()
+
+    def begin(self, theta: Tensor, x: Tensor, masks: Tensor) -> Callable[[], Tensor]:
+        """Ask for the gradients of a batch, and return what waits for them and does the rest.
+
+        A GPU needs a while for them, in which other things can be done.
+        """
         whole, batch = self._evaluates_all(len(theta)), (theta, x, masks)
         recorded = self.graphs.find(self, batch, whole=whole)
         if recorded is None:
@@ -185,6 +196,12 @@ class JointSteps:
         else:
             found, gradients = recorded.gradient(self, batch), recorded.gradients
             descend = recorded.descend
+        return lambda: self._finish(found, gradients, descend, whole=whole)
+
+    def _finish(
+        self, found: Tensor, gradients: Gradients, descend: Callable[[], None], *, whole: bool
+    ) -> Tensor:
+        """Do what :meth:`step` does, once the gradients have been asked for."""
         # In one transfer: a GPU stops for each.
         found = found.to("cpu", torch.float64)
         (forward, reverse), (objective, *norms) = found[:2], found[2:].tolist()

@@ -157,7 +157,8 @@ class Training(JointSteps):
             "validation_loss_bounded": outliers_bounded.mean().item(),
         }
         if self.estimator.proxy is not None:
-            self._looks.look(self.estimator, data, self.steps, self.settings.device)
+            recorded = partial(self.graphs.held_out, self, data=data)
+            self._looks.look(self.estimator, data, self.steps, self.settings.device, recorded)
             values |= self._looks.seen
         return values
 

@@ -174,7 +174,7 @@ def test_nothing_stays_recorded_after_training(made):
     trainer = train()
     assert made
     assert not trainer._training.graphs._recorded
-    assert trainer._training.graphs._losses is None
+    assert trainer._training.graphs._looks == {}
 
 
 def test_held_out_losses_are_recorded_on_a_cpu(used, monkeypatch):

@@ -1,0 +1,1 @@
+"""What a GPU does in one kernel that takes many operations of torch."""
