@@ -9,15 +9,18 @@ write, when it is replayed, where those that were made after it have left their 
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from elsewhere import ASKING
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sbi_jeffreys.replay import cuda
+from sbi_jeffreys.training import steps
 from sbi_jeffreys.utils.seeding import forked
 
-__all__ = ["Recording", "record"]
+__all__ = ["Recording", "go_ahead", "record"]
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -95,3 +98,14 @@ def record(function: Callable[[], Any], pool: Any, device: Any) -> tuple[Recordi
         recording.undo()
     recording.pool.append(recording)
     return recording, result
+
+
+def go_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let steps be taken as on a GPU: the next one before it is known what the last has found."""
+
+    def on_its_way(tensor: Tensor) -> Callable[[], Tensor]:
+        found = tensor.clone()
+        return lambda: found
+
+    monkeypatch.setattr(steps, "on_gpu", lambda device: True)
+    monkeypatch.setattr(cuda, "on_its_way", on_its_way)

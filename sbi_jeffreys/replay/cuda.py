@@ -18,7 +18,15 @@ from torch import Tensor
 
 from ..utils.seeding import forked
 
-__all__ = ["ONE_AT_A_TIME", "Repeated", "new_pool", "no_waiting", "record", "side_by_side"]
+__all__ = [
+    "ONE_AT_A_TIME",
+    "Repeated",
+    "new_pool",
+    "no_waiting",
+    "on_its_way",
+    "record",
+    "side_by_side",
+]
 
 _T = TypeVar("_T")
 
@@ -56,6 +64,18 @@ def record(
     finally:
         if collects:
             gc.enable()
+
+
+def on_its_way(tensor: Tensor) -> Callable[[], Tensor]:
+    """Return what waits for the present values of a tensor, and returns them on the CPU."""
+    found = tensor.to("cpu", non_blocking=True)
+    there = torch.cuda.current_stream(tensor.device).record_event()
+
+    def arrived() -> Tensor:
+        there.synchronize()
+        return found
+
+    return arrived
 
 
 @contextlib.contextmanager

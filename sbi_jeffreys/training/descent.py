@@ -17,6 +17,7 @@ __all__ = [
     "TrainingDiverged",
     "check_finite",
     "clip",
+    "clip_in_place",
     "flow_optimizer",
     "gradients_of",
     "proxy_optimizer",
@@ -100,3 +101,11 @@ def clip(gradients: Gradients, norms: Sequence[float], clip_max_norm: float | No
     for each, norm in zip(gradients.of, norms, strict=True):
         if norm > clip_max_norm:
             torch._foreach_mul_(each, clip_max_norm / norm)
+
+
+def clip_in_place(gradients: Gradients, clip_max_norm: float | None) -> None:
+    """Do what :func:`clip` does where the gradients are, whose norms stay there."""
+    if clip_max_norm is None:
+        return
+    for each, norm in zip(gradients.of, gradients.norms, strict=True):
+        torch._foreach_mul_(each, (clip_max_norm / norm).clamp_max(1.0))

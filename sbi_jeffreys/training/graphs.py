@@ -20,6 +20,7 @@ recorded are taken as they are.
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from .descent import Gradients
     from .steps import JointSteps
 
-__all__ = ["Batch", "RecordedStep", "StepGraphs"]
+__all__ = ["Batch", "RecordedStep", "StepGraphs", "on_gpu"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """theta (B, d), x (B, *event) and masks (B, 1)."""
@@ -57,7 +58,7 @@ class _Recording(Protocol):
 
 
 class RecordedStep:
-    """A step of one kind, in two parts, between which it is seen whether all is finite.
+    """A step of one kind, in two parts, between which a CPU looks whether all is finite.
 
     Args:
         steps: Whose step.
@@ -94,14 +95,18 @@ class RecordedStep:
         """Record the step of the optimizers at the rates that they have now."""
         for parameter, gradient in self._parameters:
             parameter.grad = gradient
-        self._descent, _ = _record(steps.descend, self._pool, self._batch[0].device)
+        descend = partial(steps.descend, self.gradients)
+        self._descent, _ = _record(descend, self._pool, self._batch[0].device)
         self.rates = steps.rates
 
     def gradient(self, steps: "JointSteps", batch: Batch) -> Tensor:
         """Return what :meth:`JointSteps.gradient` found for a batch."""
-        for kept, new in zip(self._batch, batch, strict=True):
-            kept.copy_(new)
-        self._multipliers.copy_(steps.dual.multipliers.to(self._multipliers.dtype), True)
+        torch._foreach_copy_(self._batch, list(batch))
+        multipliers = steps.dual.multipliers.to(self._multipliers.dtype)
+        if self._multipliers.is_cuda:
+            # Who copies from other memory may wait for the device.
+            multipliers = multipliers.pin_memory()
+        self._multipliers.copy_(multipliers, non_blocking=True)
         self._gradient.replay()
         if self._left is not None:
             steps.queue.sets = self._left.copy()
@@ -186,7 +191,7 @@ class StepGraphs:
         found = self._looks.get(name)
         if found is None or found[1] is not data:
             device = steps.estimator.pool_weight.device
-            if _on_gpu(device):
+            if on_gpu(device):
                 self._looks[name] = cuda.Repeated(look, device), data
             else:
                 known = name == "losses" and _is_known(steps)
@@ -218,17 +223,18 @@ class StepGraphs:
             self.forget()
 
 
-def _on_gpu(device: torch.device) -> bool:
+def on_gpu(device: torch.device) -> bool:
+    """Return whether a device is one that works while others do something else."""
     return device.type == "cuda"
 
 
 def _new_pool(device: torch.device) -> Any:
-    return cuda.new_pool() if _on_gpu(device) else cpu.Pool()
+    return cuda.new_pool() if on_gpu(device) else cpu.Pool()
 
 
 def _record(function: Callable[[], _T], pool: Any, device: torch.device) -> tuple[_Recording, _T]:
     """Return the recording of a function, which itself changes nothing, and what it returned."""
-    if _on_gpu(device):
+    if on_gpu(device):
         return cuda.record(function, pool, device)
     return cpu.record(function, pool)
 
@@ -239,7 +245,7 @@ def _is_recordable(steps: "JointSteps", batch: Batch, *, whole: bool) -> bool:
     That is tried before it is recorded, since a failure is harmless here.
     """
     device = batch[0].device
-    if not _on_gpu(device):
+    if not on_gpu(device):
         return _is_known(steps)
     try:
         with _untouched(steps, device), cuda.no_waiting(device):
@@ -262,7 +268,7 @@ def _agrees(made: RecordedStep, steps: "JointSteps", batch: Batch, *, whole: boo
     outside of torch.
     """
     device = batch[0].device
-    if _on_gpu(device):
+    if on_gpu(device):
         return True
     first = torch.arange(len(batch[0])) // 2
     # One half of the rows, then the other, each row twice: what depends on all of them, or adds to

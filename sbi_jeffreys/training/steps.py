@@ -10,8 +10,10 @@ averaging), at the start over fewer: at a constant learning rate the weights the
 wander about, and a held-out curve that does so too stops a run too early.
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,16 +24,18 @@ from ..estimator import JeffreysEstimator
 from ..objective import LIMITS, BatchTerms, Limits, batch_terms, flow_terms, lagrangian
 from ..optim.adam import Optimizer
 from ..optim.weights import RunningMean, moving
+from ..replay import cuda
 from .batches import Data, LoaderData
 from .descent import (
     Gradients,
     check_finite,
     clip,
+    clip_in_place,
     flow_optimizer,
     gradients_of,
     proxy_optimizer,
 )
-from .graphs import Batch, StepGraphs
+from .graphs import Batch, StepGraphs, on_gpu
 from .held_out import LossHook
 
 __all__ = ["JointSteps", "Settings"]
@@ -159,21 +163,37 @@ class JointSteps:
             TrainingDiverged: If the objective was not finite.
         """
         self.estimator.train()
-        s = self.settings
         total = torch.zeros(2, dtype=torch.float64)
         seen = 0
-        batches = data.batches(s.training_batch_size, s.device, shuffle=True)
-        batch = next(batches, None)
-        while batch is not None:
-            num, finish = len(batch[0]), self.begin(*batch)
-            # While a GPU is busy.
-            batch = next(batches, None)
-            total += num * finish()
-            seen += num
+        for num_rows, terms in self._pass_over(data):
+            total += num_rows * terms
+            seen += num_rows
         forward, reverse = (total / seen).tolist()
         if self.estimator.proxy is None:
             return {"training_loss": forward}
         return {"training_loss": forward, "divergence_reverse": reverse}
+
+    def _pass_over(self, data: Data | LoaderData) -> Iterator[tuple[int, Tensor]]:
+        """Take a step for each batch, and yield its number of rows and what :meth:`step` returns.
+
+        A GPU takes the next one while what the last has found moves the multipliers: they follow
+        one step later there.
+        """
+        s, begun = self.settings, deque[tuple[int, Callable[[], Tensor]]]()
+        ahead = 1 if on_gpu(self.estimator.pool_weight.device) else 0
+        for batch in data.batches(s.training_batch_size, s.device, shuffle=True):
+            try:
+                begun.append((len(batch[0]), self.begin(*batch)))
+            except Exception:
+                # Some estimators refuse NaN: that the step before has left them comes first.
+                for _, end in begun:
+                    end()
+                raise
+            if len(begun) > ahead:
+                num_rows, end = begun.popleft()
+                yield num_rows, end()
+        for num_rows, end in begun:
+            yield num_rows, end()
 
     def step(self, theta: Tensor, x: Tensor, masks: Tensor) -> Tensor:
         """Descend in the models, ascend in the multipliers; return (forward, reverse).
@@ -184,32 +204,44 @@ class JointSteps:
         return self.begin(theta, x, masks)()
 
     def begin(self, theta: Tensor, x: Tensor, masks: Tensor) -> Callable[[], Tensor]:
-        """Ask for the gradients of a batch, and return what waits for them and does the rest.
+        """Begin a step, and return what ends it.
 
-        A GPU needs a while for them, in which other things can be done.
+        A GPU is asked to descend before it is known whether all is finite; who waits for that need
+        not do so at once.
         """
         whole, batch = self._evaluates_all(len(theta)), (theta, x, masks)
         recorded = self.graphs.find(self, batch, whole=whole)
+        descend: Callable[[], None]
         if recorded is None:
             found, gradients = self.gradient(batch, self.dual.multipliers.tolist(), whole=whole)
-            descend = self.descend
+            descend = partial(self.descend, gradients)
         else:
             found, gradients = recorded.gradient(self, batch), recorded.gradients
             descend = recorded.descend
-        return lambda: self._finish(found, gradients, descend, whole=whole)
+        ahead = on_gpu(found.device)
+        # In one transfer.
+        arrived = cuda.on_its_way(found) if ahead else lambda: found
+        if ahead:
+            self._move(descend)
 
-    def _finish(
-        self, found: Tensor, gradients: Gradients, descend: Callable[[], None], *, whole: bool
-    ) -> Tensor:
-        """Do what :meth:`step` does, once the gradients have been asked for."""
-        # In one transfer: a GPU stops for each.
-        found = found.to("cpu", torch.float64)
-        (forward, reverse), (objective, *norms) = found[:2], found[2:].tolist()
-        check_finite(objective, norms)
-        clip(gradients, norms, self.settings.clip_max_norm)
+        def end() -> Tensor:
+            found = arrived().to(torch.float64)
+            (forward, reverse), (objective, *norms) = found[:2], found[2:].tolist()
+            check_finite(objective, norms)
+            if not ahead:
+                clip(gradients, norms, self.settings.clip_max_norm)
+                self._move(descend)
+            return self._ascend(forward, reverse, whole=whole)
+
+        return end
+
+    def _move(self, descend: Callable[[], None]) -> None:
         descend()
         self.steps += 1
         self.average.update(self.steps)
+
+    def _ascend(self, forward: Tensor, reverse: Tensor, *, whole: bool) -> Tensor:
+        """Move the multipliers; return (forward, reverse)."""
         if whole:
             self._reverse = reverse
         if self.estimator.proxy is not None:
@@ -240,8 +272,13 @@ class JointSteps:
         found = (terms.forward.detach(), terms.reverse_estimate, loss.detach(), *gradients.norms)
         return torch.stack(found), gradients
 
-    def descend(self) -> None:
-        """Take the step of the optimizers."""
+    def descend(self, gradients: Gradients) -> None:
+        """Take the step of the optimizers, with these gradients, which are at the parameters.
+
+        On a GPU they are clipped there, without asking for their norms.
+        """
+        if on_gpu(gradients.norms[0].device):
+            clip_in_place(gradients, self.settings.clip_max_norm)
         for optimizer in self.optimizers:
             optimizer.step()
 

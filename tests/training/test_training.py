@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from recorder import go_ahead
 from trainings import equal, make, simulate_bent, snapshot
 
 from sbi_jeffreys.training.batches import ones
@@ -273,9 +274,12 @@ def test_best_is_what_held_out_data_say():
 
 @pytest.mark.parametrize("flow", ["ours", "zuko_nsf", "maf", "nsf", "mdn", "made"])
 @pytest.mark.parametrize("weights", ["dual", "ml"])
-def test_diverged(flow, weights):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_diverged(flow, weights, ahead, monkeypatch):
     """An infinite objective in one batch of many: the error is ours, whatever the flow."""
     calls = []
+    if ahead:
+        go_ahead(monkeypatch)
 
     def kernel(x):
         calls.append(len(x))
@@ -292,9 +296,15 @@ def test_diverged(flow, weights):
 
 
 @pytest.mark.parametrize("weights", ["dual", "ml"])
-def test_training_goes_on_after_a_divergence(weights):
-    """What made one batch infinite leaves no trace in optimizers, averages and multipliers."""
+@pytest.mark.parametrize("ahead", [False, True])
+def test_training_goes_on_after_a_divergence(weights, ahead, monkeypatch):
+    """What made one batch infinite leaves no trace in optimizers, averages and multipliers.
+
+    A step that went ahead has left one in the former two.
+    """
     bad = []
+    if ahead:
+        go_ahead(monkeypatch)
 
     def kernel(x):
         return x.new_full((len(x),), math.inf if bad else 1.0)
@@ -307,6 +317,9 @@ def test_training_goes_on_after_a_divergence(weights):
         training.run_epoch(data)
     bad.clear()
     training.restore_best()
+    if ahead:
+        # As the trainer does, which then begins anew.
+        training = training.anew(training.settings)
     before = snapshot(training.estimator.flow)
     epoch = training.advance(data, held_out)
     assert math.isfinite(epoch["validation_loss"])
