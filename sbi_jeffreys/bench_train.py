@@ -187,6 +187,9 @@ def _ratios(table: pd.DataFrame) -> pd.DataFrame:
             seconds["JeffreysNPE, ml, zuko_nsf"] / seconds["sbi NPE, zuko_nsf"]
         )
         ratios[f"JeffreysNPE / ml ({what})"] = seconds["JeffreysNPE"] / seconds["JeffreysNPE, ml"]
+        ratios[f"JeffreysNPE / sbi, maf ({what})"] = (
+            seconds["JeffreysNPE"] / seconds["sbi NPE, maf"]
+        )
     return pd.DataFrame(ratios).reset_index()
 
 

@@ -13,6 +13,7 @@ from torch.distributions import Independent, LogNormal, MultivariateNormal
 
 from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.kernels.usable import usable
 from sbi_jeffreys.training import graphs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -36,6 +37,12 @@ def train(device: str = "cuda", num: int = 2000, **kwargs) -> JeffreysNPE:
     trainer.append_simulations(*(t.to(device) for t in simulations(num)))
     trainer.train(max_num_epochs=epochs)
     return trainer
+
+
+def test_splines_are_kernels():
+    """Not operations of torch, which would do instead and take ten times as long."""
+    pytest.importorskip("triton")
+    assert usable(torch.zeros(1, device="cuda"))
 
 
 @pytest.mark.parametrize("name", ["coupling_nsf", "zuko_nsf", "maf", "mdn"])
