@@ -16,7 +16,7 @@ from sbi.utils.user_input_checks_utils import (
     move_distribution_to_device,
 )
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Transform, constraints
+from torch.distributions import Distribution, Independent, Transform, biject_to, constraints
 
 from ..utils.quiet import quiet
 from ..utils.seeding import aside
@@ -38,8 +38,8 @@ def check_prior(prior: Any) -> Distribution | None:
 
     Raises:
         TypeError: If it is no torch distribution, or cannot evaluate its density.
-        ValueError: If it is a scalar distribution, a discrete one, or one with several batch
-            dimensions, or if torch cannot tell what lies in its support.
+        ValueError: If it is a scalar distribution, a discrete one, one with several batch
+            dimensions, or one on a simplex, or if torch cannot tell what lies in its support.
     """
     if proper(prior) is None:
         return prior
@@ -86,7 +86,22 @@ def _check_distribution(prior: Distribution) -> Distribution:
             "Infer a continuous parameter in its place (a logit, a rate), or one posterior for "
             "each value."
         )
+    num_free = _num_free(prior)
+    if num_free < prior.event_shape.numel():
+        raise ValueError(
+            f"prior {prior!r} draws {len(sample)} numbers, of which {num_free} tell the rest: no "
+            "flow has a density of all of them. Infer as many as are free (of a Dirichlet, its "
+            "logits: TransformedDistribution(prior, StickBreakingTransform().inv))."
+        )
     return prior
+
+
+def _num_free(prior: Distribution) -> int:
+    """Return how many numbers of a draw are free, all of them if its support says nothing else."""
+    try:
+        return biject_to(prior.support).inverse_shape(prior.event_shape).numel()
+    except (NotImplementedError, AttributeError, ValueError):
+        return prior.event_shape.numel()
 
 
 def _is_discrete(prior: Distribution) -> bool:

@@ -48,6 +48,11 @@ PRIORS = {
         ValueError,
         ("discrete", "continuous parameter in its place"),
     ),
+    "a simplex": (
+        Dirichlet(torch.ones(3)),
+        ValueError,
+        ("Dirichlet", "3 numbers", "2 tell the rest", "StickBreakingTransform"),
+    ),
     "a simplex and a number": (
         MultipleIndependent([Dirichlet(torch.ones(3)), Normal(torch.zeros(1), torch.ones(1))]),
         ValueError,
