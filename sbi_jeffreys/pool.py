@@ -55,8 +55,9 @@ _KEPT, _SPAN = 0.25, 3.0
 _NORMALISING, _CHOOSING = 256, 128
 # Seed of the former: none that users are likely to take, whose own draws these would be.
 _SEED = 251_111_159
-# Pairs evaluated at once.
-_CHUNK = 2**16
+# Pairs drawn at once, and evaluated at once on a CPU: a layer's outputs at more of them are so
+# large that memory for them is fetched from the system, and given back, each time.
+_CHUNK, _AT_ONCE = 2**16, 2**13
 # Bound on the absolute log ratio, nats; infinities and NaN are moved to it.
 _LARGEST = 1e4
 
@@ -147,7 +148,7 @@ def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> 
     level = estimator.last_level.at(estimator, different).of(where)
     found = []
     # A gradient holds on to all of them in any case.
-    together = len(theta) if torch.is_grad_enabled() else _CHUNK // max(1, len(context))
+    together = len(theta) if torch.is_grad_enabled() else _num_at_once(context)
     for some in theta.split(max(1, together)):
         flow = estimator.log_prob_embedded(some, context)
         tilt = estimator.weight * log_ratio(estimator, context, some, flow, estimator.stack)
@@ -240,7 +241,17 @@ def energy(
     """Return the energy (S, B) of the proxy, or of a stack of its likelihood with others."""
     proxy = estimator.proxy
     assert proxy is not None
-    if stack is None:
-        return proxy.network(theta, context)
-    assert proxy.likelihood is not None
-    return stack(proxy.likelihood, theta, context)
+    likelihood, found = proxy.likelihood, []
+    for some in theta.split(_num_at_once(context)):
+        if stack is None:
+            found.append(proxy.network(some, context))
+        else:
+            assert likelihood is not None
+            found.append(stack(likelihood, some, context))
+    return torch.cat(found)
+
+
+def _num_at_once(context: Tensor) -> int:
+    """Return at how many parameters for each of the data (B, c) to evaluate at once."""
+    pairs = _AT_ONCE if context.device.type == "cpu" else _CHUNK
+    return max(1, pairs // max(1, len(context)))

@@ -149,7 +149,7 @@ def test_the_density_draws_from_no_generator_of_the_users():
 def test_a_grid_of_parameters_is_evaluated_in_parts(num_x, monkeypatch):
     estimator, theta, x = gaussians(0.25), torch.randn(100, num_x, 2), torch.randn(num_x, 2)
     expected = estimator.log_prob(theta, x)
-    monkeypatch.setattr(pool, "_CHUNK", 30)
+    monkeypatch.setattr(pool, "_AT_ONCE", 30)
     seen = []
     real = pool.log_ratio
     monkeypatch.setattr(
@@ -273,6 +273,25 @@ def test_x_of_which_few_draws_are_kept_get_their_own():
     x = torch.tensor([[-50.0, 0.0], [-60.0, 0.0], [70.0, 0.0]])
     drawn = estimator.sample(torch.Size((2000,)), x)
     assert ((drawn - x).abs() < 10).all()
+
+
+@pytest.mark.parametrize("num_x", [1, 3, 80])
+def test_draws_are_the_same_in_whatever_parts_the_proxy_sees_them(num_x, monkeypatch):
+    estimator, x = gaussians(0.5), torch.randn(num_x, 2)
+    torch.manual_seed(1)
+    together = estimator.sample(torch.Size((50,)), x)
+    monkeypatch.setattr(pool, "_AT_ONCE", 64)
+    sizes = []
+    forward = estimator.proxy.network.forward
+    monkeypatch.setattr(
+        estimator.proxy.network,
+        "forward",
+        lambda theta, context: sizes.append(theta.shape[:-1]) or forward(theta, context),
+    )
+    torch.manual_seed(1)
+    # Parts of products may be rounded otherwise.
+    torch.testing.assert_close(estimator.sample(torch.Size((50,)), x), together, atol=1e-4, rtol=0)
+    assert max(map(torch.Size.numel, sizes)) <= max(64, num_x)
 
 
 def test_more_x_than_fit_at_once_are_all_drawn_for(monkeypatch):
