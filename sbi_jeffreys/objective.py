@@ -141,8 +141,7 @@ def batch_terms(
     log_z = log_partition(found.proxy_samples, found.flow_samples.detach())
     seen = reverse_kl(found.flow_samples, found.proxy_samples, log_z).detach()
     loss = cross_entropy(found.flow_data) if forward_loss is None else forward_loss(theta, x)
-    # In later rounds theta and the negatives come from proposals: the flow's samples are weighed
-    # for the prior, and base draws say nothing of Z.
+    # In later rounds the flow's samples are weighed for the prior, theta is not.
     first_round = forward_loss is None
     return BatchTerms(
         forward=(weights * loss).mean(),
@@ -155,7 +154,8 @@ def batch_terms(
             against_flow=1 / draws.parts if first_round else 0.0,
             of_likelihood=_weight_of_likelihood(estimator.proxy),
         ),
-        gauge=_gauge_loss(found, reverse_set, log_z, with_base=first_round),
+        # Negatives that are no base draws say nothing of Z.
+        gauge=_gauge_loss(found, reverse_set, log_z, with_base=base_draws.rows is None),
         reverse_estimate=(reverse_set.weights * seen).mean(),
     )
 

@@ -15,6 +15,7 @@ from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.kernels.usable import usable
 from sbi_jeffreys.training import graphs
+from sbi_jeffreys.training.training import Training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -177,6 +178,27 @@ def test_steps_of_the_flow_alone_and_a_resumed_run(recorded, monkeypatch):
         trainer.append_simulations(*(t.cuda() for t in simulations(1157)))
         for resume in (False, True):
             trainer.train(max_num_epochs=4, clip_max_norm=None, resume_training=resume)
+        return torch.tensor(trainer.summary["validation_loss"])
+
+    found = run()
+    assert recorded
+    monkeypatch.setattr(graphs, "_BEFORE", {})
+    torch.testing.assert_close(found, run(), rtol=0, atol=5e-3)
+
+
+def test_steps_after_the_best_weights_have_come_back(recorded, monkeypatch):
+    """Recordings go on to read what they have read, where it was; other memory is written over."""
+    real = Training.judge
+
+    def judge(self, *losses) -> bool:
+        return real(self, *losses) or self.epoch in (2, 4)
+
+    monkeypatch.setattr(Training, "judge", judge)
+
+    def run() -> Tensor:
+        trainer = JeffreysNPE(box("cuda"), seed=3, device="cuda", show_progress_bars=False)
+        trainer.append_simulations(*(t.cuda() for t in simulations(1157)))
+        trainer.train(max_num_epochs=7, clip_max_norm=None)
         return torch.tensor(trainer.summary["validation_loss"])
 
     found = run()

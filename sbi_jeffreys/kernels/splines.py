@@ -15,7 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["image", "image_gradient", "inverse"]
+__all__ = ["VERSION", "image", "image_gradient", "inverse"]
+
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+"""Triton's."""
 
 # Entries that are done together.
 _BLOCK = 128
@@ -161,6 +164,8 @@ def _image(
     BOUND: tl.constexpr, C: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     feature, n, here = _rows(num, BLOCK)
+    # Places in memory may lie beyond what 32 bits hold.
+    num, phi_j = num.to(tl.int64), phi_j.to(tl.int64)
     x = tl.load(x_at + feature * x_d + n * x_n, here, other=0.0)
     phi = phi_at + feature * phi_d + n * phi_n
     unit = (x + BOUND) / (2 * BOUND)
@@ -183,6 +188,8 @@ def _image_gradient(
     BOUND: tl.constexpr, C: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     feature, n, here = _rows(num, BLOCK)
+    # Places in memory may lie beyond what 32 bits hold.
+    num, phi_j = num.to(tl.int64), phi_j.to(tl.int64)
     x = tl.load(x_at + feature * x_d + n * x_n, here, other=0.0)
     phi = phi_at + feature * phi_d + n * phi_n
     unit = (x + BOUND) / (2 * BOUND)
@@ -237,6 +244,8 @@ def _inverse(
     BOUND: tl.constexpr, C: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     feature, n, here = _rows(num, BLOCK)
+    # Places in memory may lie beyond what 32 bits hold.
+    num, phi_j = num.to(tl.int64), phi_j.to(tl.int64)
     y = tl.load(y_at + feature * y_d + n * y_n, here, other=0.0)
     phi = phi_at + feature * phi_d + (n % period) * phi_n
     unit = (y + BOUND) / (2 * BOUND)
@@ -247,7 +256,7 @@ def _inverse(
     tm = (d0 + d1 - 2 * s) * t
     a, b = tm + h * (s - d0), h * d0 - tm
     root = tl.sqrt(tl.maximum(b * b + 4 * a * (s * t), 0.0))
-    z = tl.minimum(2 * (s * t) / (b + root), 1.0)
+    z = tl.minimum(2 * (s * t) / (b + root), 1.0, propagate_nan=tl.PropagateNan.ALL)
     _, _, log_slope = _in_bin(z, s, d0, d1)
     inside = tl.abs(y) < BOUND
     out = feature * num + n

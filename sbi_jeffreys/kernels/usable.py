@@ -1,8 +1,8 @@
 """Whether a device has the kernels, which are written in Triton.
 
 Triton comes with torch where torch knows GPUs, on Linux. It needs a C compiler there when a kernel
-is used for the first time, and remembers what it has made of one. Without any of it all is done by
-operations of torch.
+is used for the first time, and remembers what it has made of one. Without any of it, or with a
+version before 3.2, which makes single precision of constants, all is done by operations of torch.
 """
 
 import functools
@@ -15,28 +15,30 @@ from torch import Tensor
 __all__ = ["usable"]
 
 _DTYPES = {torch.float32, torch.float64}
+_OLDEST = (3, 2)
 # Between two ways to the same float32 numbers of order one.
 _CLOSE = 1e-3
 
 
-def usable(tensor: Tensor) -> bool:
-    """Return whether kernels can work on tensors of this kind, at the place of this one."""
-    return tensor.is_cuda and tensor.dtype in _DTYPES and _work_on(tensor.device)
+def usable(*tensors: Tensor) -> bool:
+    """Return whether kernels can work on these tensors: of a kind that they know, in one place."""
+    first, *others = tensors
+    if not (first.is_cuda and first.dtype in _DTYPES):
+        return False
+    alike = all(t.device == first.device and t.dtype == first.dtype for t in others)
+    return alike and _work_on(first.device)
 
 
 @functools.cache
 def _work_on(device: torch.device) -> bool:
     """Compile the kernels for a device, and return whether they say there what operations say."""
     try:
-        found, expected = _tried(device)
+        pairs = zip(*_tried(device), strict=True)
+        return all(torch.allclose(*pair, rtol=_CLOSE, atol=_CLOSE) for pair in pairs)
     except Exception:
         # No Triton, no compiler, a device that it does not know: there is another way.
         logging.getLogger(__name__).info("No kernels on %s.", device, exc_info=True)
         return False
-    return all(
-        torch.allclose(*pair, rtol=_CLOSE, atol=_CLOSE)
-        for pair in zip(found, expected, strict=True)
-    )
 
 
 @torch.no_grad()
@@ -45,6 +47,8 @@ def _tried(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
     from ..layers import spline_operations
     from . import splines
 
+    if splines.VERSION < _OLDEST:
+        raise ImportError(f"Triton {splines.VERSION} is older than {_OLDEST}.")
     generator = torch.Generator().manual_seed(0)
     x, gy, gl = (3 * torch.randn(3, 2, 40, generator=generator)).to(device)
     phi = torch.randn(2, 14, 40, generator=generator).to(device)

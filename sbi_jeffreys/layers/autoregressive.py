@@ -190,7 +190,8 @@ class _SplineTransform(MaskedAutoregressiveTransform):
     def groups(self) -> list[Tensor]:
         """Return the features of each group, in the order in which an inverse finds them.
 
-        They are remembered: what asks a GPU for its values makes it wait.
+        They are remembered, the same tensors as long as they say the same: what asks a GPU for its
+        values makes it wait, and recordings read these where they are.
         """
         order = self.order
         version = -1 if order.is_inference() else order._version
@@ -198,9 +199,21 @@ class _SplineTransform(MaskedAutoregressiveTransform):
             # Remembered for uses that take gradients, too.
             with torch.inference_mode(False):
                 groups = [(order == group).nonzero().squeeze(-1) for group in order.unique()]
-            self._found = order, version, groups
+            before = groups if self._found is None else self._found[2]
+            same = len(groups) == len(before) and all(map(_are_equal, groups, before))
+            self._found = order, version, before if same else groups
         return self._found[2]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load weights, and look at once whether the order is another: a step must not wait."""
+        super()._load_from_state_dict(*args, **kwargs)
+        if self._found is not None:
+            self.groups()
 
     def forward(self, c: Tensor | None = None) -> Transform:
         # What a user has changed since is left to zuko.
         return AutoregressiveSpline(self, c) if is_layered(self) else super().forward(c)
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and torch.equal(one, other)

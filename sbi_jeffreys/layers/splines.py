@@ -123,7 +123,7 @@ def spline_inverse(y: Tensor, phi: Tensor, bound: float = 5.0, slope: float = 1e
         Shape (d, *rows).
     """
     with torch.no_grad():
-        x, _ = _by(y).inverse(y, phi, bound, slope, with_slope=False)
+        x, _ = _by(y, phi).inverse(y, phi, bound, slope, with_slope=False)
     if torch.is_grad_enabled() and (y.requires_grad or phi.requires_grad):
         # One Newton step from the solution: it adds nothing but the derivatives of the inverse.
         rows = y.shape[1:].numel()
@@ -149,12 +149,12 @@ def spline_inverse_and_slope(
     Returns:
         Both of shape (d, *rows), without gradients.
     """
-    return _by(y).inverse(y, phi, bound, slope, with_slope=True)
+    return _by(y, phi).inverse(y, phi, bound, slope, with_slope=True)
 
 
-def _by(x: Tensor) -> ModuleType:
-    """Return what evaluates the spline at entries where these are."""
-    if not usable(x):
+def _by(x: Tensor, phi: Tensor) -> ModuleType:
+    """Return what evaluates a spline of these parameters at these entries."""
+    if not usable(x, phi):
         return spline_operations
     from ..kernels import splines
 
@@ -166,7 +166,7 @@ class _Spline(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, phi: Tensor, bound: float, slope: float):
-        ctx.by, ctx.options = _by(x), (bound, slope)
+        ctx.by, ctx.options = _by(x, phi), (bound, slope)
         y, log_slope, *kept = ctx.by.image(x, phi, bound, slope)
         ctx.save_for_backward(x, phi, *kept)
         return y, log_slope

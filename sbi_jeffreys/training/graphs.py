@@ -165,8 +165,14 @@ class StepGraphs:
                 self._try_to_record(key, steps, batch, whole=whole)
         found = self._recorded.get(key)
         if found is not None and found.rates != steps.rates:
-            with cuda.ONE_AT_A_TIME:
-                found.record_descent(steps)
+            try:
+                with cuda.ONE_AT_A_TIME:
+                    found.record_descent(steps)
+            except Exception:
+                # As when it was recorded first.
+                self.possible = False
+                self.forget()
+                return None
         return found
 
     def held_out(

@@ -95,7 +95,9 @@ def run(
         raise
     finally:
         training.running = False
-        training.last_weights = None if training.diverged else copy_of_weights(estimator)
+        # On Ctrl-C a GPU may have descended where it was not known yet that there was no ground.
+        lost = training.diverged or not _is_finite(estimator)
+        training.last_weights = None if lost else copy_of_weights(estimator)
         training.restore_best()
         training.kept_loss = training.best_loss
         if not failed:
@@ -159,14 +161,18 @@ def _settle(training: Training, held_out: Data | LoaderData) -> float:
     knows nothing of what lies between these.
     """
     estimator, device = training.estimator, training.settings.device
-    later = training.forward_loss is not None
     # Draws are none of the training's, which may be resumed.
     with forked(device):
         loss = training.settle(held_out)
-        if training.from_prior or (later and estimator.likelihood is not None):
-            rows = held_out, device, training.kernel
-            fitted = training.fitted
-            estimator.pooling = best_pooling(estimator, *rows, fitted, from_prior=not later)
+        if training.from_prior or estimator.likelihood is not None:
+            estimator.pooling = best_pooling(
+                estimator,
+                held_out,
+                device,
+                training.kernel,
+                training.fitted,
+                from_prior=training.from_prior,
+            )
     return loss
 
 

@@ -225,7 +225,7 @@ class JointSteps:
             self._move(descend)
 
         def end() -> Tensor:
-            found = arrived().to(torch.float64)
+            found = arrived().to("cpu", torch.float64)
             (forward, reverse), (objective, *norms) = found[:2], found[2:].tolist()
             check_finite(objective, norms)
             if not ahead:
@@ -304,7 +304,7 @@ class JointSteps:
             x,
             weights,
             self.draws,
-            base_draws=negatives(self.estimator, theta, self.draws.base, from_base=hook is None),
+            base_draws=negatives(self.estimator, theta, self.draws.base, from_base=self.from_prior),
             queue=self.queue,
             forward_loss=loss,
             limits=self.settings.limits,

@@ -167,3 +167,19 @@ def test_layers_without_an_order_keep_zukos_passes():
     accelerate(layer)
     assert not isinstance(layer(c), AutoregressiveSpline)
     torch.testing.assert_close(layer(c)(x), before)
+
+
+def test_the_groups_stay_where_they_are_as_long_as_the_order_says_the_same():
+    """What is recorded on a GPU reads them there."""
+    ours, _ = layers()
+    before = ours.groups()
+    ours.load_state_dict(ours.state_dict())
+    assert all(one is other for one, other in zip(ours.groups(), before, strict=True))
+    state = ours.state_dict()
+    state["order"] = state["order"].flip(0)
+    ours.load_state_dict(state)
+    # Without a look at it in a step, for which a GPU would have to wait.
+    assert ours._found[1] == ours.order._version
+    expected = [(ours.order == group).nonzero().squeeze(-1) for group in ours.order.unique()]
+    assert all(map(torch.equal, ours.groups(), expected))
+    assert not all(map(torch.equal, before, expected))

@@ -11,7 +11,7 @@ import torch
 if not torch.cuda.is_available():
     # Before Triton is imported.
     os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="Triton comes with a torch that knows GPUs")
+pytest.importorskip("triton", "3.2", reason="Triton comes with a torch that knows GPUs")
 
 from sbi_jeffreys.kernels import splines as kernels
 from sbi_jeffreys.layers import spline_operations as operations

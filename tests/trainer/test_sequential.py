@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from sbi_jeffreys import JeffreysNPE
+from sbi_jeffreys.estimator import Pooling
 from sbi_jeffreys.proxy import proxy_nn
 from sbi_jeffreys.training import joint_trainer
 from sbi_jeffreys.utils.quiet import QuietTracker
@@ -132,7 +133,8 @@ def test_force_first_round_loss():
     trainer.train(max_num_epochs=1, force_first_round_loss=True)
     held_out = trainer.val_indices
     thetas, xs, _ = trainer.get_simulations()
-    found = -trainer._neural_net.log_prob(thetas[held_out][None], xs[held_out]).mean().item()
+    flow = trainer._neural_net.flow
+    found = -flow.log_prob(thetas[held_out][None], xs[held_out]).mean().item()
     # A plain negative log density; the same numbers summed in float32.
     assert found == pytest.approx(trainer.summary["best_validation_loss"][-1], abs=1e-5)
 
@@ -302,6 +304,26 @@ def test_restricted_prior_counts_as_the_prior():
     # Of the rest of the prior the proxy knows nothing: it simulates no pairs there.
     assert not trainer._training.from_prior
     trainer.build_posterior()
+
+
+def test_the_likelihood_of_truncated_rounds_is_pooled_by_rank(monkeypatch):
+    """Densities at held-out rows would be those under the truncated prior."""
+    asked = []
+
+    def choose(*args, from_prior):
+        asked.append(from_prior)
+        return Pooling(0.25, None)
+
+    monkeypatch.setattr("sbi_jeffreys.training.run.best_pooling", choose)
+    trainer = make(density_estimator="coupling_nsf", proxy="likelihood")
+    theta = trainer._prior.sample((60,))
+    trainer.append_simulations(theta, simulate(theta)).train(max_num_epochs=1)
+    restricted = RestrictedPrior(trainer._prior, lambda t: t[:, 0] > 0, sample_with="rejection")
+    theta = restricted.sample((60,), show_progress_bars=False)
+    trainer.append_simulations(theta, simulate(theta), proposal=restricted)
+    trainer.train(max_num_epochs=1, force_first_round_loss=True)
+    assert asked == [True, False]
+    assert trainer._neural_net.weight == 0.25
 
 
 @pytest.mark.parametrize("restricted", [False, True])

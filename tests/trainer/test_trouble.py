@@ -91,6 +91,24 @@ def test_interruption_keeps_the_best_weights_and_can_be_resumed():
     assert whole.summary["validation_loss"] == trainer.summary["validation_loss"]
 
 
+def test_an_interruption_among_weights_that_are_no_numbers_is_resumed_from_the_best():
+    """A GPU may have descended where it was not known yet that there was no ground."""
+
+    def interrupt():
+        with torch.no_grad():
+            for parameter in trainer._training.estimator.parameters():
+                parameter.fill_(torch.nan)
+        raise KeyboardInterrupt
+
+    trainer = make(tracker=Meddling(2, interrupt)).append_simulations(THETA, X)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(max_num_epochs=9)
+    assert usable(trainer)
+    trainer.train(max_num_epochs=5, resume_training=True)
+    assert torch.tensor(trainer.summary["validation_loss"]).isfinite().all()
+    assert usable(trainer)
+
+
 @pytest.mark.parametrize("name", ["_build_proxy", "_run_training_loop"])
 def test_interruption_before_the_first_epoch_leaves_nothing_in_the_way(name, monkeypatch):
     def interrupt(*args, **kwargs):

@@ -218,7 +218,9 @@ def test_the_dual_of_a_trial_sees_a_share_of_the_reverse_divergence():
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_negatives_of_later_rounds_are_none_of_the_bases(later, monkeypatch):
+@pytest.mark.parametrize("from_prior", [False, True])
+def test_negatives_are_the_bases_where_theta_is(later, from_prior, monkeypatch):
+    """Which it is not in later rounds, of whatever loss."""
     asked, negatives = [], steps_module.negatives
 
     def spy(*args, from_base):
@@ -227,9 +229,9 @@ def test_negatives_of_later_rounds_are_none_of_the_bases(later, monkeypatch):
 
     monkeypatch.setattr(steps_module, "negatives", spy)
     hook = (lambda theta, x, masks: theta.sum(dim=1)) if later else None
-    training, data, _ = make(forward_loss=hook)
+    training, data, _ = make(forward_loss=hook, from_prior=from_prior)
     training.step(*next(data.batches(10, "cpu", shuffle=False)))
-    assert asked == [not later]
+    assert asked == [from_prior]
 
 
 def objective(draws=None, weights=(1.0, 1.0, 1.0), **settings):
