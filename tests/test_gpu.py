@@ -13,7 +13,7 @@ from torch.distributions import Independent, LogNormal, MultivariateNormal
 
 from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.kernels.usable import usable
+from sbi_jeffreys.layers.usable import usable
 from sbi_jeffreys.training import graphs
 from sbi_jeffreys.training.training import Training
 

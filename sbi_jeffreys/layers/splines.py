@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from zuko.transforms import MonotonicRQSTransform
 
-from ..kernels.usable import usable
 from . import spline_operations
+from .usable import usable
 
 __all__ = ["RationalQuadraticSpline", "spline", "spline_inverse", "spline_inverse_and_slope"]
 

@@ -1,4 +1,4 @@
-"""Whether a device has the kernels, which are written in Triton.
+"""Whether a device has the kernels (:mod:`sbi_jeffreys.kernels`), which are written in Triton.
 
 Triton comes with torch where torch knows GPUs, on Linux. It needs a C compiler there when a kernel
 is used for the first time, and remembers what it has made of one. Without any of it, or with a
@@ -11,6 +11,8 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from . import spline_operations
 
 __all__ = ["usable"]
 
@@ -44,8 +46,8 @@ def _work_on(device: torch.device) -> bool:
 @torch.no_grad()
 def _tried(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
     """Return what kernels and operations make of some numbers."""
-    from ..layers import spline_operations
-    from . import splines
+    # Not before there is a device that may have them: Triton takes a while to import.
+    from ..kernels import splines
 
     if splines.VERSION < _OLDEST:
         raise ImportError(f"Triton {splines.VERSION} is older than {_OLDEST}.")
