@@ -126,8 +126,8 @@ def test_early_stopping():
 
 def test_an_epoch_has_enough_steps(monkeypatch):
     steps = []
-    original = module.Training.step
-    monkeypatch.setattr(module.Training, "step", lambda *args: steps.append(1) or original(*args))
+    original = module.Training.begin
+    monkeypatch.setattr(module.Training, "begin", lambda *args: steps.append(1) or original(*args))
     for num, batch, expected in ((10, 100, 50), (120, 40, 51), (300, 4, 75)):
         steps.clear()
         JeffreysDensity(objective="ml", batch_size=batch, seed=0).fit(
