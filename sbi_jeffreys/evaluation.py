@@ -6,6 +6,7 @@ the proxy with the draws of its base. What follows from the numbers is in
 :mod:`sbi_jeffreys.objective`.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -78,11 +79,10 @@ def evaluate(
     def of_flow(points: Tensor, context: Tensor, at_x: Tensor, which: Tensor, _: Tensor) -> Any:
         return evaluate_flow(estimator, points, torch.cat((context, at_x))[which], num_own)
 
-    def of_proxy(*given: Tensor) -> tuple[Tensor | None, ...]:
-        return _evaluate_proxy(proxy, *given, rows=rows)
-
     (log_prob, flow_own), (log_proxy, ratio_data, ratio_base, log_likelihood, shift) = side_by_side(
-        of_flow, of_proxy, (points, context, reverse_set.context, which, base_draws)
+        of_flow,
+        partial(_evaluate_proxy, proxy, rows=rows),
+        (points, context, reverse_set.context, which, base_draws),
     )
     flow_data, flow_plain, flow_samples = log_prob.split(sizes)
     _, proxy_plain, proxy_samples = log_proxy.split(sizes)

@@ -24,6 +24,8 @@ References:
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -241,14 +243,11 @@ def energy(
     """Return the energy (S, B) of the proxy, or of a stack of its likelihood with others."""
     proxy = estimator.proxy
     assert proxy is not None
-    likelihood, found = proxy.likelihood, []
-    for some in theta.split(_num_at_once(context)):
-        if stack is None:
-            found.append(proxy.network(some, context))
-        else:
-            assert likelihood is not None
-            found.append(stack(likelihood, some, context))
-    return torch.cat(found)
+    evaluate: Callable[[Tensor, Tensor], Tensor] = proxy.network
+    if stack is not None:
+        assert proxy.likelihood is not None
+        evaluate = partial(stack, proxy.likelihood)
+    return torch.cat([evaluate(some, context) for some in theta.split(_num_at_once(context))])
 
 
 def _num_at_once(context: Tensor) -> int:

@@ -332,8 +332,8 @@ def test_gauge_of_a_normalised_proxy_is_zero(later_round):
     kwargs = {}
     problem.base_draws = Negatives(PRIOR.sample((20_000,)))
     if later_round:
-        rows = torch.arange(BATCH, BATCH + 20_000)
-        problem.base_draws = Negatives(0.1 * torch.randn(20_000, 2), rows)
+        others = BATCH + torch.arange(20_000)
+        problem.base_draws = Negatives(0.1 * torch.randn(20_000, 2), others)
         kwargs["forward_loss"] = lambda theta, x: flow.loss(theta, x)
     terms = problem.terms(theta=0.1 * torch.randn(BATCH, 2), **kwargs)
     # Relative variance of exp f under the prior: 8, by 20 000 draws.

@@ -15,10 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["VERSION", "image", "image_gradient", "inverse"]
-
-VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
-"""Triton's."""
+__all__ = ["image", "image_gradient", "inverse"]
 
 # Entries that are done together.
 _BLOCK = 128
@@ -84,9 +81,9 @@ def _options(phi: Tensor, bound: float, slope: float) -> dict[str, float | int]:
     return {"BOUND": bound, "C": squash, "K": (phi.shape[1] + 1) // 3, "BLOCK": _BLOCK}
 
 
-# Strides and sizes differ from call to call: a kernel for each kind of number would be too many.
-_SIZES = ["num", "period"]
-_STRIDES = ["x_d", "x_n", "phi_d", "phi_j", "phi_n", "gy_d", "gy_n", "gl_d", "gl_n"]
+# Sizes and strides differ from call to call: a kernel for each kind of number would be too many.
+_NUMBERS = ["num", "period", "x_d", "x_n", "y_d", "y_n", "phi_d", "phi_j", "phi_n"]
+_NUMBERS += ["gy_d", "gy_n", "gl_d", "gl_n"]
 
 
 @triton.jit
@@ -158,7 +155,7 @@ def _rows(num, BLOCK: tl.constexpr):
     return feature, n, n < num
 
 
-@triton.jit(do_not_specialize=[*_SIZES[:1], *_STRIDES[:5]])
+@triton.jit(do_not_specialize=_NUMBERS)
 def _image(
     x_at, phi_at, y_at, l_at, num, x_d, x_n, phi_d, phi_j, phi_n,
     BOUND: tl.constexpr, C: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
@@ -181,7 +178,7 @@ def _image(
     tl.store(l_at + out, tl.where(inside, log_slope, 0.0), here)
 
 
-@triton.jit(do_not_specialize=[*_SIZES[:1], *_STRIDES])
+@triton.jit(do_not_specialize=_NUMBERS)
 def _image_gradient(
     x_at, phi_at, gy_at, gl_at, gx_at, gphi_at,
     num, x_d, x_n, phi_d, phi_j, phi_n, gy_d, gy_n, gl_d, gl_n,
@@ -193,7 +190,7 @@ def _image_gradient(
     x = tl.load(x_at + feature * x_d + n * x_n, here, other=0.0)
     phi = phi_at + feature * phi_d + n * phi_n
     unit = (x + BOUND) / (2 * BOUND)
-    k, w, h, x0, _, d0, d1, total_w, total_h = _look_up(unit, phi, phi_j, here, 0, K, C)
+    k, w, h, x0, y0, d0, d1, total_w, total_h = _look_up(unit, phi, phi_j, here, 0, K, C)
     s = h / w
     z = tl.minimum(tl.maximum((unit - x0) / w, 0.0), 1.0)
     zc, v = 1 - z, z * (1 - z)
@@ -220,10 +217,7 @@ def _image_gradient(
     tl.store(gx_at + feature * num + n, tl.where(inside, gx / (2 * BOUND), gy_given), here)
 
     # x0 and y0 are sums of the bins before k. Through the softmax: sizes sum to one.
-    y0 = tl.zeros_like(h)
-    for j in tl.static_range(K - 1):
-        y0 += tl.where(j < k, _size(phi, K + j, phi_j, here, 2 * C)[0], 0.0)
-    mean_w, mean_h = gw * w - gx * x0, gh * h + gy * (y0 / total_h)
+    mean_w, mean_h = gw * w - gx * x0, gh * h + gy * y0
     out = gphi_at + feature * (3 * K - 1) * num + n
     for j in tl.static_range(K):
         size, squash = _size(phi, j, phi_j, here, 2 * C)
@@ -238,7 +232,7 @@ def _image_gradient(
         tl.store(out + (2 * K + j) * num, g * squash * squash, here)
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "y_d", "y_n", *_STRIDES[2:5]])
+@triton.jit(do_not_specialize=_NUMBERS)
 def _inverse(
     y_at, phi_at, x_at, l_at, num, period, y_d, y_n, phi_d, phi_j, phi_n,
     BOUND: tl.constexpr, C: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,

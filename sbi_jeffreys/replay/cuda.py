@@ -161,5 +161,8 @@ def side_by_side(
 
 @functools.cache
 def _stream(device: torch.device, number: int = 0) -> torch.cuda.Stream:
-    """Return the stream on which all of a device is recorded: products keep memory for each."""
+    """Return the stream on which all of a device is recorded, or, by number 1, what is beside it.
+
+    They are the same ones each time: products keep memory for each.
+    """
     return torch.cuda.Stream(device)

@@ -17,7 +17,7 @@ __all__ = [
     "TrainingDiverged",
     "check_finite",
     "clip",
-    "clip_in_place",
+    "clip_on_device",
     "flow_optimizer",
     "gradients_of",
     "proxy_optimizer",
@@ -103,8 +103,8 @@ def clip(gradients: Gradients, norms: Sequence[float], clip_max_norm: float | No
             torch._foreach_mul_(each, clip_max_norm / norm)
 
 
-def clip_in_place(gradients: Gradients, clip_max_norm: float | None) -> None:
-    """Do what :func:`clip` does where the gradients are, whose norms stay there."""
+def clip_on_device(gradients: Gradients, clip_max_norm: float | None) -> None:
+    """Do what :func:`clip` does, without asking a device for the norms."""
     if clip_max_norm is None:
         return
     for each, norm in zip(gradients.of, gradients.norms, strict=True):

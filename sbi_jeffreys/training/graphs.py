@@ -165,15 +165,8 @@ class StepGraphs:
                 self._try_to_record(key, steps, batch, whole=whole)
         found = self._recorded.get(key)
         if found is not None and found.rates != steps.rates:
-            try:
-                with cuda.ONE_AT_A_TIME:
-                    found.record_descent(steps)
-            except Exception:
-                # As when it was recorded first.
-                self.possible = False
-                self.forget()
-                return None
-        return found
+            self._attempt(partial(found.record_descent, steps))
+        return found if self.possible else None
 
     def held_out(
         self,
@@ -215,13 +208,21 @@ class StepGraphs:
         if whole not in self._pools:
             self._pools[whole] = _new_pool(batch[0].device)
         pool = self._pools[whole]
+
+        def record() -> None:
+            self.possible = _is_recordable(steps, batch, whole=whole)
+            if self.possible:
+                made = RecordedStep(steps, batch, whole=whole, pool=pool)
+                self.possible = _agrees(made, steps, batch, whole=whole)
+                self._recorded[key] = made
+
+        self._attempt(record)
+
+    def _attempt(self, record: Callable[[], None]) -> None:
+        """Record something; if that fails, or is found to be impossible, record no more."""
         try:
             with cuda.ONE_AT_A_TIME:
-                self.possible = _is_recordable(steps, batch, whole=whole)
-                if self.possible:
-                    made = RecordedStep(steps, batch, whole=whole, pool=pool)
-                    self.possible = _agrees(made, steps, batch, whole=whole)
-                    self._recorded[key] = made
+                record()
         except Exception:
             # No memory, or what cannot be recorded; if it is wrong in itself, it will fail again.
             self.possible = False

@@ -30,7 +30,7 @@ from .descent import (
     Gradients,
     check_finite,
     clip,
-    clip_in_place,
+    clip_on_device,
     flow_optimizer,
     gradients_of,
     proxy_optimizer,
@@ -278,7 +278,7 @@ class JointSteps:
         On a GPU they are clipped there, without asking for their norms.
         """
         if on_gpu(gradients.norms[0].device):
-            clip_in_place(gradients, self.settings.clip_max_norm)
+            clip_on_device(gradients, self.settings.clip_max_norm)
         for optimizer in self.optimizers:
             optimizer.step()
 

@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from splines import SETTINGS
 
 if not torch.cuda.is_available():
     # Before Triton is imported.
@@ -19,18 +20,6 @@ from sbi_jeffreys.layers import spline_operations as operations
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # float64 against float64: a few hundred operations on numbers of order ten.
 CLOSE = {"rtol": 1e-8, "atol": 1e-8}
-
-SETTINGS = pytest.mark.parametrize(
-    ("bins", "scale", "bound", "slope"),
-    [
-        (8, 0.1, 5.0, 1e-3),
-        (8, 2.0, 5.0, 1e-3),
-        (8, 30.0, 5.0, 1e-3),  # at the limits that squashing sets
-        (2, 1.0, 5.0, 1e-3),
-        (16, 1.0, 1.0, 1e-2),
-        (5, 1.0, 20.0, 1e-4),
-    ],
-)
 
 
 def numbers(*shape, scale=1.0):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from splines import SETTINGS
 from zuko.transforms import MonotonicRQSTransform
 
 from sbi_jeffreys.layers.splines import RationalQuadraticSpline
@@ -20,19 +21,6 @@ def both(phi, bound=5.0, slope=1e-3):
 
 def parameters(*shape, bins=8, scale=2.0):
     return (scale * torch.randn(*shape, 3 * bins - 1, dtype=torch.float64)).requires_grad_()
-
-
-SETTINGS = pytest.mark.parametrize(
-    ("bins", "scale", "bound", "slope"),
-    [
-        (8, 0.1, 5.0, 1e-3),
-        (8, 2.0, 5.0, 1e-3),
-        (8, 30.0, 5.0, 1e-3),  # at the limits that squashing sets
-        (2, 1.0, 5.0, 1e-3),
-        (16, 1.0, 1.0, 1e-2),
-        (5, 1.0, 20.0, 1e-4),
-    ],
-)
 
 
 @SETTINGS
