@@ -45,11 +45,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .utils.logsumexp import logsumexp
+
 __all__ = [
     "balance_heuristic",
     "cross_entropy",
     "effective_sample_size",
     "huber",
+    "log_mean_exp",
     "log_partition",
     "log_variance",
     "ranking_nce",
@@ -125,7 +128,7 @@ def ranking_nce(log_weights: Tensor) -> Tensor:
     Returns:
         Nats, shape (B,), between 0 and infinity.
     """
-    return torch.logsumexp(log_weights, dim=0) - log_weights[0]
+    return logsumexp(log_weights, dim=0) - log_weights[0]
 
 
 def balance_heuristic(log_probs: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
@@ -161,8 +164,12 @@ def log_partition(log_unnormalized: Tensor, log_proposal: Tensor) -> Tensor:
     Returns:
         Nats, shape (B,). Its expectation is a lower bound, tight as S grows.
     """
-    log_weights = log_unnormalized - log_proposal
-    return torch.logsumexp(log_weights, dim=0) - math.log(log_weights.shape[0])
+    return log_mean_exp(log_unnormalized - log_proposal)
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """Return the logarithm of the mean of weights, shape (B,), of their logarithms (S, B)."""
+    return logsumexp(log_weights, dim=0) - math.log(log_weights.shape[0])
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:

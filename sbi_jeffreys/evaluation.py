@@ -73,7 +73,7 @@ def evaluate(
     )
     # Which x each of them goes with: the batch's come first, then those of D2.
     at_data = torch.arange(rows + reverse_set.plain, device=theta.device)
-    at_samples = torch.arange(rows, rows + num, device=theta.device).repeat(draws)
+    at_samples = torch.arange(rows, rows + num, device=theta.device).expand(draws, -1).flatten()
     which = torch.cat((at_data, at_samples))
 
     def of_flow(points: Tensor, context: Tensor, at_x: Tensor, which: Tensor, _: Tensor) -> Any:
@@ -85,7 +85,7 @@ def evaluate(
         (points, context, reverse_set.context, which, base_draws),
     )
     flow_data, flow_plain, flow_samples = log_prob.split(sizes)
-    _, proxy_plain, proxy_samples = log_proxy.split(sizes)
+    proxy_plain, proxy_samples = log_proxy.split(sizes[1:])
     return Evaluated(
         flow_data,
         flow_plain,
@@ -130,39 +130,32 @@ def _evaluate_proxy(
     *,
     rows: int,
 ) -> tuple[Tensor | None, ...]:
-    """Return what :class:`Evaluated` has of the proxy, the first of it at all points.
+    """Return what :class:`Evaluated` has of the proxy, the first of it at all points of D2.
 
     Of the points (P, d) each goes with one of the data (B, c) and those of D2 (N, c); the first so
-    many rows are the batch's parameters.
+    many rows are the batch's parameters, which go with the data in their order.
     """
     likelihood = proxy.likelihood
     # The proxy sees data in steps as if they were continuous.
     seen = context if likelihood is None else likelihood.dequantize(context)
     all_seen = torch.cat((seen, at_x))
-    ratio, ratio_base, log_likelihood, shift = _ratios(proxy, points, base, all_seen, which)
-    if likelihood is not None and log_likelihood is not None:
-        log_likelihood = log_likelihood[:rows]
+    # Parts of a whole, not slices: the gradient of each slice is as large as the whole.
+    sizes, (data, others) = (rows, len(points) - rows), points.tensor_split([rows])
+    if likelihood is None:
+        ratio_data, ratio = proxy.network(points.unsqueeze(0), all_seen[which])[0].split(sizes)
+        ratio_base = proxy.network(base.unsqueeze(1), all_seen)
+        log_likelihood = shift_there = None
+    else:
+        at_pairs, at_base, shift = likelihood.at_pairs_and_all(points, base, all_seen, which)
+        log_likelihood, at_others = at_pairs.split(sizes)
+        shift_data, shift_there = shift.split((rows, len(at_x)))
+        ratio_data, ratio = log_likelihood + shift_data, at_others + shift[which[rows:]]
+        ratio_base = at_base + shift
         if context.requires_grad:
             # An embedding that learns from it would make the data easy to explain: constant.
-            log_likelihood = likelihood.log_likelihood(points[:rows], seen.detach())
-    log_proxy = ratio + proxy.base.log_prob_soft(points)
-    shift = None if shift is None else shift[rows:]
-    return log_proxy, ratio[:rows], ratio_base, log_likelihood, shift
-
-
-def _ratios(
-    proxy: EnergyProxy, theta: Tensor, base: Tensor, context: Tensor, which: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the log ratio at pairs (N,) and at base draws (M, B); a likelihood's two summands.
-
-    Of x (B, c) each of theta (N, d) goes with one, base draws (M, d) with all. The summands are
-    that at the pairs (N,) and that of x alone (B,).
-    """
-    if proxy.likelihood is None:
-        at_pairs = proxy.network(theta.unsqueeze(0), context[which])[0]
-        return at_pairs, proxy.network(base.unsqueeze(1), context), None, None
-    at_pairs, at_base, shift = proxy.likelihood.at_pairs_and_all(theta, base, context, which)
-    return at_pairs + shift[which], at_base + shift, at_pairs, shift
+            log_likelihood = likelihood.log_likelihood(data, seen.detach())
+    log_proxy = ratio + proxy.base.log_prob_soft(others)
+    return log_proxy, ratio_data, ratio_base, log_likelihood, shift_there
 
 
 def _own_simulations(

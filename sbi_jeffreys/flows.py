@@ -21,7 +21,6 @@ from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from sbi.neural_nets.factory import model_builders
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from zuko.distributions import DiagNormal
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.core import Flow
 from zuko.lazy import UnconditionalDistribution
@@ -34,6 +33,7 @@ from .features.scales import column_scales, standardizer
 from .inputs.priors import proper
 from .layers.autoregressive import accelerate
 from .layers.conditional_gaussian import ConditionalGaussian
+from .layers.standard_normal import StandardNormal
 from .selection.seen import Seen, Selection, what_to_see
 from .utils.checks import check_counts
 
@@ -222,7 +222,7 @@ def plain_flow(
     _start_small([*gaussian, *coupling])
     linear = to_standard_space(theta, context, num_context, prior)
     normal = (torch.zeros(features), torch.ones(features))
-    base = UnconditionalDistribution(DiagNormal, *normal, buffer=True)
+    base = UnconditionalDistribution(StandardNormal, *normal, buffer=True)
     return Flow([*linear, *gaussian, *coupling], base)
 
 

@@ -33,7 +33,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .divergences import cross_entropy, huber, log_partition, log_variance, ranking_nce, reverse_kl
+from .divergences import (
+    cross_entropy,
+    huber,
+    log_mean_exp,
+    log_partition,
+    log_variance,
+    ranking_nce,
+    reverse_kl,
+)
 from .draws import Draws, Negatives, ReverseQueue, ReverseSet
 from .estimator import JeffreysEstimator
 from .evaluation import Evaluated, evaluate, evaluate_flow
@@ -247,29 +255,23 @@ def _gauge_loss(
     found: Evaluated, reverse_set: ReverseSet, log_z: Tensor, *, with_base: bool
 ) -> Tensor:
     """Return the pull on log Z, estimated at flow samples and, if told so, at base draws."""
-    base = found.ratio_base[:, -len(log_z) :] if with_base else None
+    weights = reverse_set.weights
+    log_z_base = log_mean_exp(found.ratio_base[:, -len(log_z) :]) if with_base else None
     if found.shift is None:
-        return (_PULL * reverse_set.weights * _gauge(log_z, base)).mean()
+        return (_PULL * weights * _gauge(log_z, log_z_base)).mean()
     # The gauge trains g(x) only, so that the likelihood stays as it is. Jittered x are skipped:
     # their log Z does not matter.
     few = slice(0, reverse_set.plain or len(log_z))
-    alone = found.shift[few]
-    base = None if base is None else _moved_by(alone, base[:, few])
-    return (reverse_set.weights[few] * _gauge(_moved_by(alone, log_z[few]), base)).mean()
+    moved = found.shift[few] - found.shift[few].detach()
+    log_z = log_z[few].detach() + moved
+    if log_z_base is not None:
+        log_z_base = log_z_base[few].detach() + moved
+    return (weights[few] * _gauge(log_z, log_z_base)).mean()
 
 
-def _moved_by(shift: Tensor, value: Tensor) -> Tensor:
-    """Return the value, with the gradient of one of its summands, the shift, alone."""
-    return value.detach() + (shift - shift.detach())
-
-
-def _gauge(log_z: Tensor, ratio_base: Tensor | None) -> Tensor:
-    """Return the penalty on log Z at each x, shape (N,).
-
-    ``log_z`` (N,) is estimated at flow samples; ``ratio_base`` (M, N) is the ratio at base draws.
-    """
+def _gauge(log_z: Tensor, log_z_base: Tensor | None) -> Tensor:
+    """Return the penalty on log Z at each x, shape (N,), as flow samples and base draws see it."""
     penalty = huber(log_z, _GAUGE_LIMIT)
-    if ratio_base is not None:
-        log_z_base = log_partition(ratio_base, torch.zeros_like(ratio_base))
+    if log_z_base is not None:
         penalty = penalty + huber(log_z_base.clamp_min(0.0), _GAUGE_LIMIT)
     return penalty

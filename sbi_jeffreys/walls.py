@@ -24,6 +24,8 @@ Either bound may be infinite; then its terms are absent. Well within a wall that
 all parameters, u is :math:`\varepsilon \log((\theta - a) / \varepsilon)`: a logarithm.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from sbi.utils import MultipleIndependent, RestrictedPrior
@@ -38,8 +40,9 @@ from torch.distributions import (
     TransformedDistribution,
     constraints,
 )
+from zuko.lazy import UnconditionalTransform
 
-__all__ = ["SoftWalls", "support_bounds"]
+__all__ = ["LazyWalls", "SoftWalls", "support_bounds"]
 
 # Thickness of a wall in units of its lower bound beyond which parameters of many decades lie in it.
 _DEEP = 1e5
@@ -66,51 +69,120 @@ class SoftWalls(Transform):
     bijective = True
     sign = +1
 
-    def __init__(self, low: Tensor, high: Tensor, thickness: Tensor, **kwargs: int) -> None:
+    def __init__(
+        self,
+        low: Tensor,
+        high: Tensor,
+        thickness: Tensor,
+        known: "_Known | None" = None,
+        **kwargs: int,
+    ) -> None:
         super().__init__(**kwargs)
         self.low, self.high, self.thickness = low, high, thickness
+        self._known = known
+
+    @property
+    def known(self) -> "_Known":
+        """What follows from the bounds and the thickness alone."""
+        if self._known is None:
+            self._known = _known(self.low, self.high, self.thickness)
+        return self._known
 
     def _call(self, theta: Tensor) -> Tensor:
         return self.call_and_ladj(theta)[0]
 
     def call_and_ladj(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return u and log du/dtheta, both of the shape of theta; minus infinity outside."""
-        # Depths below both bounds, in thicknesses. An infinite bound is infinitely far away and
-        # drops out by itself. Values nearer than float32 can resolve, far nearer to zero than to
-        # any other number, are held at that distance.
-        nearest = torch.where(self.low == 0, 1e-12, 1e-6)
-        # Within a wall so thick lie many decades, down to what float32 resolves next to the bound.
-        deep = (self.thickness > _DEEP * self.low.abs()) & (self.low != 0)
-        resolved = torch.finfo(theta.dtype).eps * self.low.abs() / self.thickness
-        nearest = torch.where(deep, resolved.clamp_min(1e-30), nearest)
-        below = torch.maximum((theta - self.low) / self.thickness, nearest)
-        above = ((self.high - theta) / self.thickness).clamp_min(1e-6)
-        lower, upper = torch.expm1(-below).neg(), torch.expm1(-above).neg()
+        # Minus the depths below both bounds, in thicknesses. An infinite bound is infinitely far
+        # away and drops out by itself.
+        below = torch.minimum((self.low - theta) / self.thickness, self.known.nearest)
+        above = ((theta - self.high) / self.thickness).clamp_max(-1e-6)
+        lower, upper = below.expm1(), above.expm1()
         u = theta + self.thickness * (lower / upper).log()
-        slope = (1 / lower + 1 / upper - 1).log()
-        inside = (theta >= self.low) & (theta <= self.high)
-        return u, torch.where(inside, slope, torch.full_like(slope, -torch.inf))
+        slope = (-1.0 - (lower.reciprocal() + upper.reciprocal())).log()
+        outside = (theta < self.low) | (theta > self.high)
+        return u, slope.masked_fill(outside, -torch.inf)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return log du/dtheta, of the shape of theta."""
         return self.call_and_ladj(x)[1]
 
     def _inverse(self, u: Tensor) -> Tensor:
-        t = self.thickness
-        has_low, has_high = self.low.isfinite(), self.high.isfinite()
-        # Numbers in place of infinite bounds keep the branches that are not taken finite.
-        a = torch.where(has_low, self.low, torch.zeros_like(t))
-        b = torch.where(has_high, self.high, torch.zeros_like(t))
-        from_low, from_high = (u - a) / t, (u - b) / t
-        both = a + t * (F.softplus(from_low) - F.softplus(from_high))
-        theta = torch.where(has_low & has_high, both, u)
-        theta = torch.where(has_low & ~has_high, a + t * F.softplus(from_low), theta)
-        theta = torch.where(has_high & ~has_low, b - t * F.softplus(-from_high), theta)
+        t, known = self.thickness, self.known
+        from_low, from_high = (u - known.low) / t, (u - known.high) / t
+        above_low = F.softplus(from_low)
+        both = known.low + t * (above_low - F.softplus(from_high))
+        theta = torch.where(known.both, both, u)
+        theta = torch.where(known.low_alone, known.low + t * above_low, theta)
+        theta = torch.where(known.high_alone, known.high - t * F.softplus(-from_high), theta)
         # Rounding may land on a bound or past it: hold the draw just inside.
-        return theta.clamp(
-            torch.nextafter(self.low, torch.full_like(self.low, torch.inf)),
-            torch.nextafter(self.high, torch.full_like(self.high, -torch.inf)),
-        )
+        return theta.clamp(known.lowest, known.highest)
+
+
+class _Known(NamedTuple):
+    """What is known of walls before any parameter is, each (d,).
+
+    ``nearest`` is minus the depth, in thicknesses, at which parameters nearer to low are held.
+    ``low`` and ``high`` are the bounds, zero where they are infinite, which keeps the branches that
+    are not taken finite; ``both``, ``low_alone`` and ``high_alone`` say which are not. ``lowest``
+    and ``highest`` are the numbers next to the bounds.
+    """
+
+    nearest: Tensor
+    low: Tensor
+    high: Tensor
+    both: Tensor
+    low_alone: Tensor
+    high_alone: Tensor
+    lowest: Tensor
+    highest: Tensor
+
+
+def _known(low: Tensor, high: Tensor, thickness: Tensor) -> _Known:
+    # What is nearer than single precision can resolve is held, far nearer to zero than to any other
+    # number. Within a wall so thick lie many decades, down to what is resolved next to the bound.
+    deep = (thickness > _DEEP * low.abs()) & (low != 0)
+    resolved = (torch.finfo(low.dtype).eps * low.abs() / thickness).clamp_min(1e-30)
+    nearest = torch.where(deep, resolved, torch.where(low == 0, 1e-12, 1e-6).to(low))
+    has_low, has_high = low.isfinite(), high.isfinite()
+    infinity = torch.full_like(low, torch.inf)
+    return _Known(
+        nearest=-nearest,
+        low=low.masked_fill(~has_low, 0.0),
+        high=high.masked_fill(~has_high, 0.0),
+        both=has_low & has_high,
+        low_alone=has_low & ~has_high,
+        high_alone=has_high & ~has_low,
+        lowest=torch.nextafter(low, infinity),
+        highest=torch.nextafter(high, -infinity),
+    )
+
+
+class LazyWalls(UnconditionalTransform):
+    """Soft walls as one layer of a flow, which works out once what it knows of them.
+
+    Args:
+        low: As in :class:`SoftWalls`.
+        high: As there.
+        thickness: As there.
+    """
+
+    def __init__(self, low: Tensor, high: Tensor, thickness: Tensor) -> None:
+        super().__init__(SoftWalls, low, high, thickness, buffer=True)
+        for name, value in _known(low, high, thickness)._asdict().items():
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, c: Tensor | None = None) -> Transform:
+        """Return the walls, whatever the embedded data."""
+        low, high, thickness = self.args
+        known = _Known(*(getattr(self, name) for name in _Known._fields))
+        return SoftWalls(low, high, thickness, known)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        # In place: recordings read them where they are.
+        for name, value in _known(*self.args)._asdict().items():
+            getattr(self, name).copy_(value)
 
 
 def support_bounds(prior: Distribution | None, dim: int) -> tuple[Tensor, Tensor]:

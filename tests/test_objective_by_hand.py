@@ -5,7 +5,7 @@ import torch
 from problems import BATCH, LikelihoodProblem, Problem
 
 from sbi_jeffreys import objective
-from sbi_jeffreys.divergences import ranking_nce
+from sbi_jeffreys.divergences import log_mean_exp, ranking_nce
 from sbi_jeffreys.draws import Draws, ReverseQueue, ReverseSet
 from sbi_jeffreys.objective import BatchTerms, lagrangian
 
@@ -75,7 +75,8 @@ def test_the_penalty_is_linear_from_three_nats_on_and_base_draws_err_downwards_o
     log_z = torch.tensor([1.0, -10.0])
     torch.testing.assert_close(objective._gauge(log_z, None), torch.tensor([0.5, 25.5]))
     base = torch.tensor([-5.0, 5.0]).expand(8, 2)
-    torch.testing.assert_close(objective._gauge(0 * log_z, base), torch.tensor([0.0, 10.5]))
+    found = objective._gauge(0 * log_z, log_mean_exp(base))
+    torch.testing.assert_close(found, torch.tensor([0.0, 10.5]))
 
 
 def test_number_of_pairs_that_the_proxy_simulates(monkeypatch):
@@ -107,7 +108,7 @@ def test_a_proxy_without_a_part_of_x_alone_is_pulled_as_a_whole_by_a_tenth():
         proxy.log_prob_unnormalized(there.samples, x), estimator.log_prob(there.samples, x)
     )
     base = proxy.log_ratio(problem.base_draws.theta[:, None], x)
-    expected = 0.1 * (there.weights * objective._gauge(log_z, base)).mean()
+    expected = 0.1 * (there.weights * objective._gauge(log_z, log_mean_exp(base))).mean()
     found = problem.terms(queue=ReverseQueue([there])).gauge
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
 

@@ -1,5 +1,6 @@
 """The soft walls: a bijection onto the whole space that leaves the inside alone."""
 
+import copy
 import math
 
 import pytest
@@ -29,7 +30,7 @@ from torch.distributions import (
 
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.metrics import leakage
-from sbi_jeffreys.walls import SoftWalls, support_bounds
+from sbi_jeffreys.walls import LazyWalls, SoftWalls, support_bounds
 
 INF = torch.inf
 BOUNDS = [
@@ -340,3 +341,23 @@ def test_within_a_wall_thicker_than_all_parameters_it_is_a_logarithm():
     torch.testing.assert_close(transform.inv(u), theta, rtol=1e-6, atol=0)
     single = SoftWalls(*(torch.tensor([v]) for v in (0.0, INF, 10.0)))
     torch.testing.assert_close(single.inv(single(theta.float())), theta.float(), rtol=1e-4, atol=0)
+
+
+def test_walls_of_a_flow_know_what_walls_know():
+    """Also after others were loaded into them, where a recording would read them, and copied."""
+    bounds = [torch.tensor([0.0, -1.0, -INF, 3.0]), torch.tensor([1.0, INF, 2.0, 3.5])]
+    thickness = torch.tensor([0.1, 0.2, 0.3, 1e6])
+    theta = torch.tensor([[1e-9, -0.999, 1.9, 3.1], [0.5, 7.0, -3.0, 3.4999]])
+    lazy = LazyWalls(torch.zeros(4), torch.ones(4), torch.ones(4))
+    where = lazy.nearest.data_ptr()
+    lazy.load_state_dict(LazyWalls(*bounds, thickness).state_dict())
+    assert lazy.nearest.data_ptr() == where
+    assert set(lazy.state_dict()) == {"_0", "_1", "_2"}
+    expected = SoftWalls(*bounds, thickness)
+    for walls_there in (lazy(), copy.deepcopy(lazy)(), lazy(torch.zeros(2))):
+        for found, value in zip(
+            walls_there.call_and_ladj(theta), expected.call_and_ladj(theta), strict=True
+        ):
+            assert torch.equal(found, value)
+        assert torch.equal(walls_there.inv(theta), expected.inv(theta))
+    assert lazy.double()().inv(theta.double()).dtype == torch.float64

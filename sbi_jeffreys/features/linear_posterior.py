@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from zuko.lazy import LazyTransform, UnconditionalTransform
+from zuko.lazy import LazyTransform
 
-from ..walls import SoftWalls, support_bounds
+from ..walls import LazyWalls, support_bounds
 from .regression import MOST_FEATURES, LinearRegression, linear_entropy
 from .scales import spread
 
@@ -60,7 +60,7 @@ def to_standard_space(
     lowest, highest = theta.amin(dim=0), theta.amax(dim=0)
     low = torch.where(lowest < low, lowest - 1e-3 * std, low)
     high = torch.where(highest > high, highest + 1e-3 * std, high)
-    walls = UnconditionalTransform(SoftWalls, low, high, thickness, buffer=True)
+    walls = LazyWalls(low, high, thickness)
     return walls, LinearRegression(walls()(theta), context, num_context)
 
 

@@ -168,17 +168,39 @@ class AutoregressiveSpline(Transform):
         """
         rows = x if condition is None else torch.cat((x, condition))
         *layers, last = self.layer.hyper
+        plain = [layer for layer in self.layer.hyper if _is_plain(layer)]
+        weights = iter(_Masked.apply(*(m for each in plain for m in (each.mask, each.weight))))
         for layer in layers:
             if _is_plain(layer):
-                rows = torch.addmm(layer.bias.unsqueeze(1), layer.mask * layer.weight, rows)
+                rows = torch.addmm(layer.bias.unsqueeze(1), next(weights), rows)
             else:
                 # Activations past the modules' call machinery, which costs more than they do.
                 rows = F.relu(rows) if type(layer) is nn.ReLU else layer(rows.mT).mT
-        weight, bias = last.mask * last.weight, last.bias.unsqueeze(1)
+        weight, bias = next(weights), last.bias.unsqueeze(1)
         if features is not None:
             weight = weight.unflatten(0, (-1, self.layer.total))[features].flatten(0, 1)
             bias = bias.unflatten(0, (-1, self.layer.total))[features].flatten(0, 1)
         return torch.addmm(bias, weight, rows).unflatten(0, (-1, self.layer.total))
+
+
+class _Masked(torch.autograd.Function):
+    """Products of masks and weights, which a GPU makes all at once, and their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, *masks_and_weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.masks = list(masks_and_weights[::2])
+        return tuple(_products(ctx.masks, masks_and_weights[1::2]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        masked = _products(ctx.masks, gradients)
+        return tuple(part for each in masked for part in (None, each))
+
+
+def _products(masks: list[Tensor], values: tuple[Tensor, ...]) -> list[Tensor]:
+    if masks[0].is_cuda:
+        return list(torch._foreach_mul(masks, list(values)))
+    return [mask * value for mask, value in zip(masks, values, strict=True)]
 
 
 class _SplineTransform(MaskedAutoregressiveTransform):

@@ -17,7 +17,7 @@ References:
     Asymptotic Statistics (van der Vaart, 1998), chapter 10.2: the Bernstein-von Mises theorem
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class ConditionalGaussian(LazyTransform):
         """Return the transformation given embedded data (*, c)."""
         d = self.features
         c = cut_outliers((c - self.center) / self.scale)
-        shift, log_scale, lower = self.hyper(c).tensor_split([d, 2 * d], dim=-1)
+        shift, log_scale, lower = self.hyper(c).split((d, d, len(self.entries[0])), dim=-1)
         log_scale = _bounded(log_scale, torch.where(log_scale > 0, _NARROW, _WIDE))
         # The network says s, s m and s L; what is bounded are m and L.
         scale = log_scale.exp()
@@ -95,7 +95,26 @@ class ConditionalGaussian(LazyTransform):
 
 def _bounded(value: Tensor, bound: Tensor | float) -> Tensor:
     """Return the value where it is small, and less than the bound where it is not."""
-    return value / (1 + value.abs() / bound)
+    return _Bounded.apply(value, bound)
+
+
+class _Bounded(torch.autograd.Function):
+    """value / (1 + |value| / bound), whose slope is one over the square of the divisor."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, bound: Tensor | float) -> Tensor:
+        divisor = value.abs().div_(bound).add_(1.0)
+        ctx.save_for_backward(value, divisor)
+        ctx.bound = bound
+        return value / divisor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        value, divisor = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # To be differentiated again.
+            divisor = 1.0 + value.abs() / ctx.bound
+        return gradient / divisor.square(), None
 
 
 class _Lower(NamedTuple):

@@ -22,7 +22,7 @@ def constants(
     of: dict[str, Any] = {"dtype": dtype, "device": device}
     c = torch.full((3 * bins - 1,), 1.0 / abs(math.log(slope)), **of)
     c[: 2 * bins] *= 2
-    numbers = torch.arange(bins, device=device).unsqueeze(-1)
+    numbers = torch.arange(bins, **of).unsqueeze(-1)
     return c, numbers, torch.ones(bins, bins, **of).tril_(), torch.zeros((), **of)
 
 

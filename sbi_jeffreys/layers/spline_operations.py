@@ -117,8 +117,10 @@ def _gradient_of_sizes(
     ``gstart`` and ``gsize``, shape (d, 2, N), are by start and size of bin k along both axes.
     """
     K = sizes.shape[2]
-    _, numbers, _, zero = constants(K, slope, gphi.dtype, gphi.device)
-    gsizes = torch.where((numbers < k).unsqueeze(1), gstart.unsqueeze(2), zero)
+    numbers = constants(K, slope, gphi.dtype, gphi.device)[1]
+    # One for bins before k, else zero: arithmetic is faster than to choose.
+    before = (k.to(gphi) - numbers).clamp_(0.0, 1.0)
+    gsizes = before.unsqueeze(1) * gstart.unsqueeze(2)
     index = k.unsqueeze(1).expand(-1, 2, 1, -1)
     gsizes.scatter_(2, index, gsize.unsqueeze(2))
     # Through the softmax.

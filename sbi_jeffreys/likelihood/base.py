@@ -15,7 +15,7 @@ from ..features.columns import Features
 from ..features.linear_posterior import over_decades
 from ..features.scales import column_scales, cut_outliers
 from ..utils.checks import check_counts
-from .squares import sum_of_squares
+from ..utils.squares import sum_of_squares
 from .start import linear_likelihood, steps_of
 
 __all__ = ["Likelihood"]

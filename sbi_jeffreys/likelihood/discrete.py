@@ -195,8 +195,8 @@ class DiscreteLikelihood(Likelihood):
         """Return the likelihood at pairs and at all, and the rest; see the base class."""
         natural = self.natural(torch.cat((theta, shared)))
         log_norm = self._log_norm(natural)
-        of_pairs, of_shared = natural.flatten(1).tensor_split([len(theta)])
-        norm_of_pairs, norm_of_shared = log_norm.tensor_split([len(theta)])
+        of_pairs, of_shared = natural.flatten(1).split((len(theta), len(shared)))
+        norm_of_pairs, norm_of_shared = log_norm.split((len(theta), len(shared)))
         statistics, base = self.statistics(context).flatten(1), self._base(context)
         at_pairs = (of_pairs * statistics[rows]).sum(dim=-1) + base[rows] - norm_of_pairs
         at_all = of_shared @ statistics.T + base - norm_of_shared.unsqueeze(-1)

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from ..features.scales import cut_outliers
 from ..utils.checks import check_counts
+from ..utils.logsumexp import log_softmax
 from .base import Likelihood
 from .mixtures import LowerEntries, Mixture, draw_each, log_prob_of_all, log_prob_of_pairs
 from .start import num_gaussians
@@ -164,7 +165,7 @@ class LikelihoodEnergy(Likelihood):
         c = self.standardized(context)
         w = c @ self.whitening.T
         said = self._components(torch.cat((theta, shared)))
-        parts = zip(*(each.tensor_split([len(theta)]) for each in said), strict=True)
+        parts = zip(*(each.split((len(theta), len(shared))) for each in said), strict=True)
         of_pairs, of_shared = (Mixture(*part) for part in parts)
         at_pairs = log_prob_of_pairs(w[rows], of_pairs, self._entries)
         return at_pairs, log_prob_of_all(w, of_shared, self._entries), self._shift(c)
@@ -183,18 +184,19 @@ class LikelihoodEnergy(Likelihood):
         m, log_scale, lower, log_weight = out.split(self.sizes, dim=-1)
         m = m + (t @ self.slope.T + self.intercept).unsqueeze(-2)
         log_scale = _LOG_SCALE * torch.tanh(log_scale / _LOG_SCALE)
-        return Mixture(m, log_scale, lower, log_weight.squeeze(-1).log_softmax(dim=-1))
+        return Mixture(m, log_scale, lower, log_softmax(log_weight.squeeze(-1), -1))
 
     def _moved(self, out: Tensor) -> Tensor:
         """Return by how much each number of each Gaussian has moved, of the network's outputs."""
-        as_one, apart = out.tensor_split([self.num_common], dim=-1)
-        apart = apart.unflatten(-1, (self.num_components, -1))
         if self.noise is None:
-            return apart
+            return out.unflatten(-1, (self.num_components, -1))
+        as_one, apart = out.split((self.num_common, self.num_components), dim=-1)
+        apart = apart.unsqueeze(-1)
+        parts = [as_one.unsqueeze(-2).expand(*apart.shape[:-1], -1), apart]
         fixed = sum(self.sizes) - 1 - self.num_common
-        as_one = nn.functional.pad(as_one, (0, fixed)).unsqueeze(-2)
-        moved = torch.cat((as_one.expand(*apart.shape[:-1], -1), apart), dim=-1)
-        return moved + _FAST * self.noise
+        if fixed:
+            parts.insert(1, apart.new_zeros(()).expand(*apart.shape[:-1], fixed))
+        return torch.cat(parts, dim=-1) + _FAST * self.noise
 
     @property
     def _entries(self) -> LowerEntries:

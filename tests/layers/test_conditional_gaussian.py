@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 from sbi_jeffreys.features.regression import LinearRegression
 from sbi_jeffreys.features.scales import column_scales
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.layers.conditional_gaussian import ConditionalGaussian
+from sbi_jeffreys.layers.conditional_gaussian import ConditionalGaussian, _bounded
 
 
 def layer(features, context=3, scale=1.0, factor=3.0):
@@ -160,3 +160,12 @@ def test_the_network_says_products_with_the_scale():
 def test_more_than_twenty_parameters_have_no_correlations(features, outputs):
     gaussian = ConditionalGaussian(features, torch.zeros(1), torch.ones(1), [4])
     assert gaussian.hyper[-1].out_features == outputs
+
+
+def test_both_derivatives_of_what_is_bounded():
+    value = (3 * torch.randn(4, 5, dtype=torch.float64)).requires_grad_()
+    for bound in (2.0, torch.where(value > 0, 7.0, 3.0).detach()):
+        found = _bounded(value, bound)
+        assert torch.equal(found, value / (1 + value.abs() / bound))
+        assert torch.autograd.gradcheck(lambda v, b=bound: _bounded(v, b), value)
+        assert torch.autograd.gradgradcheck(lambda v, b=bound: _bounded(v, b), value)

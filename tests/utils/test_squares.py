@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sbi_jeffreys.likelihood.squares import sum_of_squares
+from sbi_jeffreys.utils.squares import sum_of_squares
 
 
 @pytest.mark.parametrize("dim", [0, -2, 2])
