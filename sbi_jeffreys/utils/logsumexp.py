@@ -25,8 +25,8 @@ def logsumexp(value: Tensor, dim: int) -> Tensor:
         dim: What to sum over.
 
     Returns:
-        The shape of ``value`` without this dimension; where all are minus infinity the lowest
-        number that there is.
+        The shape of ``value`` without this dimension; where all are minus infinity minus infinity,
+        on a GPU the lowest number that there is.
 
     Example:
         >>> value = torch.tensor([[0.0, -1e5], [3.0, 2.0]])
