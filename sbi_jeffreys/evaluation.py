@@ -25,9 +25,9 @@ class Evaluated(NamedTuple):
 
     ``flow_*`` and ``proxy_*`` are (B,), (P,) and (K, N), the proxy's without its normalisation;
     ``flow_own`` the flow at pairs that the proxy has simulated. ``ratio_data`` (B,) and
-    ``ratio_base`` (M, B + N) are the proxy relative to its base, at the data and at base draws.
-    A proxy that is a likelihood has ``log_likelihood`` (B,), of the data, and ``shift`` (N,),
-    what it adds at the x of D2.
+    ``ratio_base`` (M, B + N) are the proxy relative to its base, at the data and at base draws. A
+    proxy that is a likelihood has ``log_likelihood`` (B,), of the data, and ``shift`` (N,), what it
+    adds at the x of D2; of these its ``ratio_base`` has those that are plain, if any is.
     """
 
     flow_data: Tensor
@@ -81,7 +81,7 @@ def evaluate(
 
     (log_prob, flow_own), (log_proxy, ratio_data, ratio_base, log_likelihood, shift) = side_by_side(
         of_flow,
-        partial(_evaluate_proxy, proxy, rows=rows),
+        partial(_evaluate_proxy, proxy, rows=rows, plain=reverse_set.plain or num),
         (points, context, reverse_set.context, which, base_draws),
     )
     flow_data, flow_plain, flow_samples = log_prob.split(sizes)
@@ -129,11 +129,14 @@ def _evaluate_proxy(
     base: Tensor,
     *,
     rows: int,
+    plain: int,
 ) -> tuple[Tensor | None, ...]:
     """Return what :class:`Evaluated` has of the proxy, the first of it at all points of D2.
 
     Of the points (P, d) each goes with one of the data (B, c) and those of D2 (N, c); the first so
-    many rows are the batch's parameters, which go with the data in their order.
+    many rows are the batch's parameters, which go with the data in their order. Draws of the base
+    (M, d) go with the data and, for a likelihood, with so many of the x of D2: those whose log Z
+    matters.
     """
     likelihood = proxy.likelihood
     # The proxy sees data in steps as if they were continuous.
@@ -146,11 +149,13 @@ def _evaluate_proxy(
         ratio_base = proxy.network(base.unsqueeze(1), all_seen)
         log_likelihood = shift_there = None
     else:
-        at_pairs, at_base, shift = likelihood.at_pairs_and_all(points, base, all_seen, which)
+        at_pairs, at_base, shift = likelihood.at_pairs_and_all(
+            points, base, all_seen, which, rows + plain
+        )
         log_likelihood, at_others = at_pairs.split(sizes)
         shift_data, shift_there = shift.split((rows, len(at_x)))
         ratio_data, ratio = log_likelihood + shift_data, at_others + shift[which[rows:]]
-        ratio_base = at_base + shift
+        ratio_base = at_base + shift[: rows + plain]
         if context.requires_grad:
             # An embedding that learns from it would make the data easy to explain: constant.
             log_likelihood = likelihood.log_likelihood(data, seen.detach())

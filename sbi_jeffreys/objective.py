@@ -256,7 +256,8 @@ def _gauge_loss(
 ) -> Tensor:
     """Return the pull on log Z, estimated at flow samples and, if told so, at base draws."""
     weights = reverse_set.weights
-    log_z_base = log_mean_exp(found.ratio_base[:, -len(log_z) :]) if with_base else None
+    at_base = found.ratio_base[:, len(found.ratio_data) :]
+    log_z_base = log_mean_exp(at_base) if with_base else None
     if found.shift is None:
         return (_PULL * weights * _gauge(log_z, log_z_base)).mean()
     # The gauge trains g(x) only, so that the likelihood stays as it is. Jittered x are skipped:
@@ -265,7 +266,7 @@ def _gauge_loss(
     moved = found.shift[few] - found.shift[few].detach()
     log_z = log_z[few].detach() + moved
     if log_z_base is not None:
-        log_z_base = log_z_base[few].detach() + moved
+        log_z_base = log_z_base.detach() + moved
     return (weights[few] * _gauge(log_z, log_z_base)).mean()
 
 

@@ -127,7 +127,7 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def at_pairs_and_all(
-        self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor
+        self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor, first: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the summands of :meth:`forward` at pairs and at parameters that all data share.
 
@@ -135,13 +135,14 @@ class Likelihood(nn.Module):
 
         Args:
             theta: Parameters of the pairs, shape (N, d).
-            shared: Parameters that go with all data, shape (S, d).
+            shared: Parameters that go with the first of all data, shape (S, d).
             context: Embedded data, shape (B, c).
             rows: Which of the data each of theta goes with, shape (N,).
+            first: With how many of the data the shared parameters go.
 
         Returns:
-            The logarithm of the likelihood up to a constant at the pairs (N,) and at all (S, B),
-            and what depends on the data alone (B,), nats.
+            The logarithm of the likelihood up to a constant at the pairs (N,) and for all that are
+            shared (S, first), and what depends on the data alone (B,), nats.
         """
         raise NotImplementedError
 

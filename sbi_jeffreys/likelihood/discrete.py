@@ -190,7 +190,7 @@ class DiscreteLikelihood(Likelihood):
         return inner + self._base(context) - log_norm.view(natural.shape[:-2])
 
     def at_pairs_and_all(
-        self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor
+        self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor, first: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the likelihood at pairs and at all, and the rest; see the base class."""
         natural = self.natural(torch.cat((theta, shared)))
@@ -199,7 +199,7 @@ class DiscreteLikelihood(Likelihood):
         norm_of_pairs, norm_of_shared = log_norm.split((len(theta), len(shared)))
         statistics, base = self.statistics(context).flatten(1), self._base(context)
         at_pairs = (of_pairs * statistics[rows]).sum(dim=-1) + base[rows] - norm_of_pairs
-        at_all = of_shared @ statistics.T + base - norm_of_shared.unsqueeze(-1)
+        at_all = of_shared @ statistics[:first].T + base[:first] - norm_of_shared.unsqueeze(-1)
         return at_pairs, at_all, self.shift(context)
 
     @torch.no_grad()

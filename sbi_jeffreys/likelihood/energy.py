@@ -159,7 +159,7 @@ class LikelihoodEnergy(Likelihood):
         return log_prob_of_pairs(w, self._components(theta), self._entries)
 
     def at_pairs_and_all(
-        self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor
+        self, theta: Tensor, shared: Tensor, context: Tensor, rows: Tensor, first: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mixture at pairs and at all, and the rest; see the base class."""
         c = self.standardized(context)
@@ -168,7 +168,7 @@ class LikelihoodEnergy(Likelihood):
         parts = zip(*(each.split((len(theta), len(shared))) for each in said), strict=True)
         of_pairs, of_shared = (Mixture(*part) for part in parts)
         at_pairs = log_prob_of_pairs(w[rows], of_pairs, self._entries)
-        return at_pairs, log_prob_of_all(w, of_shared, self._entries), self._shift(c)
+        return at_pairs, log_prob_of_all(w[:first], of_shared, self._entries), self._shift(c)
 
     @torch.no_grad()
     def simulate(self, theta: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def gradients_of(loss: Tensor, optimizers: Sequence[Optimizer]) -> Gradients:
     gradients = [[p.grad for p in each.parameters if p.grad is not None] for each in optimizers]
     # Without any it is a step of the flow alone.
     gradients = [each for each in gradients if each]
-    return Gradients(gradients, [torch.stack(torch._foreach_norm(g)).norm() for g in gradients])
+    return Gradients(gradients, [torch.cat([g.flatten() for g in of]).norm() for of in gradients])
 
 
 def check_finite(objective: float, norms: Sequence[float]) -> None:

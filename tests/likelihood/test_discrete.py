@@ -62,7 +62,7 @@ def test_pairs_and_all_agree():
     assert crossed.shape == (60, 60)
     assert torch.allclose(network(theta.unsqueeze(0), x)[0], crossed.diagonal(), atol=1e-4)
     rows = torch.arange(40) % 7
-    pairs, every, shift = network.at_pairs_and_all(theta[:40], theta[40:], x[:7], rows)
+    pairs, every, shift = network.at_pairs_and_all(theta[:40], theta[40:], x[:7], rows, 7)
     assert torch.allclose(pairs + shift[rows], crossed[torch.arange(40), rows], atol=1e-4)
     assert torch.allclose(every + shift, crossed[40:, :7], atol=1e-4)
 
@@ -166,7 +166,7 @@ def test_data_beyond_all_levels_count_as_the_nearest():
 def test_gradients_reach_all_that_is_learnt():
     theta, x = three_kinds(60)
     network = moved(DiscreteLikelihood(theta, x))
-    pairs, every, shift = network.at_pairs_and_all(theta, theta[:5], x, torch.arange(60))
+    pairs, every, shift = network.at_pairs_and_all(theta, theta[:5], x, torch.arange(60), 60)
     (pairs.sum() + every.square().sum() + shift.sum()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
