@@ -136,10 +136,11 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _aten.lift_fresh.default:
             return self._note_literal(func(*args))
-        if func.namespace == "profiler":
+        # Who works on a view works on the memory that it is of.
+        if func.is_view or func.namespace == "profiler":
             return func(*args, **kwargs)
         given = tensors_in((args, kwargs))
-        _refuse(func, args, kwargs)
+        _refuse(func, args, kwargs, given)
         written = _written(func, args, kwargs)
         for tensor in written:
             self._note_change(tensor)
@@ -199,8 +200,7 @@ class Recorder(TorchDispatchMode):
         self, func: Operation, given: list[Tensor], result: Any
     ) -> list[Place | None]:
         there = {_identity(tensor) for tensor in given}
-        random = torch.Tag.nondeterministic_seeded in func.tags
-        constant = (func in _LIKE or not given) and not random
+        constant = (func in _LIKE or not given) and not _kind(func).random
         results: list[Place | None] = []
         for tensor in tensors_in(result):
             if _identity(tensor) in there:
@@ -264,20 +264,37 @@ def _place(memory: Memory, tensor: Tensor) -> Place:
     return Place(memory, tensor.dtype, tensor.size(), tensor.stride(), offset)
 
 
-def _refuse(func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise RuntimeError if an operation cannot be recorded."""
-    asks = torch.Tag.data_dependent_output in func.tags
+def _refuse(
+    func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]
+) -> None:
+    """Raise RuntimeError if an operation cannot be recorded; ``given`` are its tensors."""
+    refused = _kind(func).refused
     if func is _aten.index.Tensor:
         # Only masks make a result whose size depends on values.
-        asks = any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
-    elif torch.Tag.dynamic_output_shape in func.tags:
-        asks = True
-    moves = torch.Tag.inplace_view in func.tags or func._schema.name == "aten::set_"
+        refused = any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
     # Torch's own generator is put back after recording, others are not.
     owns = isinstance(kwargs.get("generator"), torch.Generator)
-    odd = any(t.is_conj() or t.is_neg() or not t.is_cpu for t in tensors_in((args, kwargs)))
-    if asks or moves or owns or odd:
+    odd = any(t.is_conj() or t.is_neg() or not t.is_cpu for t in given)
+    if refused or owns or odd:
         raise RuntimeError(f"{func} cannot be recorded.")
+
+
+class _Kind(NamedTuple):
+    """What is known of an operation without its arguments.
+
+    ``refused`` is whether its result depends on values, or it moves a tensor to other memory.
+    """
+
+    refused: bool
+    random: bool
+
+
+@functools.cache
+def _kind(func: Operation) -> _Kind:
+    tags = set(func.tags)
+    asks = tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+    moves = torch.Tag.inplace_view in tags or func._schema.name == "aten::set_"
+    return _Kind(bool(asks) or moves, torch.Tag.nondeterministic_seeded in tags)
 
 
 def _written(func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
