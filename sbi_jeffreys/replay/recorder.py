@@ -137,7 +137,7 @@ class Recorder(TorchDispatchMode):
         if func is _aten.lift_fresh.default:
             return self._note_literal(func(*args))
         # Who works on a view works on the memory that it is of.
-        if func.is_view or func.namespace == "profiler":
+        if _kind(func).view or func.namespace == "profiler":
             return func(*args, **kwargs)
         given = tensors_in((args, kwargs))
         _refuse(func, args, kwargs, given)
@@ -282,9 +282,11 @@ def _refuse(
 class _Kind(NamedTuple):
     """What is known of an operation without its arguments.
 
-    ``refused`` is whether its result depends on values, or it moves a tensor to other memory.
+    ``view`` is whether it makes views and does nothing else, ``refused`` whether its result depends
+    on values, or it moves a tensor to other memory.
     """
 
+    view: bool
     refused: bool
     random: bool
 
@@ -294,7 +296,12 @@ def _kind(func: Operation) -> _Kind:
     tags = set(func.tags)
     asks = tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
     moves = torch.Tag.inplace_view in tags or func._schema.name == "aten::set_"
-    return _Kind(bool(asks) or moves, torch.Tag.nondeterministic_seeded in tags)
+    aliases = [a.alias_info for a in func._schema.arguments if a.alias_info is not None]
+    return _Kind(
+        view=bool(aliases) and not any(alias.is_write for alias in aliases),
+        refused=bool(asks) or moves,
+        random=torch.Tag.nondeterministic_seeded in tags,
+    )
 
 
 def _written(func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
