@@ -100,7 +100,8 @@ class AutoregressiveSpline(Transform):
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image of x (*, d) and the logarithm of the Jacobian's determinant (*)."""
         shape = torch.broadcast_shapes(x.shape[:-1], self._given)
-        rows = x.expand(*shape, -1).reshape(shape.numel(), x.shape[-1]).mT
+        # In the order of memory, which all that is made of them keeps, layer after layer.
+        rows = x.expand(*shape, -1).reshape(shape.numel(), x.shape[-1]).mT.contiguous()
         phi = self._parameters(rows, self._condition_rows(shape))
         y, log_slope = spline(rows, phi, *self._options)
         return y.mT.reshape(*shape, len(y)), log_slope.sum(0).reshape(shape)

@@ -55,8 +55,8 @@ def bins_of(phi: Tensor, slope: float) -> Bins:
     flat = sizes.reshape(*sizes.shape[:3], rows)
     ends = (flat.cumsum(2) if sizes.is_cuda else below @ flat).view_as(sizes)
     # The outermost slopes are one, so that the identity outside joins smoothly.
-    outermost = torch.zeros_like(phi[:, :1])
-    knots = torch.cat((outermost, phi[:, 2 * K :], outermost), dim=1)
+    knots = phi.new_zeros(len(phi), K + 1, *phi.shape[2:])
+    knots[:, 1:-1] = phi[:, 2 * K :]
     return Bins(sizes, ends, ends[:, :, -1], knots, squash)
 
 
@@ -67,8 +67,11 @@ def look_up(unit: Tensor, bins: Bins, axis: int) -> tuple[Tensor, ...]:
     both axes (d, 2, *rows), and the slopes at its ends (d, 2, *rows).
     """
     rows = unit.shape[1:]
-    edges = bins.ends[:, axis, :-1]
-    k = (edges < (unit * bins.total[:, axis]).unsqueeze(1)).sum(dim=1, keepdim=True)
+    edges = bins.ends[:, axis, :-1].detach()
+    where = (unit * bins.total[:, axis]).unsqueeze(1).detach()
+    # As numbers: to compare into truth values, and to count these, takes three times as long.
+    passed = edges.new_empty(torch.broadcast_shapes(edges.shape, where.shape))
+    k = torch.lt(edges, where, out=passed).sum(dim=1, keepdim=True).long()
     index = k.unsqueeze(1).expand(-1, 2, 1, *rows)
     sizes, ends, knots = bins.sizes, bins.ends, bins.knots
     if sizes.shape[3:] != rows:
