@@ -142,7 +142,7 @@ def _evaluate_proxy(
     # The proxy sees data in steps as if they were continuous.
     seen = context if likelihood is None else likelihood.dequantize(context)
     all_seen = torch.cat((seen, at_x))
-    # Parts of a whole, not slices: the gradient of each slice is as large as the whole.
+    # Parts of what is large, no slices of it: the gradient of each would be as large as the whole.
     sizes, (data, others) = (rows, len(points) - rows), points.tensor_split([rows])
     if likelihood is None:
         ratio_data, ratio = proxy.network(points.unsqueeze(0), all_seen[which])[0].split(sizes)

@@ -40,6 +40,7 @@ from torch.distributions import (
     TransformedDistribution,
     constraints,
 )
+from typing_extensions import Self
 from zuko.lazy import UnconditionalTransform
 
 __all__ = ["LazyWalls", "SoftWalls", "support_bounds"]
@@ -68,6 +69,7 @@ class SoftWalls(Transform):
     codomain = constraints.real
     bijective = True
     sign = +1
+    _known: "_Known | None" = None
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class SoftWalls(Transform):
         return self.call_and_ladj(theta)[0]
 
     def call_and_ladj(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return u and log du/dtheta, both of the shape of theta; minus infinity outside."""
+        """Return u and log du/dtheta, both of the shape of theta; the latter -inf outside."""
         # Minus the depths below both bounds, in thicknesses. An infinite bound is infinitely far
         # away and drops out by itself.
         below = torch.minimum((self.low - theta) / self.thickness, self.known.nearest)
@@ -139,8 +141,8 @@ class _Known(NamedTuple):
 
 
 def _known(low: Tensor, high: Tensor, thickness: Tensor) -> _Known:
-    # What is nearer than single precision can resolve is held, far nearer to zero than to any other
-    # number. Within a wall so thick lie many decades, down to what is resolved next to the bound.
+    # What is nearer than numbers can resolve is held, far nearer to zero than to any other number.
+    # Within a wall so thick lie many decades, down to what is resolved next to the bound.
     deep = (thickness > _DEEP * low.abs()) & (low != 0)
     resolved = (torch.finfo(low.dtype).eps * low.abs() / thickness).clamp_min(1e-30)
     nearest = torch.where(deep, resolved, torch.where(low == 0, 1e-12, 1e-6).to(low))
@@ -180,9 +182,25 @@ class LazyWalls(UnconditionalTransform):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        # In place: recordings read them where they are.
+        self._work_out()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        before = self._0.dtype
+        super()._apply(fn, recurse)
+        if self._0.dtype != before:
+            # The number next to a bound is another one.
+            self._work_out()
+        return self
+
+    @torch.no_grad()
+    def _work_out(self) -> None:
         for name, value in _known(*self.args)._asdict().items():
-            getattr(self, name).copy_(value)
+            there = getattr(self, name)
+            if (there.dtype, there.device) == (value.dtype, value.device):
+                # Recordings read it where it is.
+                there.copy_(value)
+            else:
+                setattr(self, name, value)
 
 
 def support_bounds(prior: Distribution | None, dim: int) -> tuple[Tensor, Tensor]:

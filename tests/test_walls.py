@@ -360,4 +360,29 @@ def test_walls_of_a_flow_know_what_walls_know():
         ):
             assert torch.equal(found, value)
         assert torch.equal(walls_there.inv(theta), expected.inv(theta))
-    assert lazy.double()().inv(theta.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kinds", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_what_walls_know_follows_their_type(kinds):
+    """The number next to a bound is another one; a draw on the bound has no density."""
+    before, after = kinds
+    bounds = torch.tensor([0.0, -1.0]), torch.tensor([1.0, 1e6]), torch.tensor([0.1, 1e7])
+    lazy = LazyWalls(*(b.to(before) for b in bounds)).to(after)
+    far = torch.tensor([[-1e9, -1e9], [1e9, 1e12]], dtype=after)
+    expected = SoftWalls(*(b.to(after) for b in bounds))
+    assert torch.equal(lazy().inv(far), expected.inv(far))
+    assert ((lazy().inv(far) > bounds[0]) & (lazy().inv(far) < bounds[1])).all()
+    theta = torch.tensor([[1e-7, -1 + 1e-6]], dtype=after)
+    for found, value in zip(
+        lazy().call_and_ladj(theta), expected.call_and_ladj(theta), strict=True
+    ):
+        assert torch.equal(found, value)
+
+
+def test_walls_are_loaded_in_place_of_others():
+    """``assign=True`` puts tensors of another type or device in the place of those there."""
+    there = LazyWalls(torch.zeros(2), torch.ones(2), torch.ones(2)).to("meta")
+    state = LazyWalls(*(torch.full((2,), v, dtype=torch.float64) for v in (-3.0, 5.0, 0.1)))
+    there.load_state_dict(state.state_dict(), assign=True)
+    u = torch.tensor([[-50.0, 50.0]], dtype=torch.float64)
+    assert torch.equal(there().inv(u), state().inv(u))

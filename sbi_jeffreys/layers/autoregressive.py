@@ -169,7 +169,7 @@ class AutoregressiveSpline(Transform):
         """
         rows = x if condition is None else torch.cat((x, condition))
         *layers, last = self.layer.hyper
-        plain = [layer for layer in self.layer.hyper if _is_plain(layer)]
+        plain = [*filter(_is_plain, layers), last]
         weights = iter(_Masked.apply(*(m for each in plain for m in (each.mask, each.weight))))
         for layer in layers:
             if _is_plain(layer):

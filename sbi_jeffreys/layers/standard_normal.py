@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 from zuko.distributions import DiagNormal
 
@@ -27,4 +28,5 @@ class StandardNormal(DiagNormal):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of values (*, d), nats, shape (*)."""
         squares = sum_of_squares(value, -1)
-        return -0.5 * squares - 0.5 * value.shape[-1] * math.log(2 * math.pi)
+        found = -0.5 * squares - 0.5 * value.shape[-1] * math.log(2 * math.pi)
+        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))

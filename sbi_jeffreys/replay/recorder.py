@@ -297,8 +297,10 @@ def _kind(func: Operation) -> _Kind:
     asks = tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
     moves = torch.Tag.inplace_view in tags or func._schema.name == "aten::set_"
     aliases = [a.alias_info for a in func._schema.arguments if a.alias_info is not None]
+    # What is made of others, such as reshape, may copy; it comes here in inference mode only.
+    composed = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     return _Kind(
-        view=bool(aliases) and not any(alias.is_write for alias in aliases),
+        view=bool(aliases) and not composed and not any(alias.is_write for alias in aliases),
         refused=bool(asks) or moves,
         random=torch.Tag.nondeterministic_seeded in tags,
     )

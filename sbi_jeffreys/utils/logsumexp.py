@@ -21,12 +21,12 @@ def logsumexp(value: Tensor, dim: int) -> Tensor:
     """Return the logarithm of the sum of exponentials, as :func:`torch.logsumexp` does.
 
     Args:
-        value: Any shape.
-        dim: What to sum over.
+        value: Any shape, single or double precision.
+        dim: What to sum over, not empty.
 
     Returns:
-        The shape of ``value`` without this dimension; where all are minus infinity minus infinity,
-        on a GPU the lowest number that there is.
+        The shape of ``value`` without this dimension. A GPU has the lowest number that there is
+        where all are minus infinity, and NaN where one is infinity.
 
     Example:
         >>> value = torch.tensor([[0.0, -1e5], [3.0, 2.0]])
@@ -43,15 +43,13 @@ def log_softmax(value: Tensor, dim: int) -> Tensor:
     short.
 
     Args:
-        value: Any shape.
-        dim: What to sum over.
+        value: Any shape, single or double precision.
+        dim: What to sum over, not empty.
 
     Returns:
         The shape of ``value``.
     """
-    if value.is_cuda:
-        return value.log_softmax(dim)
-    return value - logsumexp(value, dim).unsqueeze(dim)
+    return value.log_softmax(dim) if value.is_cuda else _LogSoftmax.apply(value, dim)
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -59,36 +57,56 @@ class _LogSumExp(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, dim: int) -> Tensor:
         ctx.dim = dim
         summed = _on_gpu if value.is_cuda else _on_cpu
-        found, shares = summed(value, dim, with_shares=ctx.needs_input_grad[0])
+        found, shares = summed(value, dim)
         ctx.save_for_backward(value, shares)
         return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        value, shares = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            # To be differentiated again.
-            shares = value.softmax(ctx.dim)
-        return gradient.unsqueeze(ctx.dim) * shares, None
+        return gradient.unsqueeze(ctx.dim) * _shares(ctx), None
 
 
-def _on_cpu(value: Tensor, dim: int, *, with_shares: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the logarithm, and what its gradient is if asked for."""
-    kind = torch.finfo(value.dtype)
-    # As a number, so that differences are numbers, too.
-    largest = value.amax(dim, keepdim=True).clamp_(kind.min, kind.max)
-    # A million of what is left out are no digit of the sum, and products of two are in range.
-    least = kind.eps**2
-    shares = (value - largest).clamp_min_(math.log(least)).exp_()
-    F.threshold(shares, 2 * least, 0.0, inplace=True)
-    total = shares.sum(dim, keepdim=True)
-    if with_shares:
-        shares.div_(total)
-    return (largest + total.log_()).squeeze(dim), shares if with_shares else None
+class _LogSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, dim: int) -> Tensor:
+        ctx.dim = dim
+        _, relative, shares, total = _relative(value, dim)
+        ctx.save_for_backward(value, shares.div_(total))
+        return relative.sub_(total.log_())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient - gradient.sum(ctx.dim, keepdim=True) * _shares(ctx), None
 
 
-def _on_gpu(value: Tensor, dim: int, *, with_shares: bool) -> tuple[Tensor, Tensor | None]:
+def _shares(ctx: Any) -> Tensor:
+    """Return the shares that were saved; made anew, where they are to be differentiated again."""
+    value, shares = ctx.saved_tensors
+    return value.softmax(ctx.dim) if torch.is_grad_enabled() else shares
+
+
+def _on_cpu(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the logarithm, and the shares, which are its gradient."""
+    largest, _, shares, total = _relative(value, dim)
+    shares.div_(total)
+    return (largest + total.log_()).squeeze(dim), shares
+
+
+def _on_gpu(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     # For every k it is v_k - log softmax(v)_k; the largest k is the one that loses no digits.
     value = value.clamp_min(torch.finfo(value.dtype).min)
     logs = value.log_softmax(dim)
-    return value.amax(dim) - logs.amax(dim), logs.exp() if with_shares else None
+    return value.amax(dim) - logs.amax(dim), logs.exp()
+
+
+def _relative(value: Tensor, dim: int) -> tuple[Tensor, ...]:
+    """Return the largest, all relative to it, their exponentials and the sum of these."""
+    kind = torch.finfo(value.dtype)
+    # As a number, so that differences are numbers, too.
+    largest = value.amax(dim, keepdim=True).clamp_(kind.min, kind.max)
+    relative = value - largest
+    # A million of what is left out are no digit of the sum, and products of two are in range.
+    least = kind.eps**2
+    exponentials = relative.clamp_min(math.log(least)).exp_()
+    F.threshold(exponentials, 2 * least, 0.0, inplace=True)
+    return largest, relative, exponentials, exponentials.sum(dim, keepdim=True)

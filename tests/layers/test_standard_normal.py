@@ -23,3 +23,9 @@ def test_it_can_be_expanded_and_drawn_from():
     assert isinstance(expanded, StandardNormal)
     assert expanded.sample((3,)).shape == (3, 5, 2)
     assert expanded.log_prob(torch.zeros(3, 5, 2)).shape == (3, 5)
+
+
+def test_a_value_that_all_distributions_share_has_a_density_for_each():
+    expanded = StandardNormal(torch.zeros(2), torch.ones(2)).expand((5, 4))
+    assert expanded.log_prob(torch.zeros(2)).shape == (5, 4)
+    assert expanded.log_prob(torch.zeros(4, 2)).shape == (5, 4)

@@ -62,9 +62,9 @@ def test_pairs_and_all_agree():
     assert crossed.shape == (60, 60)
     assert torch.allclose(network(theta.unsqueeze(0), x)[0], crossed.diagonal(), atol=1e-4)
     rows = torch.arange(40) % 7
-    pairs, every, shift = network.at_pairs_and_all(theta[:40], theta[40:], x[:7], rows, 7)
+    pairs, every, shift = network.at_pairs_and_all(theta[:40], theta[40:], x[:7], rows, 5)
     assert torch.allclose(pairs + shift[rows], crossed[torch.arange(40), rows], atol=1e-4)
-    assert torch.allclose(every + shift, crossed[40:, :7], atol=1e-4)
+    assert torch.allclose(every + shift[:5], crossed[40:, :5], atol=1e-4)
 
 
 def test_draws_have_the_probabilities():

@@ -252,6 +252,24 @@ def test_other_threads_are_not_recorded():
     assert y.tolist() == [1.0] * 3
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.T.reshape(-1) * 2,
+        lambda x: x.T.contiguous() * 2,
+        lambda x: x.double() * 2,
+    ],
+    ids=["reshape", "contiguous", "double"],
+)
+def test_what_may_be_a_view_and_is_none_in_inference_mode(function):
+    with torch.inference_mode():
+        x = torch.randn(3, 4)
+        recording, result = record(lambda: (function(x),), Pool())
+        x.normal_()
+        recording.replay()
+        assert torch.equal(result[0], function(x))
+
+
 def test_views_and_what_profilers_are_told_are_not_calls():
     x = torch.randn(3, 4)
     with Recorder() as recorder, torch.profiler.record_function("views"):

@@ -49,23 +49,35 @@ def test_shares_are_zero_or_large_enough_for_products_of_two():
     assert shares[shares > 0].min() ** 2 > torch.finfo(torch.float32).tiny
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4])
 @pytest.mark.parametrize("dim", [0, -1])
-def test_logarithms_of_shares(dim):
-    value = (10 * torch.randn(6, 4)).requires_grad_()
+def test_logarithms_of_shares(dim, offset):
+    """An offset that all have is no part of them: a few units in the last place of what is left."""
+    value = (10 * torch.randn(6, 4) + offset).requires_grad_()
     found, expected = log_softmax(value, dim), value.log_softmax(dim)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     weights = torch.randn_like(found)
     gradients = [torch.autograd.grad(each, value, weights)[0] for each in (found, expected)]
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_both_derivatives_of_logarithms_of_shares():
+    value = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: log_softmax(v, 1), value)
+    assert torch.autograd.gradgradcheck(lambda v: log_softmax(v, 1), value)
 
 
 @pytest.mark.parametrize("dim", [0, -1])
 def test_what_a_gpu_does_instead(dim):
     value = 50 * torch.randn(6, 4)
     value[2, 1] = -torch.inf
-    for found, expected in zip(
-        module._on_gpu(value, dim, with_shares=True),
-        module._on_cpu(value, dim, with_shares=True),
-        strict=True,
-    ):
-        torch.testing.assert_close(found, expected)
+    found, expected = module._on_gpu(value, dim), module._on_cpu(value, dim)
+    for pair in zip(found, expected, strict=True):
+        torch.testing.assert_close(*pair)
+
+
+def test_what_is_infinite_on_a_gpu():
+    value = torch.tensor([[-torch.inf, -torch.inf], [torch.inf, 0.0]])
+    least, nan = module._on_gpu(value, 1)[0]
+    assert least.item() == torch.finfo(torch.float32).min
+    assert nan.isnan()
