@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ..utils.seeding import forked
+from .operations import EMPTY
 from .recorder import (
-    EMPTY,
     Call,
     Memory,
     Place,

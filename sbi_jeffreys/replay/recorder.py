@@ -7,7 +7,6 @@ stand in it as places (:class:`Place`): nothing is kept from being freed meanwhi
 from when to when memory is needed.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,11 +17,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .operations import LIKE, WITH_STATISTICS, Operation, kind_of, written_by
+
 __all__ = [
-    "EMPTY",
     "Call",
     "Memory",
-    "Operation",
     "Place",
     "Recorder",
     "StayInTorch",
@@ -30,26 +29,7 @@ __all__ = [
     "tensors_in",
 ]
 
-Operation = torch._ops.OpOverload
-
 _aten = torch.ops.aten
-EMPTY = {
-    _aten.empty.memory_format,
-    _aten.empty_like.default,
-    _aten.empty_strided.default,
-    _aten.new_empty.default,
-    _aten.new_empty_strided.default,
-}
-"""Operations that make memory, whatever is in it."""
-# Of the tensor that they are given they take the kind alone.
-_LIKE = {
-    _aten.full_like.default,
-    _aten.new_full.default,
-    _aten.new_ones.default,
-    _aten.new_zeros.default,
-    _aten.ones_like.default,
-    _aten.zeros_like.default,
-}
 # What gives values to others than torch.
 _LEAVING = {
     Tensor.__array__,
@@ -58,8 +38,6 @@ _LEAVING = {
     Tensor.numpy,
     Tensor.tolist,
 }
-# Change running statistics, arguments 3 and 4, which their schema does not say.
-_WITH_STATISTICS = {_aten.native_batch_norm.default}
 
 
 @dataclass(eq=False)
@@ -137,7 +115,7 @@ class Recorder(TorchDispatchMode):
         if func is _aten.lift_fresh.default:
             return self._note_literal(func(*args))
         # Who works on a view works on the memory that it is of.
-        if _kind(func).view or func.namespace == "profiler":
+        if kind_of(func).view or func.namespace == "profiler":
             return func(*args, **kwargs)
         given = tensors_in((args, kwargs))
         _refuse(func, args, kwargs, given)
@@ -200,7 +178,7 @@ class Recorder(TorchDispatchMode):
         self, func: Operation, given: list[Tensor], result: Any
     ) -> list[Place | None]:
         there = {_identity(tensor) for tensor in given}
-        constant = (func in _LIKE or not given) and not _kind(func).random
+        constant = (func in LIKE or not given) and not kind_of(func).random
         results: list[Place | None] = []
         for tensor in tensors_in(result):
             if _identity(tensor) in there:
@@ -268,7 +246,7 @@ def _refuse(
     func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]
 ) -> None:
     """Raise RuntimeError if an operation cannot be recorded; ``given`` are its tensors."""
-    refused = _kind(func).refused
+    refused = kind_of(func).refused
     if func is _aten.index.Tensor:
         # Only masks make a result whose size depends on values.
         refused = any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
@@ -279,43 +257,9 @@ def _refuse(
         raise RuntimeError(f"{func} cannot be recorded.")
 
 
-class _Kind(NamedTuple):
-    """What is known of an operation without its arguments.
-
-    ``view`` is whether it makes views and does nothing else, ``refused`` whether its result depends
-    on values, or it moves a tensor to other memory.
-    """
-
-    view: bool
-    refused: bool
-    random: bool
-
-
-@functools.cache
-def _kind(func: Operation) -> _Kind:
-    tags = set(func.tags)
-    asks = tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-    moves = torch.Tag.inplace_view in tags or func._schema.name == "aten::set_"
-    aliases = [a.alias_info for a in func._schema.arguments if a.alias_info is not None]
-    # What is made of others, such as reshape, may copy; it comes here in inference mode only.
-    composed = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    return _Kind(
-        view=bool(aliases) and not composed and not any(alias.is_write for alias in aliases),
-        refused=bool(asks) or moves,
-        random=torch.Tag.nondeterministic_seeded in tags,
-    )
-
-
 def _written(func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the tensors that an operation writes to."""
-    written = tensors_in(args[3:5]) if func in _WITH_STATISTICS else []
-    for position, name in _writing(func):
+    written = tensors_in(args[3:5]) if func in WITH_STATISTICS else []
+    for position, name in written_by(func):
         written += tensors_in(args[position] if position < len(args) else kwargs.get(name))
     return written
-
-
-@functools.cache
-def _writing(func: Operation) -> list[tuple[int, str]]:
-    """Return positions and names of the arguments that an operation writes to."""
-    arguments = enumerate(func._schema.arguments)
-    return [(i, a.name) for i, a in arguments if a.alias_info and a.alias_info.is_write]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .recorder import Operation, tensors_in
+from .operations import Operation
+from .recorder import tensors_in
 
 __all__ = ["Done", "written_to"]
 
