@@ -76,7 +76,8 @@ def test_a_stack_is_chosen_where_it_is_right():
     assert best_pooling(estimator, data, "cpu", ones).stack is None
     found = best_pooling(estimator, data, "cpu", ones, [right])
     assert found.weight > 0
-    assert found.stack.log_shares.exp()[1] > 0.9
+    # Other simulations and forms of the likelihood give 0.89 to 0.998 (13 of them).
+    assert found.stack.log_shares.exp()[1] > 0.8
     assert found.stack.others[0] is not right
 
 
