@@ -171,12 +171,16 @@ class AutoregressiveSpline(Transform):
         *layers, last = self.layer.hyper
         plain = [*filter(_is_plain, layers), last]
         weights = iter(_Masked.apply(*(m for each in plain for m in (each.mask, each.weight))))
+        # Whether the rows are nobody else's, and may be written over.
+        own = False
         for layer in layers:
             if _is_plain(layer):
-                rows = torch.addmm(layer.bias.unsqueeze(1), next(weights), rows)
-            else:
+                rows, own = torch.addmm(layer.bias.unsqueeze(1), next(weights), rows), True
+            elif type(layer) is nn.ReLU:
                 # Activations past the modules' call machinery, which costs more than they do.
-                rows = F.relu(rows) if type(layer) is nn.ReLU else layer(rows.mT).mT
+                rows = F.relu(rows, inplace=own)
+            else:
+                rows, own = layer(rows.mT).mT, False
         weight, bias = next(weights), last.bias.unsqueeze(1)
         if features is not None:
             weight = weight.unflatten(0, (-1, self.layer.total))[features].flatten(0, 1)
