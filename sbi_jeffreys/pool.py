@@ -23,7 +23,6 @@ References:
     | Truncated importance sampling (Ionides, 2008), https://doi.org/10.1198/106186008X320456
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .divergences import log_mean_exp
 from .utils.devices import widest
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def level_of(tilts: Tensor) -> Level:
     # The first j that leaves none of the others above the bound.
     first = (bounds >= ordered).to(torch.uint8).argmax(dim=0, keepdim=True)
     level = Level(torch.minimum(bounds.gather(0, first)[0], highest), highest)
-    log_normalizer = level.bounded(ordered).logsumexp(dim=0) - math.log(num)
+    log_normalizer = log_mean_exp(level.bounded(ordered))
     return Level(level.bound.to(tilts), log_normalizer.to(tilts))
 
 

@@ -87,7 +87,7 @@ class SoftWalls(Transform):
     def known(self) -> "_Known":
         """What follows from the bounds and the thickness alone."""
         if self._known is None:
-            self._known = _known(self.low, self.high, self.thickness)
+            self._known = _Known.of(self.low, self.high, self.thickness)
         return self._known
 
     def _call(self, theta: Tensor) -> Tensor:
@@ -139,25 +139,27 @@ class _Known(NamedTuple):
     lowest: Tensor
     highest: Tensor
 
-
-def _known(low: Tensor, high: Tensor, thickness: Tensor) -> _Known:
-    # What is nearer than numbers can resolve is held, far nearer to zero than to any other number.
-    # Within a wall so thick lie many decades, down to what is resolved next to the bound.
-    deep = (thickness > _DEEP * low.abs()) & (low != 0)
-    resolved = (torch.finfo(low.dtype).eps * low.abs() / thickness).clamp_min(1e-30)
-    nearest = torch.where(deep, resolved, torch.where(low == 0, 1e-12, 1e-6).to(low))
-    has_low, has_high = low.isfinite(), high.isfinite()
-    infinity = torch.full_like(low, torch.inf)
-    return _Known(
-        nearest=-nearest,
-        low=low.masked_fill(~has_low, 0.0),
-        high=high.masked_fill(~has_high, 0.0),
-        both=has_low & has_high,
-        low_alone=has_low & ~has_high,
-        high_alone=has_high & ~has_low,
-        lowest=torch.nextafter(low, infinity),
-        highest=torch.nextafter(high, -infinity),
-    )
+    @classmethod
+    def of(cls, low: Tensor, high: Tensor, thickness: Tensor) -> "_Known":
+        """Return it for bounds and a thickness as in :class:`SoftWalls`."""
+        # What is nearer than numbers can resolve is held, far nearer to zero than to any other
+        # number. Within a wall so thick lie many decades, down to what is resolved next to the
+        # bound.
+        deep = (thickness > _DEEP * low.abs()) & (low != 0)
+        resolved = (torch.finfo(low.dtype).eps * low.abs() / thickness).clamp_min(1e-30)
+        nearest = torch.where(deep, resolved, torch.where(low == 0, 1e-12, 1e-6).to(low))
+        has_low, has_high = low.isfinite(), high.isfinite()
+        infinity = torch.full_like(low, torch.inf)
+        return cls(
+            nearest=-nearest,
+            low=low.masked_fill(~has_low, 0.0),
+            high=high.masked_fill(~has_high, 0.0),
+            both=has_low & has_high,
+            low_alone=has_low & ~has_high,
+            high_alone=has_high & ~has_low,
+            lowest=torch.nextafter(low, infinity),
+            highest=torch.nextafter(high, -infinity),
+        )
 
 
 class LazyWalls(UnconditionalTransform):
@@ -171,7 +173,7 @@ class LazyWalls(UnconditionalTransform):
 
     def __init__(self, low: Tensor, high: Tensor, thickness: Tensor) -> None:
         super().__init__(SoftWalls, low, high, thickness, buffer=True)
-        for name, value in _known(low, high, thickness)._asdict().items():
+        for name, value in _Known.of(low, high, thickness)._asdict().items():
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, c: Tensor | None = None) -> Transform:
@@ -194,7 +196,7 @@ class LazyWalls(UnconditionalTransform):
 
     @torch.no_grad()
     def _work_out(self) -> None:
-        for name, value in _known(*self.args)._asdict().items():
+        for name, value in _Known.of(*self.args)._asdict().items():
             there = getattr(self, name)
             if (there.dtype, there.device) == (value.dtype, value.device):
                 # Recordings read it where it is.

@@ -191,12 +191,10 @@ class LikelihoodEnergy(Likelihood):
         if self.noise is None:
             return out.unflatten(-1, (self.num_components, -1))
         as_one, apart = out.split((self.num_common, self.num_components), dim=-1)
-        apart = apart.unsqueeze(-1)
-        parts = [as_one.unsqueeze(-2).expand(*apart.shape[:-1], -1), apart]
-        fixed = sum(self.sizes) - 1 - self.num_common
-        if fixed:
-            parts.insert(1, apart.new_zeros(()).expand(*apart.shape[:-1], fixed))
-        return torch.cat(parts, dim=-1) + _FAST * self.noise
+        as_one = as_one.unsqueeze(-2).expand(*apart.shape, -1)
+        fixed = apart.new_zeros(()).expand(*apart.shape, sum(self.sizes) - 1 - self.num_common)
+        moved = torch.cat((as_one, fixed, apart.unsqueeze(-1)), dim=-1)
+        return moved + _FAST * self.noise
 
     @property
     def _entries(self) -> LowerEntries:

@@ -12,11 +12,10 @@ References:
     1807.03748, section 2.3: the bound.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
+from ..divergences import log_mean_exp
 from ..utils.row_losses import bounded, mean_and_error
 from .base import Likelihood
 from .energy import LikelihoodEnergy
@@ -67,4 +66,4 @@ def is_level(first: Tensor, second: Tensor) -> bool:
 def _at(network: Likelihood, theta: Tensor, features: Tensor, draws: Tensor) -> Tensor:
     own = network(theta.unsqueeze(0), features)
     every = torch.cat((own, network(draws, features)))
-    return own[0] - every.logsumexp(dim=0) + math.log(len(every))
+    return own[0] - log_mean_exp(every)
