@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..utils.seeding import forked
+from .line import Line
 from .operations import EMPTY
 from .recorder import (
     Call,
@@ -75,7 +76,7 @@ class Recording:
 
     def __init__(self, recorder: Recorder, result: Any, pool: Pool) -> None:
         self.changes = recorder.changed
-        self._calls: list[Done] = []
+        calls: list[Done] = []
         self._tensors: dict[Any, Tensor] = {}
         for tensor in tensors_in(result):
             memory = recorder.memory_of(tensor)
@@ -88,17 +89,17 @@ class Recording:
                 if place is not None and place.memory.storage is None:
                     place.memory.storage = pool.take(place.memory.size)
                     until[place.memory.last].append(place.memory)
-            self._add(call)
+            calls += self._done_again(call)
             for memory in until.pop(number, ()):
                 assert memory.storage is not None
                 pool.give_back(memory.storage)
         self._tensors.clear()
+        self._line = Line(calls)
 
     @torch.no_grad()
     def replay(self) -> None:
         """Do all of it again."""
-        for function, args, kwargs in self._calls:
-            function(*args, **kwargs)
+        self._line.run()
 
     def _tensor(self, place: Place) -> Tensor:
         """Return the tensor at a place, the same one each time."""
@@ -110,15 +111,15 @@ class Recording:
             self._tensors[key] = made.set_(storage, place.offset, place.size, place.stride)
         return self._tensors[key]
 
-    def _add(self, call: Call) -> None:
-        """Add what does a call again, into memory that is there."""
+    def _done_again(self, call: Call) -> list[Done]:
+        """Return what does a call again, into memory that is there."""
         operation, made = call.operation, [p for p in call.results if p is not None]
         if made and (operation in EMPTY or all(p.memory.constant for p in made)):
-            return
+            return []
         args = replaced(Place, self._tensor, call.args)
         kwargs = replaced(Place, self._tensor, call.kwargs)
         where = [None if place is None else self._tensor(place) for place in call.results]
-        self._calls += written_to(where, operation, args, kwargs)
+        return written_to(where, operation, args, kwargs)
 
 
 def record(function: Callable[[], _T], pool: Pool) -> tuple[Recording, _T]:

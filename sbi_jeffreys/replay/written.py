@@ -38,16 +38,35 @@ _WITH_NUMBER = {
         for each in [getattr(_aten, name).Tensor]
     },
 }
-# Of other types some operations compute in a wider one, in which a number is not rounded.
-_UNWIDENED = (torch.float32, torch.float64)
+# Numbers that may be rounded to a tensor's type: of other types some operations compute in a wider
+# one. Truth values are integers to Python.
+_UNWIDENED = {torch.float32: int | float, torch.float64: int | float, torch.int64: int}
 
 
 class Done(NamedTuple):
-    """A call: what does it, without the method of Python's around it, and with what."""
+    """A call: of which operation, with what, and where its results are copied, if they are."""
 
-    function: Callable[..., Any]
+    operation: Operation
     args: Any
     kwargs: Any
+    where: list[Tensor | None] | None = None
+
+    def do(self) -> None:
+        """Do it.
+
+        Raises:
+            RuntimeError: If a result has another shape than the memory that it is copied to.
+        """
+        # Without the method of Python's that an operation has around it.
+        result = self.operation._op(*self.args, **self.kwargs)
+        if self.where is None:
+            return
+        for tensor, value in zip(self.where, tensors_in(result), strict=True):
+            if tensor is None:
+                continue
+            if tensor.shape != value.shape:
+                raise RuntimeError(f"{self.operation}: the shape of a result depends on values.")
+            tensor.copy_(value)
 
 
 def written_to(
@@ -73,11 +92,11 @@ def written_to(
     outs = _outs(operation)
     if outs is not None and len(outs.names) == len(into) == len(where):
         return [_done(outs.operation, *args, **kwargs, **dict(zip(outs.names, into, strict=True)))]
-    return [Done(functools.partial(_do_and_copy, where, operation._op), args, kwargs)]
+    return [Done(operation, args, kwargs, where)]
 
 
 def _done(operation: Operation, *args: Any, **kwargs: Any) -> Done:
-    return Done(operation._op, args, kwargs)
+    return Done(operation, args, kwargs)
 
 
 def _without_number(operation: Operation, args: Any) -> tuple[Operation, Any]:
@@ -85,7 +104,8 @@ def _without_number(operation: Operation, args: Any) -> tuple[Operation, Any]:
     if operation not in _WITH_NUMBER or len(args) < 2:
         return operation, args
     first, second, *rest = args
-    if isinstance(second, int | float) and first.dtype in _UNWIDENED:
+    numbers = _UNWIDENED.get(first.dtype)
+    if numbers is not None and isinstance(second, numbers):
         return _WITH_NUMBER[operation], (first, torch.tensor(second, dtype=first.dtype), *rest)
     return operation, args
 
@@ -140,15 +160,3 @@ def _outs(operation: Operation) -> _Outs | None:
         if names and single and rest == given:
             return _Outs(other, names)
     return None
-
-
-def _do_and_copy(
-    where: list[Tensor | None], operation: Callable[..., Any], *args: Any, **kwargs: Any
-) -> None:
-    """Do an operation, and copy its results to where they belong."""
-    for tensor, value in zip(where, tensors_in(operation(*args, **kwargs)), strict=True):
-        if tensor is None:
-            continue
-        if tensor.shape != value.shape:
-            raise RuntimeError(f"{operation}: the shape of a result depends on values.")
-        tensor.copy_(value)

@@ -28,9 +28,10 @@ CASES = {
     "a list": (aten._foreach_norm.Scalar, ([X, X[0]],), {}),
     "half precision": (aten.mul.Tensor, (X.bfloat16(), 0.1), {}),
     "integers": (aten.mul.Tensor, (COLUMNS, 3), {}),
+    "small integers": (aten.mul.Tensor, (COLUMNS.short(), 3), {}),
 }
 # torch has no way: lists, what it sorts by, numbers of a type of their own.
-WITH_NEW_MEMORY = {"a list", "two results", "half precision", "integers"}
+WITH_NEW_MEMORY = {"a list", "two results", "half precision", "small integers"}
 
 
 def done(name: str):
@@ -48,8 +49,8 @@ def done(name: str):
 @pytest.mark.parametrize("name", CASES)
 def test_results_are_those_of_torch_to_the_bit(name):
     calls, where, expected = done(name)
-    for function, args, kwargs in calls:
-        function(*args, **kwargs)
+    for call in calls:
+        call.do()
     for found, value in zip(where, expected, strict=True):
         assert found.dtype == value.dtype
         torch.testing.assert_close(found, value, rtol=0.0, atol=0.0, equal_nan=True)
@@ -60,6 +61,6 @@ def test_results_are_those_of_torch_to_the_bit(name):
 def test_no_memory_is_asked_for():
     calls = [call for name in CASES.keys() - WITH_NEW_MEMORY for call in done(name)[0]]
     with profile(profile_memory=True) as noted:
-        for function, args, kwargs in calls:
-            function(*args, **kwargs)
+        for call in calls:
+            call.do()
     assert {event.name for event in noted.events() if event.self_cpu_memory_usage} == set()
