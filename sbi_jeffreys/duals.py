@@ -27,7 +27,7 @@ References:
 """
 
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -48,6 +48,9 @@ __all__ = [
 
 # Change of a multiplier, relative to its size, at which it stands still, and steps at most.
 _STILL, _SETTLING = 1e-9, 10_000
+# Length of steps then: half of what the curvature at the origin asks for, which ends the sooner the
+# less a price bends, and where it bends no more than four times as much elsewhere.
+_LONG = 0.5
 
 
 class DualState(NamedTuple):
@@ -156,6 +159,9 @@ def _slacks(costs: Sequence[Cost], multipliers: Tensor, divergences: Tensor) -> 
 
 def settled(weights: Weighting, state: DualState, divergences: Tensor) -> DualState:
     """Return where multipliers end if the divergences, shape (3,), stay as they are."""
+    if isinstance(weights, ResilientDual):
+        # Of what stays as it is nothing has to be averaged: long steps end where short ones do.
+        weights = replace(weights, rate=max(weights.rate, _LONG))
     for _ in range(_SETTLING):
         before, state = state, weights.step(state, divergences)
         pair = state.multipliers, before.multipliers
