@@ -20,6 +20,7 @@ recorded are taken as they are.
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from .descent import Gradients
     from .steps import JointSteps
 
-__all__ = ["Batch", "RecordedStep", "StepGraphs", "on_gpu"]
+__all__ = ["Batch", "RecordedStep", "StepGraphs", "nothing_recorded", "on_gpu"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """theta (B, d), x (B, *event) and masks (B, 1)."""
@@ -51,6 +52,7 @@ _BEFORE = {"cpu": 20, "cuda": 1}
 _SOON = 4
 # With more held-out rows than these, operations are so large that nothing but memory is at stake.
 _FEW_ROWS = 2000
+_RECORDS = ContextVar("_RECORDS", default=True)
 
 
 class _Recording(Protocol):
@@ -199,7 +201,7 @@ class StepGraphs:
         return self._looks[name][0]()
 
     def _before(self, device: torch.device) -> int | None:
-        before = _BEFORE.get(device.type)
+        before = _BEFORE.get(device.type) if _RECORDS.get() else None
         return before if before is None or not self.soon else min(before, _SOON)
 
     def _try_to_record(self, key: Any, steps: "JointSteps", batch: Batch, *, whole: bool) -> None:
@@ -228,6 +230,16 @@ class StepGraphs:
             self.possible = False
         if not self.possible:
             self.forget()
+
+
+@contextlib.contextmanager
+def nothing_recorded() -> Iterator[None]:
+    """Take all steps as they are, to compare with."""
+    token = _RECORDS.set(False)
+    try:
+        yield
+    finally:
+        _RECORDS.reset(token)
 
 
 def on_gpu(device: torch.device) -> bool:

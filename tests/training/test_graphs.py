@@ -64,12 +64,12 @@ def weights_of(trainer: JeffreysNPE) -> list[Tensor]:
     return list(trainer._neural_net.state_dict().values())
 
 
-def assert_replayed(monkeypatch, made, run) -> None:
+def assert_replayed(made, run) -> None:
     """Compare what a function leaves with and without recordings, to the bit."""
     found = run()
     assert made
-    monkeypatch.setattr(graphs, "_BEFORE", {})
-    assert all(map(torch.equal, found, run()))
+    with graphs.nothing_recorded():
+        assert all(map(torch.equal, found, run()))
 
 
 def test_a_recording_changes_nothing_and_is_replayed_on_what_is_there():
@@ -84,24 +84,24 @@ def test_a_recording_changes_nothing_and_is_replayed_on_what_is_there():
 
 
 @pytest.mark.parametrize("objective", ["dual", "dual_quadratic", "fixed", "ml"])
-def test_objectives(objective, made, monkeypatch):
-    assert_replayed(monkeypatch, made, lambda: weights_of(train(objective=objective)))
+def test_objectives(objective, made):
+    assert_replayed(made, lambda: weights_of(train(objective=objective)))
 
 
 @pytest.mark.parametrize("name", ["coupling_nsf", "zuko_nsf", "zuko_maf"])
-def test_flows(name, made, monkeypatch):
+def test_flows(name, made):
     run = lambda: weights_of(train(density_estimator=name, epochs=2))  # noqa: E731
-    assert_replayed(monkeypatch, made, run)
+    assert_replayed(made, run)
 
 
-def test_a_proxy_of_pairs_and_an_embedding_network(made, monkeypatch):
+def test_a_proxy_of_pairs_and_an_embedding_network(made):
     def run() -> list[Tensor]:
         torch.manual_seed(1)
         net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
         build = flow_nn(box(), embedding_net=net)
         return weights_of(train(density_estimator=build, proxy="mlp"))
 
-    assert_replayed(monkeypatch, made, run)
+    assert_replayed(made, run)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_a_proxy_of_pairs_and_an_embedding_network(made, monkeypatch):
     ],
     ids=["log-normal", "normal"],
 )
-def test_priors(prior, made, monkeypatch):
-    assert_replayed(monkeypatch, made, lambda: weights_of(train(prior)))
+def test_priors(prior, made):
+    assert_replayed(made, lambda: weights_of(train(prior)))
 
 
 def test_few_recordings_serve_many_steps(made):
@@ -136,7 +136,7 @@ def test_steps_of_the_flow_alone(num, fraction, made, monkeypatch):
         trainer.train(max_num_epochs=4, **options)
         return weights_of(trainer)
 
-    assert_replayed(monkeypatch, made, run)
+    assert_replayed(made, run)
 
 
 def train_at_two_rates() -> JeffreysNPE:
@@ -155,12 +155,12 @@ def train_at_two_rates() -> JeffreysNPE:
     return trainer
 
 
-def test_other_rates_are_other_steps(made, monkeypatch):
-    assert_replayed(monkeypatch, made, lambda: weights_of(train_at_two_rates()))
+def test_other_rates_are_other_steps(made):
+    assert_replayed(made, lambda: weights_of(train_at_two_rates()))
 
 
 @pytest.mark.filterwarnings("ignore:When the inference object is pickled")
-def test_resumed_and_copied(made, monkeypatch):
+def test_resumed_and_copied(made):
     def run() -> list[Tensor]:
         trainer = train()
         twin = pickle.loads(pickle.dumps(copy.deepcopy(trainer)))
@@ -168,7 +168,7 @@ def test_resumed_and_copied(made, monkeypatch):
         twin.train(max_num_epochs=3, **options)
         return weights_of(twin)
 
-    assert_replayed(monkeypatch, made, run)
+    assert_replayed(made, run)
 
 
 def test_nothing_stays_recorded_after_training(made):
@@ -194,15 +194,15 @@ def test_held_out_losses_are_recorded_on_a_cpu(used, monkeypatch):
     assert len(asked) == 1 + 6 + 2
 
 
-def test_who_waits_for_the_device_is_not_recorded(made, monkeypatch):
+def test_who_waits_for_the_device_is_not_recorded(made):
     def kernel(x: Tensor) -> Tensor:
         return x.new_ones(len(x)) if x.sum().item() > 0 else x.new_zeros(len(x))
 
     steps = {"calibration_kernel": kernel}
     found = weights_of(train(steps=steps))
     assert not made
-    monkeypatch.setattr(graphs, "_BEFORE", {})
-    assert all(map(torch.equal, found, weights_of(train(steps=steps))))
+    with graphs.nothing_recorded():
+        assert all(map(torch.equal, found, weights_of(train(steps=steps))))
 
 
 class NumpyBox:
