@@ -4,40 +4,28 @@ To sbi it is one density: ``log_prob``, ``sample`` and ``loss`` are those of the
 proxy (:mod:`sbi_jeffreys.pool`) under ``.weight``, and the flow's where that is zero, as it is
 while training runs. The two are there as ``.flow`` and ``.proxy``; beside the proxy the pool may
 hear the likelihoods in ``.stack``. Training looks at flow and proxy through the embedded x, which
-is computed once per x and shared; see :meth:`JeffreysEstimator.embed`.
+is computed once per x and shared (:mod:`sbi_jeffreys.embedded_flow`).
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimator
-from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from . import pool
 from .base import Base
-from .embedding import (
-    embedded,
-    embedding_owner,
-    evaluating,
-    is_learnt,
-    without_embedding,
-    zuko_log_prob,
-    zuko_sample_with_log_prob,
-)
+from .embedded_flow import EmbeddedFlow
+from .embedding import evaluating
 from .features.columns import Features
 from .features.linear_posterior import LinearPosterior
-from .features.scales import shift_and_scale
-from .flows import starts_in_closed_form
 from .likelihood.base import Likelihood
 from .likelihood.stacking import Stack
 from .proxy import EnergyProxy, FromLinear, ProxyBuilder
 from .selection.missing import Filled
 from .selection.screening import Columns
 from .selection.seen import Selection
-from .utils.seeding import seeded
 
 __all__ = ["FLOW_ALONE", "ROWS_FOR_SCALE", "JeffreysEstimator", "Pooling"]
 
@@ -55,7 +43,7 @@ class Pooling(NamedTuple):
 FLOW_ALONE = Pooling(0.0, None)
 
 
-class JeffreysEstimator(ConditionalDensityEstimator):
+class JeffreysEstimator(EmbeddedFlow):
     r"""Flow :math:`p_\phi(\theta | x)` with its proxy :math:`q_\psi(\theta | x)`.
 
     Attributes:
@@ -88,19 +76,12 @@ class JeffreysEstimator(ConditionalDensityEstimator):
         base: Base | None = None,
         build_proxy: ProxyBuilder | None = None,
     ) -> None:
-        # Not the parent's: it would register the flow's network a second time.
-        ConditionalEstimator.__init__(self, flow.input_shape, flow.condition_shape)
+        super().__init__(flow, x[:ROWS_FOR_SCALE])
         if base is not None and build_proxy is None:
             raise ValueError("A base without build_proxy: a proxy needs both.")
-        self.flow = flow
         self.register_buffer("pool_weight", torch.zeros(()))
         self.last_level = pool.LastLevel()
         self.spec: dict[str, Any] = {}
-        self._embeds = embedding_owner(flow) is not None
-        if not self._embeds:
-            mean, std = shift_and_scale(x[:ROWS_FOR_SCALE].flatten(1))
-            self.register_buffer("_x_mean", mean)
-            self.register_buffer("_x_std", std)
         self.proxy: EnergyProxy | None = None
         self.register_module("stack", None)
         if base is not None and build_proxy is not None:
@@ -184,34 +165,6 @@ class JeffreysEstimator(ConditionalDensityEstimator):
     @pooling.setter
     def pooling(self, value: Pooling) -> None:
         self.weight, self.stack = value
-
-    @property
-    def learns_embedding(self) -> bool:
-        """Whether the embedding has parameters to train."""
-        owner = embedding_owner(self.flow)
-        return owner is not None and is_learnt(owner.get_submodule("_embedding_net"))
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; an embedding that is not learnt stays in the latter.
-
-        Both models begin with what it makes of x in evaluation: dropout and the statistics of a
-        batch would make another x of it, and running statistics would be the user's no more.
-        """
-        super().train(mode)
-        owner = embedding_owner(self.flow)
-        if owner is not None and not self.learns_embedding:
-            owner.get_submodule("_embedding_net").eval()
-        return self
-
-    @property
-    def net(self) -> nn.Module:
-        """The flow's network, under the name that sbi looks for."""
-        return self.flow.net
-
-    @property
-    def embedding_net(self) -> nn.Module | None:
-        """The flow's embedding network, if it has one."""
-        return self.flow.embedding_net
 
     def get_uncorrected_mog(self, condition: Tensor) -> Any:
         """Refuse sbi's functions for mixtures of Gaussians, which want to know their parts.
@@ -297,9 +250,6 @@ class JeffreysEstimator(ConditionalDensityEstimator):
             self._check_within_reach(condition)
         return drawn
 
-    def _in_own_type(self, numbers: Tensor) -> Tensor:
-        return numbers.to(self.pool_weight.dtype)
-
     def _check_within_reach(self, condition: Tensor) -> None:
         """Raise a ValueError for x (B, *event) that are infinite in units of the training data."""
         for x, seen in zip(condition, self.embed(condition), strict=True):
@@ -308,81 +258,6 @@ class JeffreysEstimator(ConditionalDensityEstimator):
                     f"There are no draws at an x whose largest entry is {x.abs().max():g}: it is "
                     "too far from the training data for its number type. Check the units of x."
                 )
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Return what both models see of x.
-
-        Args:
-            x: Data, shape (B, *event).
-
-        Returns:
-            Shape (B, c): the flow's own embedding (z-scoring included) where it has one, the
-            z-scored entries of x otherwise.
-        """
-        x = self._in_own_type(x)
-        owner = embedding_owner(self.flow)
-        if owner is not None:
-            return embedded(owner.get_submodule("_embedding_net"), x)
-        return (x.flatten(1) - self._x_mean) / self._x_std
-
-    def log_prob_embedded(self, theta: Tensor, context: Tensor) -> Tensor:
-        """Return the flow's log density given embedded data.
-
-        Args:
-            theta: Shape (S, B, d).
-            context: Shape (B, c) or (S, B, c).
-
-        Returns:
-            Nats, shape (S, B).
-        """
-        if isinstance(self.flow, ZukoFlow):
-            context = context.expand(*theta.shape[:-1], context.shape[-1])
-            return zuko_log_prob(self.flow.net, theta, context)
-        if context.dim() == 3:
-            # Not every estimator of sbi takes a sample dimension on its condition.
-            flat = self.log_prob_embedded(theta.flatten(0, 1).unsqueeze(0), context.flatten(0, 1))
-            return flat.reshape(theta.shape[:-1])
-        flow, condition = self._given_embedded(context)
-        return flow.log_prob(theta, condition)
-
-    @torch.no_grad()
-    def sample_embedded(self, num: int, context: Tensor) -> Tensor:
-        """Return samples of the flow given embedded data (B, c), shape (num, B, d)."""
-        if isinstance(self.flow, ZukoFlow):
-            if context.shape[-1] == 0:
-                return self.flow.net(None).sample((num, len(context)))
-            return self.flow.net(context).sample((num,))
-        flow, condition = self._given_embedded(context)
-        return flow.sample(torch.Size((num,)), condition)
-
-    @torch.no_grad()
-    def sample_with_log_prob(
-        self, num: int, context: Tensor, *, seed: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return samples of the flow given embedded data (B, c), and its log density there.
-
-        Args:
-            num: Number of samples for each x.
-            context: Embedded data.
-            seed: For the same samples in every call. Those of the default flow are then
-                quasi-random, spread more evenly, and come of the same noise for all x.
-
-        Returns:
-            Shapes (num, B, d) and (num, B).
-        """
-        # Other flows may have inverses that are not exact, and another density at what they give.
-        if starts_in_closed_form(self.flow) and context.shape[-1]:
-            return zuko_sample_with_log_prob(self.flow.net, num, context, seed)
-        with seeded(seed, context.device):
-            theta = self.sample_embedded(num, context)
-        return theta, self.log_prob_embedded(theta, context)
-
-    def _given_embedded(self, context: Tensor) -> tuple[ConditionalDensityEstimator, Tensor]:
-        """Return the flow without its embedding, and the context in the form that it takes."""
-        if self._embeds:
-            return without_embedding(self.flow, context.shape[-1:]), context
-        x = context * self._x_std + self._x_mean
-        return self.flow, x.unflatten(-1, tuple(self.condition_shape))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -1,0 +1,153 @@
+"""A flow whose embedding of x can be evaluated by itself: once per x, for all who want it."""
+
+import torch
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimator
+from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from .embedding import (
+    embedded,
+    embedding_owner,
+    is_learnt,
+    without_embedding,
+    zuko_log_prob,
+    zuko_sample_with_log_prob,
+)
+from .features.scales import shift_and_scale
+from .flows import starts_in_closed_form
+from .utils.seeding import seeded
+
+__all__ = ["EmbeddedFlow"]
+
+
+class EmbeddedFlow(ConditionalDensityEstimator):
+    """A flow, and what it sees of x.
+
+    Attributes:
+        flow: The flow.
+
+    Args:
+        flow: Any conditional density estimator of sbi.
+        x: Data that tell the scale of x where the flow embeds none, shape (m, *event).
+    """
+
+    _unit: Tensor
+
+    def __init__(self, flow: ConditionalDensityEstimator, x: Tensor) -> None:
+        # Not the parent's: it would register the flow's network a second time.
+        ConditionalEstimator.__init__(self, flow.input_shape, flow.condition_shape)
+        self.flow = flow
+        # Is of the type that numbers are to have, wherever this is moved.
+        self.register_buffer("_unit", torch.ones(()), persistent=False)
+        self._embeds = embedding_owner(flow) is not None
+        if not self._embeds:
+            mean, std = shift_and_scale(x.flatten(1))
+            self.register_buffer("_x_mean", mean)
+            self.register_buffer("_x_std", std)
+
+    @property
+    def learns_embedding(self) -> bool:
+        """Whether the embedding has parameters to train."""
+        owner = embedding_owner(self.flow)
+        return owner is not None and is_learnt(owner.get_submodule("_embedding_net"))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; an embedding that is not learnt stays in the latter.
+
+        Both models begin with what it makes of x in evaluation: dropout and the statistics of a
+        batch would make another x of it, and running statistics would be the user's no more.
+        """
+        super().train(mode)
+        owner = embedding_owner(self.flow)
+        if owner is not None and not self.learns_embedding:
+            owner.get_submodule("_embedding_net").eval()
+        return self
+
+    @property
+    def net(self) -> nn.Module:
+        """The flow's network, under the name that sbi looks for."""
+        return self.flow.net
+
+    @property
+    def embedding_net(self) -> nn.Module | None:
+        """The flow's embedding network, if it has one."""
+        return self.flow.embedding_net
+
+    def _in_own_type(self, numbers: Tensor) -> Tensor:
+        return numbers.to(self._unit.dtype)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return what both models see of x.
+
+        Args:
+            x: Data, shape (B, *event).
+
+        Returns:
+            Shape (B, c): the flow's own embedding (z-scoring included) where it has one, the
+            z-scored entries of x otherwise.
+        """
+        x = self._in_own_type(x)
+        owner = embedding_owner(self.flow)
+        if owner is not None:
+            return embedded(owner.get_submodule("_embedding_net"), x)
+        return (x.flatten(1) - self._x_mean) / self._x_std
+
+    def log_prob_embedded(self, theta: Tensor, context: Tensor) -> Tensor:
+        """Return the flow's log density given embedded data.
+
+        Args:
+            theta: Shape (S, B, d).
+            context: Shape (B, c) or (S, B, c).
+
+        Returns:
+            Nats, shape (S, B).
+        """
+        if isinstance(self.flow, ZukoFlow):
+            context = context.expand(*theta.shape[:-1], context.shape[-1])
+            return zuko_log_prob(self.flow.net, theta, context)
+        if context.dim() == 3:
+            # Not every estimator of sbi takes a sample dimension on its condition.
+            flat = self.log_prob_embedded(theta.flatten(0, 1).unsqueeze(0), context.flatten(0, 1))
+            return flat.reshape(theta.shape[:-1])
+        flow, condition = self._given_embedded(context)
+        return flow.log_prob(theta, condition)
+
+    @torch.no_grad()
+    def sample_embedded(self, num: int, context: Tensor) -> Tensor:
+        """Return samples of the flow given embedded data (B, c), shape (num, B, d)."""
+        if isinstance(self.flow, ZukoFlow):
+            if context.shape[-1] == 0:
+                return self.flow.net(None).sample((num, len(context)))
+            return self.flow.net(context).sample((num,))
+        flow, condition = self._given_embedded(context)
+        return flow.sample(torch.Size((num,)), condition)
+
+    @torch.no_grad()
+    def sample_with_log_prob(
+        self, num: int, context: Tensor, *, seed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return samples of the flow given embedded data (B, c), and its log density there.
+
+        Args:
+            num: Number of samples for each x.
+            context: Embedded data.
+            seed: For the same samples in every call. Those of the default flow are then
+                quasi-random, spread more evenly, and come of the same noise for all x.
+
+        Returns:
+            Shapes (num, B, d) and (num, B).
+        """
+        # Other flows may have inverses that are not exact, and another density at what they give.
+        if starts_in_closed_form(self.flow) and context.shape[-1]:
+            return zuko_sample_with_log_prob(self.flow.net, num, context, seed)
+        with seeded(seed, context.device):
+            theta = self.sample_embedded(num, context)
+        return theta, self.log_prob_embedded(theta, context)
+
+    def _given_embedded(self, context: Tensor) -> tuple[ConditionalDensityEstimator, Tensor]:
+        """Return the flow without its embedding, and the context in the form that it takes."""
+        if self._embeds:
+            return without_embedding(self.flow, context.shape[-1:]), context
+        x = context * self._x_std + self._x_mean
+        return self.flow, x.unflatten(-1, tuple(self.condition_shape))

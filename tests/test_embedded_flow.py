@@ -1,0 +1,191 @@
+"""A flow is the same through its embedding, which is evaluated once."""
+
+import pytest
+import torch
+from estimators import BUILDERS, CLOSE, EMBEDDING, FLOWS, PRIOR, conv_net, make, simulate
+from torch import nn
+
+from sbi_jeffreys.base import Base
+from sbi_jeffreys.draws import Draws, Negatives
+from sbi_jeffreys.estimator import JeffreysEstimator
+from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.objective import batch_terms
+from sbi_jeffreys.proxy import proxy_nn
+
+# nflows, on which sbi's "nsf" is built, calls what torch has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated:UserWarning")
+
+
+def assert_embedded_is_the_same(estimator, theta, x):
+    context = estimator.embed(x)
+    points = torch.stack((theta, -theta, 0.5 * theta))
+    expected = estimator.log_prob(points, x)
+    assert expected.shape == (3, len(x))
+    torch.testing.assert_close(estimator.log_prob_embedded(points, context), expected, **CLOSE)
+    theta, log_prob = estimator.sample_with_log_prob(3, context)
+    torch.testing.assert_close(estimator.log_prob(theta, x), log_prob, **CLOSE)
+    # One context for each point: another x for each slice.
+    shifted = torch.stack((x, x.roll(1, 0), x.roll(2, 0)))
+    per_slice = torch.stack([estimator.log_prob(p[None], y)[0] for p, y in
+                             zip(points, shifted, strict=True)])  # fmt: skip
+    contexts = torch.stack([estimator.embed(y) for y in shifted])
+    torch.testing.assert_close(estimator.log_prob_embedded(points, contexts), per_slice, **CLOSE)
+    assert (expected - per_slice)[1:].abs().max() > 1e-2
+
+
+@FLOWS
+def test_log_prob_embedded(name):
+    theta, x = simulate()
+    assert_embedded_is_the_same(make(name, theta, x), theta[:20], x[:20])
+
+
+@EMBEDDING
+def test_log_prob_embedded_with_an_embedding_net(name):
+    theta, x = simulate(event=(1, 4, 4))
+    estimator = make(name, theta, x, embedding_net=conv_net())
+    assert estimator.embed(x).shape == (300, 4)
+    assert_embedded_is_the_same(estimator, theta[:20], x[:20])
+
+
+def test_log_prob_embedded_of_images_without_an_embedding_net():
+    theta, x = simulate(event=(1, 4, 4))
+    estimator = make("custom", theta, x)
+    assert estimator.embed(x).shape == (300, 16)
+    assert_embedded_is_the_same(estimator, theta[:20], x[:20])
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Flows that have learned that theta_0 follows x."""
+    found = {}
+
+    def get(name, embedding):
+        if (name, embedding) not in found:
+            event = (1, 4, 4) if embedding else (3,)
+            theta, x = simulate(500, event)
+            kwargs = {"embedding_net": conv_net()} if embedding else {}
+            estimator = make(name, theta, x, **kwargs).train()
+            # The linear map works on raw x, ten times as large as what the others see.
+            steps = 400 if name == "custom" else 50
+            optimizer = torch.optim.Adam(estimator.flow.parameters(), lr=2e-2)
+            for _ in range(steps):
+                optimizer.zero_grad()
+                estimator.loss(theta, x).mean().backward()
+                optimizer.step()
+            found[name, embedding] = estimator.eval()
+        return found[name, embedding]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding"),
+    [(name, False) for name in BUILDERS] + [("ours", True), ("nsf", True), ("mdn", True)],
+)
+def test_samples_belong_to_their_x(trained, name, embedding):
+    estimator = trained(name, embedding)
+    true = torch.tensor([-2.0, 2.0, 0.0])
+    event = (1, 4, 4) if embedding else (3,)
+    x = (2 * true + 5).reshape(-1, *[1] * len(event)).expand(3, *event).contiguous()
+    samples = estimator.sample_embedded(500, estimator.embed(x))
+    assert samples.shape == (500, 3, 2)
+    assert not samples.requires_grad
+    # Posteriors two apart; half-trained flows are less than half of that off.
+    median = samples[..., 0].median(dim=0).values
+    assert ((median - true).abs() < 0.9).all()
+    direct = estimator.sample(torch.Size((500,)), x)[..., 0].median(dim=0).values
+    assert ((median - direct).abs() < 0.5).all()
+
+
+@pytest.mark.parametrize("name", ["ours", "zuko_maf", "maf", "nsf", "mdn", "made"])
+@pytest.mark.parametrize("with_proxy", [True, False])
+def test_embedding_net_runs_once_per_batch(name, with_proxy):
+    theta, x = simulate(100, (1, 4, 4))
+    embedding = conv_net()
+    estimator = make(name, theta, x, embedding_net=embedding)
+    if not with_proxy:
+        estimator = JeffreysEstimator(estimator.flow, theta, x)
+    seen = []
+    embedding.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    batch_terms(
+        estimator,
+        theta[:20],
+        x[:20],
+        torch.ones(20),
+        Draws(),
+        base_draws=Negatives(PRIOR.sample((8,))),
+    )
+    assert seen == [20]
+
+
+def test_embedding_leaves_the_flow_as_it_was():
+    theta, x = simulate(100, (1, 4, 4))
+    estimator = make("nsf", theta, x, embedding_net=conv_net())
+    before = repr(estimator)
+    estimator.sample_embedded(2, estimator.embed(x[:3]))
+    estimator.log_prob_embedded(theta[None, :3], estimator.embed(x[:3]))
+    assert repr(estimator) == before
+    assert estimator.condition_shape == (1, 4, 4)
+    assert estimator.flow.condition_shape == (1, 4, 4)
+    # The user's net, not the stand-in.
+    assert any(isinstance(m, nn.Conv2d) for m in estimator.flow.modules())
+
+
+def test_rows_that_are_no_numbers_do_not_count():
+    theta, x = simulate(100)
+    expected = make("custom", theta, x).embed(x)
+    x, theta = torch.cat((x, x[:1] * torch.nan)), torch.cat((theta, theta[:1]))
+    torch.testing.assert_close(make("custom", theta, x).embed(x[:-1]), expected)
+
+
+def test_constant_entries_of_x():
+    theta, x = simulate(100)
+    x[:, 1] = 7.0
+    estimator = make("custom", theta, x)
+    assert estimator.embed(x).isfinite().all()
+    assert_embedded_is_the_same(estimator, theta[:20], x[:20])
+
+
+@pytest.mark.parametrize("name", ["ours", "mdn", "custom"])
+def test_without_a_proxy(name):
+    theta, x = simulate(100)
+    flow = BUILDERS[name]()(theta, x)
+    estimator = JeffreysEstimator(flow, theta, x)
+    assert estimator.proxy is None
+    assert {id(p) for p in estimator.parameters()} == {id(p) for p in flow.parameters()}
+    assert estimator.log_prob_embedded(theta[None], estimator.embed(x)).shape == (1, 100)
+
+
+@pytest.mark.parametrize("name", ["ours", "maf", "custom"])
+def test_double_precision(name):
+    theta, x = simulate(100)
+    estimator = make(name, theta, x).double()
+    theta, x = theta[:10].double(), x[:10].double()
+    context = estimator.embed(x)
+    assert context.dtype == torch.float64
+    torch.testing.assert_close(
+        estimator.log_prob_embedded(theta[None], context), estimator.log_prob(theta[None], x)
+    )
+
+
+def build():
+    theta = PRIOR.sample((60,))
+    x = theta.repeat(1, 2) + 0.3 * torch.randn(60, 4)
+    embedding = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    flow = flow_nn(PRIOR, hidden_features=16, embedding_net=embedding)(theta, x).train()
+    return flow, embedding, theta, x
+
+
+def test_building_a_proxy_leaves_running_statistics_alone():
+    flow, embedding, theta, x = build()
+    before = embedding[1].running_mean.clone()
+    JeffreysEstimator(flow, theta, x, base=Base(PRIOR, theta), build_proxy=proxy_nn())
+    assert torch.equal(embedding[1].running_mean, before)
+
+
+def test_x_of_another_type_is_embedded_in_that_of_the_weights():
+    flow, _, theta, x = build()
+    estimator = JeffreysEstimator(flow, theta, x).eval()
+    found = estimator.embed(x.double())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, estimator.embed(x))
