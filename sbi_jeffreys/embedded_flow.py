@@ -9,6 +9,7 @@ from typing_extensions import Self
 from .embedding import (
     embedded,
     embedding_owner,
+    evaluating,
     is_learnt,
     without_embedding,
     zuko_log_prob,
@@ -20,6 +21,9 @@ from .utils.seeding import seeded
 
 __all__ = ["EmbeddedFlow"]
 
+# Embedded entries are in units of their scatter; what hardly varies is taken to vary by so much.
+_NARROW = 1.0
+
 
 class EmbeddedFlow(ConditionalDensityEstimator):
     """A flow, and what it sees of x.
@@ -29,10 +33,12 @@ class EmbeddedFlow(ConditionalDensityEstimator):
 
     Args:
         flow: Any conditional density estimator of sbi.
-        x: Data that tell the scale of x where the flow embeds none, shape (m, *event).
+        x: Data of training simulations, shape (m, *event). They tell how far these reach, and the
+            scale of x where the flow embeds none.
     """
 
     _unit: Tensor
+    reach: Tensor
 
     def __init__(self, flow: ConditionalDensityEstimator, x: Tensor) -> None:
         # Not the parent's: it would register the flow's network a second time.
@@ -45,6 +51,12 @@ class EmbeddedFlow(ConditionalDensityEstimator):
             mean, std = shift_and_scale(x.flatten(1))
             self.register_buffer("_x_mean", mean)
             self.register_buffer("_x_std", std)
+        # Least and largest entries of embedded x; what is learnt takes x elsewhere.
+        reach = torch.zeros(2, 0)
+        if not self.learns_embedding:
+            with torch.no_grad(), evaluating(flow):
+                reach = _reach(self.embed(x))
+        self.register_buffer("reach", reach)
 
     @property
     def learns_embedding(self) -> bool:
@@ -92,6 +104,24 @@ class EmbeddedFlow(ConditionalDensityEstimator):
         if owner is not None:
             return embedded(owner.get_submodule("_embedding_net"), x)
         return (x.flatten(1) - self._x_mean) / self._x_std
+
+    def beyond_reach(self, x: Tensor) -> Tensor:
+        """Return how far data lie from all training simulations, in widths of what these reach.
+
+        Args:
+            x: Data, shape (B, *event).
+
+        Returns:
+            Shape (B,): zero within the range of every embedded entry, and one where an entry is as
+            far from its range as that is wide. All zero where the embedding is learnt, and NaN
+            where nothing is known, in a file of an older format.
+        """
+        if not self.reach.shape[1]:
+            return self._unit.new_zeros(len(x))
+        low, high = self.reach
+        context = self.embed(x)
+        beyond = torch.maximum(low - context, context - high) / (high - low).clamp_min(_NARROW)
+        return beyond.amax(dim=1).clamp_min(0.0)
 
     def log_prob_embedded(self, theta: Tensor, context: Tensor) -> Tensor:
         """Return the flow's log density given embedded data.
@@ -151,3 +181,11 @@ class EmbeddedFlow(ConditionalDensityEstimator):
             return without_embedding(self.flow, context.shape[-1:]), context
         x = context * self._x_std + self._x_mean
         return self.flow, x.unflatten(-1, tuple(self.condition_shape))
+
+
+def _reach(context: Tensor) -> Tensor:
+    """Return the least and the largest entries of embedded data (m, c), shape (2, c)."""
+    finite = context.isfinite()
+    low = context.where(finite, torch.inf).amin(dim=0)
+    high = context.where(finite, -torch.inf).amax(dim=0)
+    return torch.stack((low, high))

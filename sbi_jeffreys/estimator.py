@@ -26,6 +26,7 @@ from .proxy import EnergyProxy, FromLinear, ProxyBuilder
 from .selection.missing import Filled
 from .selection.screening import Columns
 from .selection.seen import Selection
+from .utils.warn import warn
 
 __all__ = ["FLOW_ALONE", "ROWS_FOR_SCALE", "JeffreysEstimator", "Pooling"]
 
@@ -235,6 +236,8 @@ class JeffreysEstimator(EmbeddedFlow):
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return samples, shape (*sample_shape, B, d), for x (B, *event).
 
+        It warns of an x that is farther from the training data than these are wide.
+
         Raises:
             TypeError: If the pool is given keyword arguments.
             ValueError: If an x is so far from all training data that there are none.
@@ -245,10 +248,24 @@ class JeffreysEstimator(EmbeddedFlow):
             _refuse("sample", kwargs)
             drawn = pool.sample(self, torch.Size(sample_shape).numel(), self.embed(condition))
             drawn = drawn.reshape(*sample_shape, *drawn.shape[1:])
+        self._warn_of_far(condition)
         if not drawn.isfinite().all():
             # Who rejects what lies outside the prior would draw for ever.
             self._check_within_reach(condition)
         return drawn
+
+    def _warn_of_far(self, condition: Tensor) -> None:
+        """Warn of x (B, *event) that are farther from the training data than these are wide."""
+        beyond = self.beyond_reach(self._in_own_type(condition))
+        far = beyond > 1
+        if far.any():
+            worst = beyond[far].max().item()
+            warn(
+                f"{int(far.sum())} of {len(far)} x lie far from all training data, up to "
+                f"{worst:.3g} times the width of their range beyond it: nothing is known of theta "
+                "there, and what is drawn is arbitrary, however narrow. Check the units of x, and "
+                "whether the simulator can produce it."
+            )
 
     def _check_within_reach(self, condition: Tensor) -> None:
         """Raise a ValueError for x (B, *event) that are infinite in units of the training data."""

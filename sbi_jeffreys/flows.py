@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 DEFAULT_FLOW = "coupling_nsf"
+# Estimators of sbi that take discrete values beside continuous ones.
+_MIXED = {"mnle", "mnpe"}
 # Eight take more time and gain nothing ("jeffreys, eight bins" in the ablation).
 NUM_BINS = 5
 
@@ -268,9 +270,14 @@ def flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
         return density_estimator
     if density_estimator == DEFAULT_FLOW:
         return flow_nn(proper(prior))
+    if density_estimator in _MIXED:
+        raise ValueError(
+            f"density_estimator={density_estimator!r} is for discrete parameters or data beside "
+            "continuous ones, and no proxy has a density for these: take sbi's own MNPE or MNLE."
+        )
     if density_estimator not in model_builders:
         raise ValueError(
             f"Unknown density_estimator {density_estimator!r}; choose {DEFAULT_FLOW!r}, one of "
-            f"sbi's {sorted(model_builders)}, or pass a function of (theta, x)."
+            f"sbi's {sorted(model_builders.keys() - _MIXED)}, or pass a function of (theta, x)."
         )
     return posterior_nn(model=density_estimator)

@@ -43,6 +43,7 @@ from .training.record import new_record
 from .training.steps import Settings
 from .utils.checks import (
     check_default_type,
+    check_gradients,
     check_not_negative,
     check_positive,
     check_seed,
@@ -66,8 +67,8 @@ class JeffreysNPE(JointTrainer):
         prior: Prior over theta; with ``None`` the proxy is defined relative to a Gaussian.
         density_estimator: "coupling_nsf" (a zuko spline flow with coupling layers behind soft
             walls at the prior's bounds, which sees the columns of x that say something of theta:
-            :func:`sbi_jeffreys.flows.flow_nn`), any name that sbi's ``NPE`` takes, or a function of
-            (theta, x) that builds a ``ConditionalDensityEstimator``.
+            :func:`sbi_jeffreys.flows.flow_nn`), any name that sbi's ``NPE`` takes but "mnpe" and
+            "mnle", or a function of (theta, x) that builds a ``ConditionalDensityEstimator``.
         device: "cpu", "cuda", "cuda:0", ...
         logging_level: As in sbi.
         summary_writer: As in sbi (deprecated there; use ``tracker``).
@@ -283,7 +284,7 @@ class JeffreysNPE(JointTrainer):
             run.
 
         Raises:
-            RuntimeError: If there are no simulations, or nothing to resume.
+            RuntimeError: If there are no simulations, nothing to resume, or no gradients.
             ValueError: If a hyper-parameter is out of range, there are too few simulations, a
                 resumed training is given other rows, or is to begin anew, or torch makes networks
                 of another type than float32.
@@ -294,6 +295,7 @@ class JeffreysNPE(JointTrainer):
         if not self._data_round_index:
             raise RuntimeError("No simulations: call append_simulations(theta, x) before train().")
         check_default_type()
+        check_gradients()
         if resume_training and self._training is None:
             raise RuntimeError("Nothing to resume: call train() without resume_training first.")
         check_training(

@@ -138,6 +138,26 @@ def test_rows_that_are_no_numbers_do_not_count():
     torch.testing.assert_close(make("custom", theta, x).embed(x[:-1]), expected)
 
 
+@EMBEDDING
+def test_how_far_x_are_beyond_the_training_data(name):
+    theta, x = simulate(100)
+    estimator = make(name, theta, x)
+    assert (estimator.beyond_reach(x) == 0).all()
+    low, high = x.amin(dim=0), x.amax(dim=0)
+    found = estimator.beyond_reach(torch.stack((high + (high - low), low - 3 * (high - low))))
+    # Units of the flow's own are affine up to where it bends outliers.
+    torch.testing.assert_close(found, torch.tensor([1.0, 3.0]), rtol=0.02, atol=0.0)
+    found = estimator.double().beyond_reach(x.double() * torch.nan)
+    assert found.dtype == torch.float64
+    assert found.isnan().all()
+
+
+def test_where_the_embedding_is_learnt_no_x_is_far():
+    theta, x = simulate(100, (1, 4, 4))
+    estimator = make("ours", theta, x, embedding_net=conv_net())
+    assert (estimator.beyond_reach(1e6 * x) == 0).all()
+
+
 def test_constant_entries_of_x():
     theta, x = simulate(100)
     x[:, 1] = 7.0

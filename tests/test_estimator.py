@@ -153,6 +153,18 @@ def test_parameters_and_x_of_another_type_are_taken(name, weight):
     )
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5], ids=["flow alone", "pool"])
+def test_it_warns_of_x_far_from_the_training_data(weight):
+    theta, x = simulate(100)
+    estimator = make("ours", theta, x)
+    estimator.weight = weight
+    # x is about 2 theta_0 + 5 with |theta_0| < 3.
+    estimator.sample(torch.Size((2,)), torch.tensor([[15.0] * 3]))
+    seen = torch.tensor([[5.0] * 3, [40.0] * 3, [500.0] * 3])
+    with pytest.warns(UserWarning, match="2 of 3 x lie far from all training data, up to 4.*units"):
+        assert estimator.sample(torch.Size((2,)), seen).shape == (2, 3, 2)
+
+
 def test_a_pool_takes_no_arguments_of_the_flow():
     theta, x = torch.randn(30, 2), torch.randn(30, 2)
     estimator = make("ours", theta, x)

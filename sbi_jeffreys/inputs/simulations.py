@@ -142,7 +142,8 @@ def check_held_out(
         TypeError, ValueError: As :func:`check_simulations`; and if x holds NaN or inf.
     """
     if not (isinstance(data, (tuple, list)) and len(data) == 2):
-        raise TypeError(f"validation_data must be (theta, x), got {type(data).__name__}.")
+        of = f" of {len(data)}" if isinstance(data, (tuple, list)) else ""
+        raise TypeError(f"validation_data must be (theta, x), got {type(data).__name__}{of}.")
     theta, x = data
     theta, x = check_simulations(theta, x, prior, event_shape)
     if not with_invalid:

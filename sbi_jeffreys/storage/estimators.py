@@ -137,6 +137,8 @@ def rebuild_estimator(
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     if structure["joint"]:
         weights["pool_weight"] = torch.tensor(structure.get("weight", 0.0))
+        # Of files before format 3.12 it is not known.
+        weights.setdefault("reach", torch.full_like(estimator.reach, torch.nan))
     try:
         estimator.load_state_dict(weights)
     except RuntimeError as error:
@@ -180,8 +182,9 @@ def _builder(
     name, kwargs = structure["density_estimator"], structure["density_estimator_kwargs"]
     if name is None:
         raise ValueError(
-            "This estimator was built by a function of its own, which a file cannot hold: pass it "
-            "again, load(path, build=...)."
+            "This file does not say what built its estimator: that was a function, which a file "
+            "cannot hold, or an estimator of sbi's whose name was not passed to save(). Pass the "
+            "builder, load(path, build=...), for sbi's default build=posterior_nn('maf')."
         )
     if name != DEFAULT_FLOW:
         return posterior_nn(model=name, **kwargs)

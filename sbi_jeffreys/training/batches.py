@@ -143,10 +143,11 @@ def num_to_train_on(num: int, fraction: float | None) -> int:
         ValueError: If they are too few to train and to validate.
     """
     num_train = num if fraction is None else int((1 - fraction) * num)
+    held_out = "others held out" if fraction is None else f"validation_fraction={fraction:g}"
     if num_train < 2 or (fraction is not None and num_train == num):
         raise ValueError(
-            f"{num} simulations are too few: {num_train} to train on and {num - num_train} to "
-            "validate; append more, or pass validation_data."
+            f"{num} simulations are too few with {held_out}: {num_train} to train on and "
+            f"{num - num_train} to validate; append more, or pass validation_data."
         )
     return num_train
 

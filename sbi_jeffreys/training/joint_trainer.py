@@ -26,7 +26,7 @@ from ..layers.autoregressive import accelerate
 from ..likelihood.base import Likelihood
 from ..proxy import ProxyBuilder, check_network, proxy_builder
 from ..selection.seen import missed
-from ..utils.checks import check_atomic
+from ..utils.checks import check_atomic, check_weights
 from ..utils.seeding import forked, generator_states
 from ..utils.warn import warn
 from .batches import Data, LoaderData, ones
@@ -54,6 +54,8 @@ _OF_A_CALL = (
 )
 # Simulations at which a user's proxy is tried.
 _ROWS_TO_TRY = 6
+# Simulations, to train on and held out, whose weights are looked at.
+_ROWS_TO_WEIGH = 10_000
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,7 @@ class JointTrainer(NPE_C):
         kernel, first = loss_args.calibration_kernel, loss_args.force_first_round_loss
         assert kernel is not None
         call = _Call(train_loader, val_loader, train_config, kernel, first)
+        self._check_kernel(call)
         recorded = len(self._summary["training_loss"])
         if self._begins_first_round:
             # It is looked at anew.
@@ -244,6 +247,15 @@ class JointTrainer(NPE_C):
         with forked(self._device):
             center_partition(training.estimator, call.data, call.held_out, self._device)
         return training.estimator
+
+    def _check_kernel(self, call: _Call) -> None:
+        """Refuse a calibration kernel whose weights no training can use."""
+        if call.kernel is ones:
+            return
+        with forked(self._device):
+            for rows in (call.data, call.held_out):
+                _, x = rows.head(_ROWS_TO_WEIGH, self._device)
+                check_weights(call.kernel(x), all_zero=len(x) == _ROWS_TO_WEIGH)
 
     @property
     def _begins_first_round(self) -> bool:

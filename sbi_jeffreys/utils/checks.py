@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 __all__ = [
     "check_atomic",
@@ -28,6 +29,43 @@ def check_default_type() -> None:
         raise ValueError(
             f"torch's default type is {torch.get_default_dtype()}, in which networks are made now; "
             "sbi trains in float32: torch.set_default_dtype(torch.float32)."
+        )
+
+
+def check_gradients() -> None:
+    """Refuse to train where torch notes no gradients: what is made there can never have any.
+
+    Raises:
+        RuntimeError: In ``torch.no_grad()`` or ``torch.inference_mode()``.
+    """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "Training needs gradients, which torch does not note here: call train() outside of "
+            "torch.no_grad() and torch.inference_mode()."
+        )
+
+
+def check_weights(weights: Tensor, *, all_zero: bool) -> None:
+    """Refuse weights of x that no training can use.
+
+    Args:
+        weights: What a calibration kernel returned, shape (n,).
+        all_zero: Whether they may all be zero, since there are other x.
+
+    Raises:
+        ValueError: If one is negative or not finite, or all are zero.
+    """
+    wrong = ~(weights >= 0) | weights.isinf()
+    if wrong.any():
+        raise ValueError(
+            f"calibration_kernel returned {weights[wrong][0].item():g}, and others that are "
+            f"negative or not finite, for {int(wrong.sum())} of {len(weights)} x: let it return a "
+            "weight of zero or more for each."
+        )
+    if not (all_zero or weights.any()):
+        raise ValueError(
+            f"calibration_kernel is zero at all {len(weights)} x, so that none would be learnt "
+            "from: make it wider."
         )
 
 

@@ -298,6 +298,20 @@ def test_files_that_do_not_say_what_was_saved_are_read(saved, tmp_path):
     assert isinstance(load(path), DirectPosterior)
 
 
+def test_older_files_do_not_say_how_far_training_data_reach(saved, tmp_path):
+    path = tmp_path / "posterior"
+    path.write_bytes(saved)
+    with safe_open(path, "pt") as file:
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        metadata = {k: v for k, v in file.metadata().items() if k != "sha256"}
+    del tensors["estimator.reach"]
+    assert load(path).posterior_estimator.reach.isfinite().all()
+    save_file(tensors, path, metadata | {"format_version": "3.11"})
+    loaded = load(path)
+    assert loaded.posterior_estimator.reach.isnan().all()
+    loaded.sample((2,), x=1e3 * torch.ones(1, 3), show_progress_bars=False)
+
+
 def test_older_files_of_other_flows_are_read(tmp_path):
     path = tmp_path / "posterior"
     save(sbi_posterior("maf"), path, density_estimator="maf")

@@ -108,7 +108,7 @@ def test_later_simulations_must_have_the_same_shape():
 @pytest.mark.parametrize("kwargs", [{}, {"dataloader_kwargs": {"batch_size": 1}}])
 def test_too_few_simulations(num, kwargs):
     trainer = make().append_simulations(THETA[:num], X[:num])
-    with pytest.raises(ValueError, match=rf"{num} simulations are too few.*append more"):
+    with pytest.raises(ValueError, match=rf"{num} simulations are too few with val.*append more"):
         trainer.train(max_num_epochs=1, **kwargs)
 
 
@@ -353,8 +353,41 @@ def test_a_kernel_may_be_a_number():
 
 def test_a_kernel_of_another_shape_is_refused():
     trainer = make().append_simulations(THETA, X)
-    with pytest.raises(ValueError, match=r"shape \(6, 1\) for 6 x.*one weight for each"):
+    with pytest.raises(ValueError, match=r"shape \(54, 1\) for 54 x.*one weight for each"):
         trainer.train(calibration_kernel=lambda x: torch.ones(len(x), 1))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (NAN, "returned nan, and others.*for 54 of 54 x"),
+        (INF, "returned inf, and others.*for 54 of 54 x"),
+        (-0.5, "returned -0.5, and others.*a weight of zero or more for each"),
+        (0.0, "zero at all 54 x.*make it wider"),
+    ],
+)
+def test_a_kernel_whose_weights_teach_nothing_is_refused(weight, message):
+    trainer = make().append_simulations(THETA, X)
+    with pytest.raises(ValueError, match=f"calibration_kernel .*{message}"):
+        trainer.train(calibration_kernel=lambda x: torch.full((len(x),), weight))
+    trainer.train(max_num_epochs=1, calibration_kernel=lambda x: (x[:, 0] > 0).float())
+    assert usable(trainer)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_needs_gradients(mode):
+    trainer = make().append_simulations(THETA, X)
+    trainer.train(max_num_epochs=1)
+    with mode(), pytest.raises(RuntimeError, match=r"call train\(\) outside of"):
+        trainer.train(max_num_epochs=2, resume_training=True)
+    trainer.train(max_num_epochs=2, resume_training=True)
+    assert usable(trainer)
+
+
+@pytest.mark.parametrize("name", ["mnpe", "mnle"])
+def test_estimators_of_discrete_parameters_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}.*discrete.*sbi's own MNPE"):
+        make(name)
 
 
 @pytest.mark.parametrize("kernel", [0, False, 0.5, "weights"])
