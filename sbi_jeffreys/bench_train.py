@@ -36,7 +36,7 @@ __all__ = ["METHODS", "run_bench"]
 
 # Turns that each method takes, epochs in a turn, at least and at most, and simulations that they
 # see: the first steps of a turn are taken as they are, later ones are recorded.
-_TURNS, _FEWEST, _MOST, _SEEN = 3, 5, 30, 30_000
+_TURNS, _FEWEST, _MOST, _SEEN = 3, 5, 60, 60_000
 _MEMORY_ROWS, _MEMORY_ROWS_QUICK, _MEMORY_DIM = 100_000, 1000, 10
 
 
