@@ -1,7 +1,7 @@
 """Steps of the training, recorded once and then done again without Python.
 
 A step is two thousand small operations, which take a GPU a tenth of the time that Python needs to
-ask for them, and a CPU two thirds of it. So the first steps of each kind are taken as they are, the
+ask for them, and a CPU as long as that. So the first steps of each kind are taken as they are, the
 next one is recorded, and from then on it is replayed: on a GPU as a CUDA graph
 (:mod:`sbi_jeffreys.replay.cuda`), on a CPU by :mod:`sbi_jeffreys.replay.cpu`. What differs
 from step to step goes in by tensors that stay where they are: the batch and the multipliers. What
