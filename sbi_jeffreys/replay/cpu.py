@@ -3,7 +3,8 @@
 A step of training comes down to two thousand operations, most of them on a few kilobytes. What
 Python, modules and autograd do around them takes as long as they do. A :class:`Recording` does the
 operations alone, one after the other (:mod:`sbi_jeffreys.replay.line`), each into memory that stays
-where it is, and views of it with it. What it leaves is what the function would leave that was recorded, to the bit.
+where it is, and views of it with it. What it leaves is what the function would leave that was
+recorded, to the bit.
 
 As with CUDA graphs, nothing of Python's runs again. What goes in differently each time goes in by
 tensors that are written to; random numbers come from torch's generator, as they would; what depends
