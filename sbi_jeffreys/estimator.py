@@ -248,10 +248,10 @@ class JeffreysEstimator(EmbeddedFlow):
             _refuse("sample", kwargs)
             drawn = pool.sample(self, torch.Size(sample_shape).numel(), self.embed(condition))
             drawn = drawn.reshape(*sample_shape, *drawn.shape[1:])
-        self._warn_of_far(condition)
         if not drawn.isfinite().all():
             # Who rejects what lies outside the prior would draw for ever.
             self._check_within_reach(condition)
+        self._warn_of_far(condition)
         return drawn
 
     def _warn_of_far(self, condition: Tensor) -> None:

@@ -15,6 +15,9 @@ from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 
+# The flow is known at any x, however far from those that it was built with.
+FAR = pytest.mark.filterwarnings("ignore:.* lie far from all training data:UserWarning")
+
 
 def test_the_pool_of_gaussians_is_their_geometric_mean():
     weight = 0.5
@@ -267,6 +270,7 @@ class _FarWhereXIsPositive(nn.Module):
         return normal.log_prob(theta).sum(-1) - self.base.log_prob_soft(theta)
 
 
+@FAR
 def test_x_of_which_few_draws_are_kept_get_their_own():
     estimator = gaussians(0.5)
     estimator.proxy.network = _FarWhereXIsPositive(estimator.proxy.base)
@@ -294,6 +298,7 @@ def test_draws_are_the_same_in_whatever_parts_the_proxy_sees_them(num_x, monkeyp
     assert max(map(torch.Size.numel, sizes)) <= max(64, num_x)
 
 
+@FAR
 def test_more_x_than_fit_at_once_are_all_drawn_for(monkeypatch):
     monkeypatch.setattr(pool, "_CHUNK", 512)
     x = 100.0 * torch.arange(1.0, 601.0).unsqueeze(1).expand(600, 2)
