@@ -68,10 +68,13 @@ def describe_estimator(
             "none: then load() takes the builder again."
         )
     weights = estimator.state_dict()
+    others: Tensors = {}
     if joint:
         # It stands in the structure, where it has been since format 3.1.
         del weights["pool_weight"]
-    tensors = {f"estimator.{k}": v for k, v in weights.items()}
+        # Programs of formats before 3.12 know of no such weight.
+        others["reach"] = weights.pop("reach")
+    tensors = others | {f"estimator.{k}": v for k, v in weights.items()}
     structure: dict[str, Any] = {
         "joint": joint,
         "weight": float(getattr(estimator, "weight", 0.0)) if joint else 0.0,
@@ -138,7 +141,7 @@ def rebuild_estimator(
     if structure["joint"]:
         weights["pool_weight"] = torch.tensor(structure.get("weight", 0.0))
         # Of files before format 3.12 it is not known.
-        weights.setdefault("reach", torch.full_like(estimator.reach, torch.nan))
+        weights["reach"] = tensors.get("reach", torch.full_like(estimator.reach, torch.nan))
     try:
         estimator.load_state_dict(weights)
     except RuntimeError as error:

@@ -304,7 +304,7 @@ def test_older_files_do_not_say_how_far_training_data_reach(saved, tmp_path):
     with safe_open(path, "pt") as file:
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         metadata = {k: v for k, v in file.metadata().items() if k != "sha256"}
-    del tensors["estimator.reach"]
+    del tensors["reach"]
     assert load(path).posterior_estimator.reach.isfinite().all()
     save_file(tensors, path, metadata | {"format_version": "3.11"})
     loaded = load(path)
