@@ -52,11 +52,9 @@ class EmbeddedFlow(ConditionalDensityEstimator):
             self.register_buffer("_x_mean", mean)
             self.register_buffer("_x_std", std)
         # Least and largest entries of embedded x; what is learnt takes x elsewhere.
-        reach = torch.zeros(2, 0)
-        if not self.learns_embedding:
-            with torch.no_grad(), evaluating(flow):
-                reach = _reach(self.embed(x))
-        self.register_buffer("reach", reach)
+        self.register_buffer(
+            "reach", torch.zeros(2, 0) if self.learns_embedding else self._reach(x)
+        )
 
     @property
     def learns_embedding(self) -> bool:
@@ -104,6 +102,21 @@ class EmbeddedFlow(ConditionalDensityEstimator):
         if owner is not None:
             return embedded(owner.get_submodule("_embedding_net"), x)
         return (x.flatten(1) - self._x_mean) / self._x_std
+
+    def widen_reach(self, x: Tensor) -> None:
+        """Take in how far the data of more training simulations reach, shape (m, *event)."""
+        if self.reach.shape[1]:
+            (low, high), (least, largest) = self.reach, self._reach(x.to(self.reach.device))
+            self.reach = torch.stack((torch.minimum(low, least), torch.maximum(high, largest)))
+
+    @torch.no_grad()
+    def _reach(self, x: Tensor) -> Tensor:
+        with evaluating(self.flow):
+            context = self.embed(x)
+        finite = context.isfinite()
+        low = context.where(finite, torch.inf).amin(dim=0)
+        high = context.where(finite, -torch.inf).amax(dim=0)
+        return torch.stack((low, high))
 
     def beyond_reach(self, x: Tensor) -> Tensor:
         """Return how far data lie from all training simulations, in widths of what these reach.
@@ -181,11 +194,3 @@ class EmbeddedFlow(ConditionalDensityEstimator):
             return without_embedding(self.flow, context.shape[-1:]), context
         x = context * self._x_std + self._x_mean
         return self.flow, x.unflatten(-1, tuple(self.condition_shape))
-
-
-def _reach(context: Tensor) -> Tensor:
-    """Return the least and the largest entries of embedded data (m, c), shape (2, c)."""
-    finite = context.isfinite()
-    low = context.where(finite, torch.inf).amin(dim=0)
-    high = context.where(finite, -torch.inf).amax(dim=0)
-    return torch.stack((low, high))

@@ -152,6 +152,15 @@ def test_how_far_x_are_beyond_the_training_data(name):
     assert found.isnan().all()
 
 
+def test_more_simulations_reach_farther():
+    theta, x = simulate(100)
+    estimator = make("ours", theta, x)
+    more = torch.cat((x[:5] + 100.0, x[:1] * torch.nan))
+    assert (estimator.beyond_reach(more[:5]) > 1).all()
+    estimator.widen_reach(more)
+    assert (estimator.beyond_reach(torch.cat((x, more[:5]))) == 0).all()
+
+
 def test_where_the_embedding_is_learnt_no_x_is_far():
     theta, x = simulate(100, (1, 4, 4))
     estimator = make("ours", theta, x, embedding_net=conv_net())

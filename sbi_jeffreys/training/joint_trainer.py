@@ -154,6 +154,9 @@ class JointTrainer(NPE_C):
             self._rows_fitted = JointTrainer._rows_fitted
         if fresh:
             self._neural_net = self._with_proxy(start_idx, build_proxy, spec)
+        else:
+            _, x, _ = self.get_simulations(start_idx)
+            self._neural_net.widen_reach(x[self.train_indices[:ROWS_FOR_SCALE]])
         self._warn_of_columns(start_idx, fresh=fresh)
 
     def _warn_of_columns(self, start_idx: int, *, fresh: bool) -> None:

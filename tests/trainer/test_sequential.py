@@ -147,6 +147,16 @@ def test_more_prior_simulations_with_force_first_round_loss():
     assert len(trainer.train_indices) + len(trainer.val_indices) == 110
 
 
+def test_more_simulations_tell_how_far_data_reach():
+    trainer, *_ = after_one_round()
+    theta = PRIOR.sample((50,))
+    x = simulate(theta) + 1000.0
+    assert trainer._neural_net.beyond_reach(x).min() > 1
+    trainer.append_simulations(theta, x).train(max_num_epochs=1, force_first_round_loss=True)
+    # A tenth is held out.
+    assert trainer._neural_net.beyond_reach(x).max() < 1
+
+
 def test_combined_loss_adds_maximum_likelihood_on_prior_samples():
     losses = {}
     for combined in (False, True):
