@@ -30,6 +30,8 @@ class EmbeddedFlow(ConditionalDensityEstimator):
 
     Attributes:
         flow: The flow.
+        reach: Least and largest entries of the embedded x of training simulations, shape (2, c);
+            (2, 0) where the embedding is learnt, which takes x elsewhere.
 
     Args:
         flow: Any conditional density estimator of sbi.
@@ -51,7 +53,6 @@ class EmbeddedFlow(ConditionalDensityEstimator):
             mean, std = shift_and_scale(x.flatten(1))
             self.register_buffer("_x_mean", mean)
             self.register_buffer("_x_std", std)
-        # Least and largest entries of embedded x; what is learnt takes x elsewhere.
         self.register_buffer(
             "reach", torch.zeros(2, 0) if self.learns_embedding else self._reach(x)
         )
