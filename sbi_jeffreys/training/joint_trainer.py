@@ -256,9 +256,9 @@ class JointTrainer(NPE_C):
         if call.kernel is ones:
             return
         with forked(self._device):
-            for rows in (call.data, call.held_out):
+            for where, rows in (("to train on", call.data), ("that are held out", call.held_out)):
                 _, x = rows.head(_ROWS_TO_WEIGH, self._device)
-                check_weights(call.kernel(x), all_zero=len(x) == _ROWS_TO_WEIGH)
+                check_weights(call.kernel(x), where, all_zero=len(x) == _ROWS_TO_WEIGH)
 
     @property
     def _begins_first_round(self) -> bool:

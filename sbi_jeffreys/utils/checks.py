@@ -45,11 +45,12 @@ def check_gradients() -> None:
         )
 
 
-def check_weights(weights: Tensor, *, all_zero: bool) -> None:
+def check_weights(weights: Tensor, where: str, *, all_zero: bool) -> None:
     """Refuse weights of x that no training can use.
 
     Args:
         weights: What a calibration kernel returned, shape (n,).
+        where: Which x they are of, for the message.
         all_zero: Whether they may all be zero, since there are other x.
 
     Raises:
@@ -64,8 +65,7 @@ def check_weights(weights: Tensor, *, all_zero: bool) -> None:
         )
     if not (all_zero or weights.any()):
         raise ValueError(
-            f"calibration_kernel is zero at all {len(weights)} x, so that none would be learnt "
-            "from: make it wider."
+            f"calibration_kernel is zero at all {len(weights)} x {where}: make it wider."
         )
 
 

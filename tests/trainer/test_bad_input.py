@@ -363,13 +363,18 @@ def test_a_kernel_of_another_shape_is_refused():
         (NAN, "returned nan, and others.*for 54 of 54 x"),
         (INF, "returned inf, and others.*for 54 of 54 x"),
         (-0.5, "returned -0.5, and others.*a weight of zero or more for each"),
-        (0.0, "zero at all 54 x.*make it wider"),
+        (0.0, "zero at all 54 x to train on: make it wider"),
     ],
 )
 def test_a_kernel_whose_weights_teach_nothing_is_refused(weight, message):
     trainer = make().append_simulations(THETA, X)
     with pytest.raises(ValueError, match=f"calibration_kernel .*{message}"):
         trainer.train(calibration_kernel=lambda x: torch.full((len(x),), weight))
+    with pytest.raises(ValueError, match="zero at all 5 x that are held out"):
+        trainer.train(
+            calibration_kernel=lambda x: (x.sum(dim=1) < 99).float(),
+            validation_data=(THETA[:5], X[:5] + 100),
+        )
     trainer.train(max_num_epochs=1, calibration_kernel=lambda x: (x[:, 0] > 0).float())
     assert usable(trainer)
 
