@@ -39,23 +39,21 @@ class EmbeddedFlow(ConditionalDensityEstimator):
             scale of x where the flow embeds none.
     """
 
-    _unit: Tensor
     reach: Tensor
 
     def __init__(self, flow: ConditionalDensityEstimator, x: Tensor) -> None:
         # Not the parent's: it would register the flow's network a second time.
         ConditionalEstimator.__init__(self, flow.input_shape, flow.condition_shape)
         self.flow = flow
-        # Is of the type that numbers are to have, wherever this is moved.
-        self.register_buffer("_unit", torch.ones(()), persistent=False)
+        # It is of the type that all numbers are to have, wherever this is moved.
+        self.register_buffer("reach", torch.zeros(2, 0))
         self._embeds = embedding_owner(flow) is not None
         if not self._embeds:
             mean, std = shift_and_scale(x.flatten(1))
             self.register_buffer("_x_mean", mean)
             self.register_buffer("_x_std", std)
-        self.register_buffer(
-            "reach", torch.zeros(2, 0) if self.learns_embedding else self._reach(x)
-        )
+        if not self.learns_embedding:
+            self.reach = self._reach(x).to(self.reach.dtype)
 
     @property
     def learns_embedding(self) -> bool:
@@ -86,7 +84,7 @@ class EmbeddedFlow(ConditionalDensityEstimator):
         return self.flow.embedding_net
 
     def _in_own_type(self, numbers: Tensor) -> Tensor:
-        return numbers.to(self._unit.dtype)
+        return numbers.to(self.reach.dtype)
 
     def embed(self, x: Tensor) -> Tensor:
         """Return what both models see of x.
@@ -131,7 +129,7 @@ class EmbeddedFlow(ConditionalDensityEstimator):
             where nothing is known, in a file of an older format.
         """
         if not self.reach.shape[1]:
-            return self._unit.new_zeros(len(x))
+            return self.reach.new_zeros(len(x))
         low, high = self.reach
         context = self.embed(x)
         beyond = torch.maximum(low - context, context - high) / (high - low).clamp_min(_NARROW)

@@ -77,7 +77,8 @@ class JeffreysEstimator(EmbeddedFlow):
         base: Base | None = None,
         build_proxy: ProxyBuilder | None = None,
     ) -> None:
-        super().__init__(flow, x[:ROWS_FOR_SCALE])
+        few = x[:ROWS_FOR_SCALE]
+        super().__init__(flow, few)
         if base is not None and build_proxy is None:
             raise ValueError("A base without build_proxy: a proxy needs both.")
         self.register_buffer("pool_weight", torch.zeros(()))
@@ -86,7 +87,6 @@ class JeffreysEstimator(EmbeddedFlow):
         self.proxy: EnergyProxy | None = None
         self.register_module("stack", None)
         if base is not None and build_proxy is not None:
-            few = x[:ROWS_FOR_SCALE]
             network = self.new_network(theta[: len(few)], few, base, build_proxy)
             self.proxy = EnergyProxy(network, base, self.embed)
 
@@ -256,7 +256,7 @@ class JeffreysEstimator(EmbeddedFlow):
 
     def _warn_of_far(self, condition: Tensor) -> None:
         """Warn of x (B, *event) that are farther from the training data than these are wide."""
-        beyond = self.beyond_reach(self._in_own_type(condition))
+        beyond = self.beyond_reach(condition)
         far = beyond > 1
         if far.any():
             worst = beyond[far].max().item()
