@@ -16,6 +16,7 @@ from ..features.linear_posterior import over_decades
 from ..features.scales import column_scales, cut_outliers
 from ..utils.checks import check_counts
 from ..utils.squares import sum_of_squares
+from .network import BendingMLP, mlp
 from .start import linear_likelihood, steps_of
 
 __all__ = ["Likelihood"]
@@ -51,7 +52,7 @@ class Likelihood(nn.Module):
     log_ratio: Tensor
     gaps: Tensor
     gauge: nn.Sequential
-    of_theta: nn.Sequential
+    of_theta: BendingMLP
 
     def __init__(
         self, theta: Tensor, context: Tensor, *, hidden_features: int, hidden_layers: int
@@ -74,8 +75,8 @@ class Likelihood(nn.Module):
     def _build_networks(self, d: int, c: int, outputs: int) -> None:
         """Build the networks of theta and of the gauge, which say zero at first."""
         width, layers = self._hidden
-        self.of_theta = _mlp(d, width, layers, outputs)
-        self.gauge = _mlp(c, max(1, width // 2), 2, 1)
+        self.of_theta = BendingMLP(d, width, layers, outputs)
+        self.gauge = mlp(c, max(1, width // 2), 2, 1)
         for network in (self.of_theta, self.gauge):
             last = network[-1]
             assert isinstance(last, nn.Linear)
@@ -220,11 +221,3 @@ def _standard_theta(theta: Tensor, logarithms: Tensor) -> Features:
     unit = torch.maximum(0.1 * size.amin(dim=0), 1e-30 * size.amax(dim=0))
     unit = unit.clamp_min(torch.finfo(theta.dtype).tiny)
     return Features(theta, logarithms, torch.where(logarithms, unit, torch.ones_like(unit)))
-
-
-def _mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
-    modules: list[nn.Module] = []
-    for _ in range(layers):
-        modules += [nn.Linear(inputs, hidden), nn.SiLU()]
-        inputs = hidden
-    return nn.Sequential(*modules, nn.Linear(inputs, outputs))

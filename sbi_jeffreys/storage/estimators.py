@@ -15,7 +15,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
 from sbi.neural_nets.factory import model_builders
 from sbi.utils import BoxUniform
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..base import Base
@@ -24,6 +24,7 @@ from ..flows import DEFAULT_FLOW, FlowBuilder, flow_nn
 from ..layers.autoregressive import accelerate
 from ..likelihood.base import Likelihood
 from ..likelihood.discrete import DISCRETE
+from ..likelihood.network import BendingMLP
 from ..likelihood.stacking import Stack
 from ..proxy import EnergyProxy, ProxyBuilder, proxy_nn
 from ..selection.missing import FillingSizes
@@ -67,7 +68,7 @@ def describe_estimator(
             f"{[DEFAULT_FLOW, *model_builders]}, or "
             "none: then load() takes the builder again."
         )
-    weights = estimator.state_dict()
+    weights = _plain_weights(estimator)
     others: Tensors = {}
     if joint:
         # It stands in the structure, where it has been since format 3.1.
@@ -99,6 +100,16 @@ def describe_estimator(
         if estimator.stack is not None:
             structure["stack"] = [member.common for member in estimator.stack.others]
     return tensors | probes_of(estimator), structure
+
+
+def _plain_weights(estimator: nn.Module) -> dict[str, Any]:
+    """Return its weights, with sharpness where every program looks for it: in the layers."""
+    weights = dict(estimator.state_dict())
+    for name, network in estimator.named_modules():
+        if isinstance(network, BendingMLP):
+            del weights[f"{name}.sharpness"]
+            weights |= {f"{name}.{k}": v for k, v in network.plain_weights().items()}
+    return weights
 
 
 def is_nameable(structure: Mapping[str, Any]) -> bool:
