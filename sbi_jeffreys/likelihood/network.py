@@ -60,18 +60,17 @@ class BendingMLP(nn.Sequential):
     def plain_layers(self) -> list[tuple[Tensor, Tensor]]:
         """Return weights and biases of the layers of an :func:`mlp` that says the same."""
         # Weights are scaled, not what units take and say: they are fewer than the rows' entries.
-        moved = _PACE * (self.sharpness - self.sharpness.mean(dim=1, keepdim=True))
-        sharpness, before = moved.exp(), None
+        logs = _PACE * (self.sharpness - self.sharpness.mean(dim=1, keepdim=True))
+        taken, said = (*logs.exp().unsqueeze(-1), None), (None, *(-logs).exp())
         layers = [layer for layer in self if isinstance(layer, nn.Linear)]
         plain: list[tuple[Tensor, Tensor]] = []
-        for layer, after in zip(layers, (*sharpness, None), strict=True):
+        for layer, after, before in zip(layers, taken, said, strict=True):
             weight, bias = layer.weight, layer.bias
             if before is not None:
-                weight = weight / before
+                weight = weight * before
             if after is not None:
-                weight, bias = weight * after.unsqueeze(-1), bias * after
+                weight, bias = weight * after, bias * after.squeeze(-1)
             plain.append((weight, bias))
-            before = after
         return plain
 
     @torch.no_grad()

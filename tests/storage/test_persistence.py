@@ -96,6 +96,19 @@ def test_a_file_says_how_many_gaussians_and_layers_the_proxy_has(num_layers, tmp
     assert_same(loaded, original, torch.ones(1, 3))
 
 
+def test_a_file_holds_no_sharpness_but_weights_that_say_the_same(tmp_path):
+    """So programs read it that know of none, and files without it are read."""
+    original = train(spec=NAMED)
+    with torch.no_grad():
+        original.posterior_estimator.proxy.network.of_theta.sharpness.normal_(std=0.05)
+    save(original, tmp_path / "posterior")
+    with safe_open(tmp_path / "posterior", "pt") as file:
+        assert not [name for name in file.keys() if "sharpness" in name]  # noqa: SIM118
+    loaded = load(tmp_path / "posterior")
+    assert not loaded.posterior_estimator.proxy.network.of_theta.sharpness.any()
+    assert_same(loaded, original, torch.ones(1, 3))
+
+
 def test_a_file_holds_the_floor_of_the_base(tmp_path):
     """Before format 3.8 the floor followed from the anchor, and was another."""
     original = train()
