@@ -55,14 +55,15 @@ def torn(n):
     return theta, sign * (1 + theta) + 0.1 * torch.randn(n, 1)
 
 
-# Forms differ by tenths of a nat at least on 200 held-out rows, where losses scatter by 0.05.
+# With 480 rows to fit these were chosen with five of six seeds or all; the first form can say what
+# the others say, and with 1,600 it is level with the last one on slcp.
 @pytest.mark.parametrize(
     ("simulate", "forms"), [(crescents, {1, 2, 3}), (scaled, {2, 3}), (slcp, {3}), (torn, {0})]
 )
 def test_the_form_is_that_of_the_noise(simulate, forms):
     torch.manual_seed(1)
-    theta, x = simulate(1000)
-    rows, held_out = (theta[:800], x[:800]), (theta[800:], x[800:])
+    theta, x = simulate(600)
+    rows, held_out = (theta[:480], x[:480]), (theta[480:], x[480:])
     assert fittest(build_for(*rows), rows, held_out)[0].common in forms
 
 
