@@ -73,16 +73,14 @@ class BendingMLP(nn.Sequential):
             plain.append((weight, bias))
         return plain
 
-    @torch.no_grad()
     def plain_weights(self) -> dict[str, Tensor]:
         """Return the ``state_dict`` of an :func:`mlp` that says the same."""
-        names = [name for name, layer in self.named_children() if isinstance(layer, nn.Linear)]
-        layers = zip(names, self.plain_layers(), strict=True)
-        return {
-            f"{name}.{part}": value.detach()
-            for name, pair in layers
-            for part, value in zip(("weight", "bias"), pair, strict=True)
-        }
+        weights = {}
+        # Every other module is an activation.
+        for number, (weight, bias) in enumerate(self.plain_layers()):
+            weights[f"{2 * number}.weight"] = weight.detach()
+            weights[f"{2 * number}.bias"] = bias.detach()
+        return weights
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Files hold plain weights, with which all are equally sharp.
