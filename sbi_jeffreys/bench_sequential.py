@@ -62,7 +62,7 @@ def _one(task_name: str, seed: int, method: str, num: int, rounds: int) -> dict[
         "method": method,
         "num_simulations": num,
         "rounds": rounds,
-        "c2st": c2st(drawn, reference),
+        "c2st": c2st(reference, drawn),
         # The flow's part that leaks out of the prior is no part of the posterior.
         "nll": -posterior.log_prob(reference).mean().item(),
         "weight": getattr(posterior.posterior_estimator, "weight", 0.0),
@@ -79,12 +79,13 @@ def _sizes(method: str, num: int, rounds: int) -> list[int]:
 
 def _posterior(task: Task, x_o: Tensor, method: str, sizes: list[int], seed: int) -> Any:
     """Return the posterior at an observation (1, *event) after rounds of these sizes."""
+    # Before there is a trainer, which may draw from the prior for its own ends.
+    posterior, theta = None, task.prior.sample((sizes[0],))
     trainer_class, arguments = METHODS[method]
     if trainer_class is JeffreysNPE:
         arguments = arguments | {"seed": seed}
     trainer = trainer_class(task.prior, **silent(), **arguments)
     simulated = torch.Generator().manual_seed(derive_seed("simulations", seed))
-    posterior, theta = None, task.prior.sample((sizes[0],))
     for size in sizes:
         if posterior is not None:
             theta = posterior.sample((size,), show_progress_bars=False)

@@ -232,7 +232,7 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise ValueError(
             f"{str(path)!r} is truncated, or no file of sbi_jeffreys: {error}."
         ) from error
-    if metadata.get("format") != _FORMAT:
+    if metadata.get("format") != _FORMAT or "structure" not in metadata:
         raise ValueError(
             f"{str(path)!r} is a safetensors file, but not one that sbi_jeffreys.save() wrote."
         )

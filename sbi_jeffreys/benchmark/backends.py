@@ -18,6 +18,7 @@ from joblib.externals.loky import (
     wait,
 )
 
+from ..utils.signals import ends_like_ctrl_c
 from .jobs import Job
 
 __all__ = ["Outcome", "Work", "run_here", "run_on_dask", "run_processes"]
@@ -41,7 +42,12 @@ def run_processes(jobs: Iterable[Job], work: Work, processes: int) -> Iterator[O
     When a worker dies, for want of memory or by a signal, all that were at work are stopped. The
     jobs that they had are done again, each alone; one that dies alone has failed.
     """
-    waiting, suspects = deque(jobs), deque[Job]()
+    with ends_like_ctrl_c():
+        yield from _until_all_done(deque(jobs), work, processes)
+
+
+def _until_all_done(waiting: deque[Job], work: Work, processes: int) -> Iterator[Outcome]:
+    suspects = deque[Job]()
     while waiting or suspects:
         alone = bool(suspects)
         queue, width = (suspects, 1) if alone else (waiting, processes)

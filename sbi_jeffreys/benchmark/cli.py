@@ -25,6 +25,8 @@ QUICK_DEFAULTS = {
     "num_coverage": 100,
 }
 EVALUATION = ("observations", "num_samples", "num_test", "num_coverage", "metrics", "reference")
+# Numbers in a range: a slip of the keyboard must not take all memory.
+MOST = 100_000
 REQUIRED = ("tasks", "methods", "budgets", "out")
 
 
@@ -90,9 +92,12 @@ def _numbers(text: str) -> list[int]:
     """
     first, colon, last = text.partition(":")
     try:
-        numbers = list(range(int(first), int(last))) if colon else [int(first)]
+        among = range(int(first), int(last) if colon else int(first) + 1)
     except ValueError:
         raise argparse.ArgumentTypeError(f"not a number or a range like 0:5: {text!r}") from None
+    if among.stop - among.start > MOST:
+        raise argparse.ArgumentTypeError(f"more than {MOST} numbers in {text!r}")
+    numbers = list(among)
     if not numbers or numbers[0] < 0:
         raise argparse.ArgumentTypeError(f"no numbers from 0 up in {text!r}")
     return numbers

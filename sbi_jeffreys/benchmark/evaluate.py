@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ..utils.seeding import derive_seed, forked
 from .jobs import Evaluation, Job
 from .machine import Stopwatch, describe_machine, peak_memory_mb, reset_peak_memory, versions
 from .measures import at_observation, draw, over_simulations
-from .methods import Fitted, get_method
+from .methods import Fitted, get_method, trained_as
 from .records import SCHEMA
 from .references import generator, observations, reference_samples
 
@@ -125,9 +126,14 @@ def _mark_failed(record: dict[str, Any], error: BaseException) -> None:
     record["status"] = "failed"
     record["error"] = {
         "type": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
+        "message": _printable(str(error)),
+        "traceback": _printable("".join(traceback.format_exception(error))),
     }
+
+
+def _printable(text: str) -> str:
+    """Return a text that a file can hold: names of files may be no text."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _fill(
@@ -141,14 +147,17 @@ def _fill(
     with watch.measure("simulation"):
         seed = generator("simulations", job.task, job.num_simulations, job.seed)
         theta, x = task.simulate(job.num_simulations, generator=seed)
-    _seed_everything("training", job.id)
+    fit = get_method(job.method)
+    training = replace(job, method=trained_as(job.method)).id
+    _seed_everything("training", training)
     with watch.measure("training"):
-        fitted = get_method(job.method)(
-            task.prior, theta, x, seed=derive_seed("method", job.id), quick=evaluation.quick
+        fitted = fit(
+            task.prior, theta, x, seed=derive_seed("method", training), quick=evaluation.quick
         )
     if not isinstance(fitted, Fitted):
         raise TypeError(f"Method {job.method!r} returned {type(fitted).__name__}, not a Fitted.")
-    record["training"]["epochs"] = fitted.epochs
+    # numpy's and torch's integers are no JSON.
+    record["training"]["epochs"] = None if fitted.epochs is None else int(fitted.epochs)
     with watch.measure("metrics"):
         _seed_everything("metrics", job.id)
         record["metrics"] = over_simulations(task, fitted, job, evaluation)

@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 from ..tasks import NUM_OBSERVATIONS
-from .published import has_published_reference
+from .published import NUM_PUBLISHED, has_published_reference
 
 __all__ = ["DEFAULT_METRICS", "METRICS", "Evaluation", "Job", "grid"]
 
@@ -32,8 +32,20 @@ METRICS = (
 
 DEFAULT_METRICS = ("nll", "c2st", "leakage", "mode_mass")
 
+# Of tasks and methods: parts of the names of files.
+NAME = re.compile(r"[A-Za-z0-9_.+]+(-[A-Za-z0-9_.+]+)*")
+# What tables can hold.
+LARGEST = 2**63 - 1
 FRESH = re.compile(r"fresh:([1-9]\d*)")
-NUM_PUBLISHED = 10_000
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raise ``ValueError`` for a name that could not be part of a record's file name."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{kind} name {name!r} must consist of letters, digits, _, ., + and single hyphens "
+            "between them."
+        )
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,14 @@ class Job:
     seed: int
 
     def __post_init__(self) -> None:
+        for kind in ("task", "method"):
+            check_name(kind, getattr(self, kind))
         for name, least in (("num_simulations", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+            if value > LARGEST:
+                raise ValueError(f"{name} must be at most {LARGEST}, got {value}.")
 
     @property
     def id(self) -> str:

@@ -89,13 +89,23 @@ def _rejects(fitted: Fitted) -> bool:
 
 
 class _AllDraws:
-    """A posterior with the draws and the density that leak."""
+    """A posterior with the draws and the density that leak, as far as it has such."""
 
     def __init__(self, fitted: Fitted) -> None:
-        draws = partial(fitted.posterior.sample_batched, reject_outside_prior=False)
-        # Where it does not reject, sbi keeps a graph: 400,000 draws of ten parameters took 24 GB.
-        self.sample_batched = torch.no_grad()(draws)
+        posterior = fitted.posterior
+        if _rejects(fitted):
+            # Without rejection sbi keeps a graph: 400,000 draws of ten parameters took 24 GB.
+            all_draws = partial(posterior.sample_batched, reject_outside_prior=False)
+            self.sample_batched = torch.no_grad()(all_draws)
+        else:
+            one_by_one = partial(_one_by_one, posterior)
+            self.sample_batched = getattr(posterior, "sample_batched", one_by_one)
         self.potential = lambda theta, x: _log_prob(fitted, theta, x.expand(len(theta), *x.shape))
+
+
+def _one_by_one(posterior: Any, shape: tuple[int], x: Tensor, **_: Any) -> Tensor:
+    """Return draws (*shape, n, d) of a posterior that takes one of n data at a time."""
+    return torch.stack([posterior.sample(shape, x=row) for row in x.split(1)], dim=1)
 
 
 @torch.no_grad()
@@ -103,7 +113,13 @@ def _log_prob(fitted: Fitted, theta: Tensor, x: Tensor) -> Tensor:
     """Return log densities in float64; x has as many rows as theta."""
     assert fitted.log_prob is not None
     pairs = zip(theta.split(CHUNK), x.split(CHUNK), strict=True)
-    return torch.cat([fitted.log_prob(a, b).double() for a, b in pairs])
+    values = [fitted.log_prob(a, b).double() for a, b in pairs]
+    if sum(map(len, map(torch.atleast_1d, values))) != len(theta) or values[0].ndim != 1:
+        raise ValueError(
+            f"log_prob(theta, x) with theta of shape {tuple(theta[:CHUNK].shape)} gave shape "
+            f"{tuple(values[0].shape)}, not ({len(theta[:CHUNK])},)."
+        )
+    return torch.cat(values)
 
 
 def over_simulations(
@@ -140,7 +156,7 @@ def over_simulations(
 
 def _coverage(fitted: Fitted, theta: Tensor, x: Tensor, *, draws: int) -> dict[str, Any]:
     # Like the NLL that of the density: to reject, at the worst of all x, could take forever.
-    posterior: Any = _AllDraws(fitted) if _rejects(fitted) else fitted.posterior
+    posterior: Any = _AllDraws(fitted)
     result = coverage(posterior, theta, x, draws=draws)
     return {
         "coverage_levels": result.levels.tolist(),

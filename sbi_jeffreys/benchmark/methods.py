@@ -7,7 +7,6 @@ sbi's with its defaults.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -23,12 +22,12 @@ from torch.distributions import Distribution
 from ..flows import flow_nn
 from ..trainer import JeffreysNPE
 from ..utils.quiet import quiet, silent
+from .jobs import check_name
 
-__all__ = ["Fit", "Fitted", "get_method", "list_methods", "register"]
+__all__ = ["Fit", "Fitted", "get_method", "list_methods", "register", "trained_as"]
 
 NUM_MEMBERS = 5
 QUICK_EPOCHS = 2
-NAME = re.compile(r"[A-Za-z0-9_.+]+(-[A-Za-z0-9_.+]+)*")
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,17 @@ class Fit(Protocol):
 
 
 _METHODS: dict[str, Fit] = {}
+_TRAINED_AS: dict[str, str] = {}
 
 
-def register(name: str, fit: Fit) -> None:
+def register(name: str, fit: Fit, *, trained_as: str | None = None) -> None:
     """Add a method, or replace the one of that name.
 
     Args:
         name: Name of letters, digits, ``_``, ``.``, ``+`` and single hyphens between them.
         fit: The method.
+        trained_as: Name of the method whose seeds it trains with, where only what is made of the
+            training differs; ``None`` for seeds of its own.
 
     Raises:
         ValueError: If the name could not be part of a record's file name.
@@ -93,14 +95,11 @@ def register(name: str, fit: Fit) -> None:
         ValueError: method name 'two--hyphens' must consist of letters, digits, _, ., + and single \
 hyphens between them.
     """
-    if not NAME.fullmatch(name):
-        raise ValueError(
-            f"method name {name!r} must consist of letters, digits, _, ., + and single hyphens "
-            "between them."
-        )
+    check_name("method", name)
     if not callable(fit):
         raise TypeError(f"method {name!r} must be a function, got {type(fit).__name__}.")
     _METHODS[name] = fit
+    _TRAINED_AS[name] = name if trained_as is None else trained_as
 
 
 def list_methods() -> tuple[str, ...]:
@@ -125,6 +124,11 @@ def get_method(name: str) -> Fit:
         f"unknown method {name!r}, known are {', '.join(list_methods())}{hint or '.'} Others come "
         "from --plugin FILE."
     )
+
+
+def trained_as(name: str) -> str:
+    """Return the name of the method whose seeds a method of :func:`list_methods` trains with."""
+    return _TRAINED_AS[name]
 
 
 def _train(trainer: Any, theta: Tensor, x: Tensor, quick: bool, **kwargs: Any) -> Any:
@@ -238,7 +242,7 @@ def _vector_field(build: Callable[..., Any]) -> Fit:
 
 
 register("jeffreys", _direct(_jeffreys()))
-register("jeffreys_flow", _direct(_jeffreys(), flow_alone=True))
+register("jeffreys_flow", _direct(_jeffreys(), flow_alone=True), trained_as="jeffreys")
 register("jeffreys_fixed", _direct(_jeffreys(objective="fixed")))
 register("ml", _direct(_jeffreys(objective="ml")))
 register("ml_ensemble", _direct(_jeffreys(objective="ml"), NUM_MEMBERS))

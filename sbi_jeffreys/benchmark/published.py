@@ -27,6 +27,7 @@ from ..tasks import NUM_OBSERVATIONS, get_task
 
 __all__ = [
     "CACHE_VARIABLE",
+    "NUM_PUBLISHED",
     "cache_folder",
     "fetch",
     "has_published_reference",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 CACHE_VARIABLE = "SBI_JEFFREYS_CACHE"
+NUM_PUBLISHED = 10_000
 VERSION = "1.1.0"
 SHA256 = "12ecc6b4d327b92f9225f08faa6405e4274fb8e75943d86a53157d1b1bcfaf74"
 
@@ -139,11 +141,15 @@ def published_reference_posterior(
             f"`sbi-jeffreys data fetch`, without a network `sbi-jeffreys data fetch --wheel FILE` "
             f"with sbibm's wheel {VERSION}; where they are elsewhere, set {CACHE_VARIABLE}."
         )
-    samples = torch.from_numpy(pd.read_csv(path).to_numpy()).float()
-    if samples.shape[1] != task.dim_theta:
+    remedy = f"remove {folder} and fetch again"
+    try:
+        samples = torch.from_numpy(pd.read_csv(path).to_numpy()).float()
+    except (EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}.") from None
+    if samples.shape != (NUM_PUBLISHED, task.dim_theta):
         raise ValueError(
-            f"{path} has {samples.shape[1]} columns, but {task_name} has {task.dim_theta} "
-            f"parameters; remove {folder} and fetch again."
+            f"{path} has {len(samples)} rows of {samples.shape[1]} columns, not {NUM_PUBLISHED} of "
+            f"{task.dim_theta}: {remedy}."
         )
     return samples
 

@@ -6,11 +6,9 @@ evaluation that a folder's records share stands in ``config.json`` beside them.
 ``docs/benchmark.md`` has the schema.
 """
 
-import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from .jobs import Evaluation, Job
 __all__ = [
     "SCHEMA",
     "RecordError",
-    "lock_folder",
     "read_record",
     "record_path",
     "remove_stale",
@@ -69,28 +66,6 @@ def remove_stale(folder: Path) -> None:
         for path in place.glob(f"{TEMPORARY}*"):
             if _TEMPORARY.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the lock ends with the process, however that ends.
-
-    Raises:
-        ValueError: If another run is at work there.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows: nobody is kept out.
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another run is writing to {folder}; wait for it, or choose another --out."
-            ) from None
-        yield
 
 
 def shared_config(folder: Path, evaluation: Evaluation, *, command: str | None = None) -> None:

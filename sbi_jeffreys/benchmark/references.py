@@ -2,10 +2,13 @@
 
 Reference samples depend on task and observation alone (for new observations also on the seed that
 made them), so they are drawn once and kept in a folder. Without the folder they are drawn again:
-same samples, more time.
+same samples, more time. They are kept for these data and this code of the task: where either has
+changed since, they are drawn anew.
 """
 
 import contextlib
+import hashlib
+import inspect
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._version import __version__
 from ..tasks import Task
 from ..utils.files import atomic_write
 from ..utils.seeding import derive_seed
@@ -73,7 +77,8 @@ def reference_samples(
     n = evaluation.num_samples
     if evaluation.reference == "published":
         return published_reference_posterior(task.name, observation.number)[:n]
-    path = folder / f"{'--'.join(map(str, observation.key))}--n{n}.npy" if folder else None
+    key = "--".join(map(str, observation.key))
+    path = folder / f"{key}--n{n}--{_origin(task, observation.x)}.npy" if folder else None
     if path is not None:
         # What cannot be read, or was cut off by a full disk, is drawn again.
         with contextlib.suppress(OSError, ValueError, EOFError):
@@ -89,3 +94,14 @@ def reference_samples(
             with atomic_write(path) as temporary:
                 np.save(temporary, samples.numpy())
     return samples
+
+
+def _origin(task: Task, x: Tensor) -> str:
+    """Return a digest of what samples come from: data, the version, and the code of the task."""
+    digest = hashlib.sha256(__version__.encode())
+    digest.update(x.numpy().tobytes())
+    for kind in type(task).__mro__[:-1]:
+        # Code that was typed in, or came to this worker as text, has no file to look at.
+        with contextlib.suppress(OSError, TypeError):
+            digest.update(inspect.getsource(kind).encode())
+    return digest.hexdigest()[:12]

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..tasks import get_task
+from ..tasks import get_task, list_tasks
+from ..utils.files import locked
 from .backends import Outcome, Work, run_here, run_on_dask, run_processes
 from .evaluate import failed_record, run_job
 from .jobs import Evaluation, Job, grid
@@ -20,7 +21,6 @@ from .progress import Progress
 from .published import published_reference_posterior
 from .records import (
     RecordError,
-    lock_folder,
     read_record,
     record_path,
     remove_stale,
@@ -92,11 +92,11 @@ def run_benchmark(
         load_plugin(plugin)
     cells = grid(tasks, methods, budgets, seeds)
     _check(cells, evaluation, jobs, backend, scheduler)
+    # A method may change the working directory.
+    out = out.resolve()
     (out / "records").mkdir(parents=True, exist_ok=True)
-    work = partial(
-        _work, evaluation=evaluation, references=(out / "reference").resolve(), plugins=loaded
-    )
-    with lock_folder(out):
+    work = partial(_work, evaluation=evaluation, references=out / "reference", plugins=loaded)
+    with locked(out / ".lock", out):
         remove_stale(out)
         shared_config(out, evaluation, command=command)
         state = {job: _existing(out, job, evaluation) for job in cells}
@@ -149,8 +149,14 @@ def _check(
 
 
 def _check_task(name: str, evaluation: Evaluation) -> None:
-    """Raise for a task that is unknown, or lacks the fixed observations that are asked for."""
-    task = get_task(name)
+    """Raise for a task that is unknown, fails, or lacks the fixed observations asked for."""
+    known = name in list_tasks()
+    try:
+        task = get_task(name)
+    except Exception as error:
+        if not known:
+            raise
+        raise ValueError(f"task {name!r} fails: {type(error).__name__}: {error}") from error
     if evaluation.fresh:
         return
     try:

@@ -1,5 +1,6 @@
 """A table of runs in a CSV file, which a later call completes instead of repeating."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pandas as pd
 from joblib import Parallel, delayed
 
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, locked
+from ..utils.signals import ends_like_ctrl_c
 
 __all__ = ["complete"]
 
@@ -31,16 +33,31 @@ def complete(
         show: Takes every new row.
 
     Raises:
-        SystemExit: If the file lacks one of these columns.
+        SystemExit: If the file is no such table, or another call is writing it.
     """
-    done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=key)
-    if missing := set(key).difference(done.columns):
-        raise SystemExit(
-            f"{path} has no column {sorted(missing)}: it was written by an earlier version. "
-            "Choose another --out."
-        )
-    have = set(done[key].itertuples(index=False, name=None))
     path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path.with_name(f".{path.name}.lock"), path))
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+        stack.enter_context(ends_like_ctrl_c())
+        done = _completed(path, key, jobs, run, num_processes, show)
+    asked = set(jobs)
+    return done[[each in asked for each in done[key].itertuples(index=False, name=None)]]
+
+
+def _completed(
+    path: Path,
+    key: list[str],
+    jobs: Sequence[tuple],
+    run: Callable[..., dict[str, Any]],
+    num_processes: int,
+    show: Callable[[dict[str, Any]], None],
+) -> pd.DataFrame:
+    """Return all rows of the file, those of these runs among them."""
+    done = _read(path, key)
+    have = set(done[key].itertuples(index=False, name=None))
     runs = Parallel(n_jobs=num_processes, return_as="generator_unordered")(
         delayed(run)(*job) for job in jobs if job not in have
     )
@@ -50,5 +67,19 @@ def complete(
         with atomic_write(path) as temporary:
             done.to_csv(temporary, index=False)
         show(row)
-    asked = set(jobs)
-    return done[[each in asked for each in done[key].itertuples(index=False, name=None)]]
+    return done
+
+
+def _read(path: Path, key: list[str]) -> pd.DataFrame:
+    if not path.exists():
+        return pd.DataFrame(columns=key)
+    try:
+        done = pd.read_csv(path)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{path} is no table ({error}). Choose another --out.") from None
+    if missing := set(key).difference(done.columns):
+        raise SystemExit(
+            f"{path} has no column {sorted(missing)}: it was written by an earlier version. "
+            "Choose another --out."
+        )
+    return done

@@ -25,6 +25,16 @@ def slow(prior, theta, x, *, seed, quick=False):
     return prior_only(prior, theta, x, seed=seed, quick=quick)
 
 
+def long(prior, theta, x, *, seed, quick=False):
+    (Path(os.environ["TEST_WORKERS"]) / str(os.getpid())).touch()
+    time.sleep(120.0)
+
+
+def elsewhere(prior, theta, x, *, seed, quick=False):
+    os.chdir("/")
+    return prior_only(prior, theta, x, seed=seed, quick=quick)
+
+
 def broken(prior, theta, x, *, seed, quick=False):
     raise RuntimeError("out of luck")
 
@@ -47,6 +57,8 @@ def killer_once(prior, theta, x, *, seed, quick=False):
 
 register("test_prior", prior_only)
 register("test_slow", slow)
+register("test_long", long)
+register("test_elsewhere", elsewhere)
 register("test_broken", broken)
 register("test_killer", killer)
 register("test_killer_once", killer_once)

@@ -95,6 +95,7 @@ def test_file_and_flags_that_override_it(asked, tmp_path):
 MISUSE = {
     "nothing": ([], "needs --tasks, --methods, --budgets, --out"),
     "seeds": ([*NEEDED, "--seeds", "a:b"], "not a number or a range like 0:5: 'a:b'"),
+    "endless range": ([*NEEDED, "--seeds", "0:9999999999999"], "more than 100000 numbers in '0:9"),
     "empty range": ([*NEEDED, "--seeds", "5:0"], "no numbers from 0 up in '5:0'"),
     "observation": ([*NEEDED, "--observations", "first"], "neither official nor fresh:N"),
     "metric": ([*NEEDED, "--metrics", "beauty"], "unknown metrics ['beauty'], known are nll"),

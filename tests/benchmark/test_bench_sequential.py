@@ -58,7 +58,8 @@ def test_the_first_round_is_the_same_for_all_methods(monkeypatch):
 
     class Trainer:
         def __init__(self, prior, **kwargs):
-            pass
+            # As sbi's do.
+            prior.sample((len(seen) + 1,))
 
         def append_simulations(self, theta, x, proposal=None):
             seen.append((theta, x, proposal))

@@ -54,6 +54,7 @@ def wheel(built, monkeypatch):
 def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv(published.CACHE_VARIABLE, str(folder))
+    monkeypatch.setattr(published, "NUM_PUBLISHED", ROWS)
     return folder
 
 
@@ -91,6 +92,19 @@ def test_samples_are_those_of_task_and_observation(task, wheel, cache):
     samples = published_reference_posterior(task, 10)
     source = published.FOLDERS.get(task, task)
     assert torch.equal(samples, torch.full((ROWS, get_task(task).dim_theta), value(source, 10)))
+
+
+@pytest.mark.parametrize("damage", ["cut off", "a row too few"])
+def test_damaged_samples_are_refused(damage, wheel, cache):
+    folder = fetch(wheel=wheel)
+    path = folder / "slcp" / "num_observation_2" / published.SAMPLES
+    if damage == "cut off":
+        path.write_bytes(path.read_bytes()[:-20])
+    else:
+        pd.read_csv(path).iloc[1:].to_csv(path, index=False, compression="bz2")
+    with pytest.raises(ValueError, match="fetch again"):
+        published_reference_posterior("slcp", 2)
+    published_reference_posterior("slcp", 3)
 
 
 def test_cache_without_the_variable(monkeypatch, tmp_path):

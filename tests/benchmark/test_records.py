@@ -11,7 +11,6 @@ from sbi_jeffreys.benchmark.evaluate import failed_record
 from sbi_jeffreys.benchmark.jobs import Evaluation, Job
 from sbi_jeffreys.benchmark.records import (
     RecordError,
-    lock_folder,
     read_record,
     record_path,
     remove_stale,
@@ -156,13 +155,6 @@ def test_unusable_config_is_an_error(text, tmp_path):
     (tmp_path / "records" / "one.json").touch()
     with pytest.raises(ValueError, match=r"config\.json cannot be used"):
         shared_config(tmp_path, EVALUATION)
-
-
-def test_two_runs_do_not_share_a_folder(tmp_path):
-    with lock_folder(tmp_path), pytest.raises(ValueError, match="another run"):
-        lock_folder(tmp_path).__enter__()
-    with lock_folder(tmp_path):
-        pass
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,59 @@ def test_killed_run_goes_on(tmp_path):
     assert not list(out.rglob(".tmp-*"))
 
 
+def test_workers_end_with_a_run_that_is_told_to(tmp_path):
+    code = "import test_runner; test_runner.run_beside_each_other()"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment |= {"TEST_OUT": str(tmp_path), "TEST_WORKERS": str(tmp_path / "workers")}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    workers, deadline = tmp_path / "workers", time.monotonic() + 120
+    workers.mkdir()
+    while len(list(workers.iterdir())) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    # As Python ends by Ctrl-C.
+    assert process.wait(timeout=60) == -signal.SIGINT
+    # They would sleep for much longer.
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, workers.iterdir())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(worker):
+    try:
+        os.kill(int(worker.name), 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def run_beside_each_other():
+    run(Path(os.environ["TEST_OUT"]), "test_long", jobs=2)
+
+
+def test_a_method_that_changes_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(Path("here"), "test_elsewhere").failed == ()
+    assert len(records(tmp_path / "here")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "message"),
+    [
+        ("a/b", TASKS["two_moons"], "task name 'a/b' must consist of letters"),
+        ("half", lambda: 1 / 0, "task 'half' fails: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_tasks_that_will_not_do(name, task, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, name, task)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "test_prior", tasks=[name])
+    assert not (tmp_path / "records").exists()
+
+
 def run_slowly():
     run(Path(os.environ["TEST_OUT"]), "test_slow")
 

@@ -272,6 +272,11 @@ def with_other_structure(path, content):
     rewrite(path, without_arguments)
 
 
+def without_structure(path, content):
+    path.write_bytes(content)
+    rewrite(path, lambda metadata: {k: v for k, v in metadata.items() if k != "structure"})
+
+
 BAD_FILES = {
     "other weights": (with_other_bytes, ValueError, "is damaged"),
     "other structure": (with_other_structure, ValueError, "is damaged"),
@@ -288,6 +293,11 @@ BAD_FILES = {
     ),
     "another's safetensors": (
         lambda path, _: save_file({"a": torch.zeros(1)}, path),
+        ValueError,
+        r"not one that sbi_jeffreys.save\(\) wrote",
+    ),
+    "without a structure": (
+        without_structure,
         ValueError,
         r"not one that sbi_jeffreys.save\(\) wrote",
     ),
