@@ -17,7 +17,9 @@ __all__ = ["WALL", "Base"]
 _ROWS, _TRIES = 100, 3
 WALL = 10.0
 """Nats by which the soft base falls, outside of its support, below its density at a typical
-parameter: enough to push a flow back, not so much that one leaked sample outweighs a batch."""
+parameter: enough to push a flow back, not so much that one leaked sample outweighs a batch. Farther
+out than parameters are from their mean it falls on, like a Gaussian: of a level that never ends a
+flow that leaks would find more than of the support, and stay there."""
 
 
 class Base:
@@ -27,6 +29,10 @@ class Base:
         prior: Prior distribution; ``None`` and sbi's ``ImproperEmpirical`` (which stands for no
             prior and cannot be sampled) are replaced by a Gaussian of twice the scale of theta.
         theta: Parameters of the training simulations, shape (n, d).
+
+    Attributes:
+        units: Their means and standard deviations, shape (2, d), in which what lies outside of the
+            support is measured.
     """
 
     def __init__(self, prior: Distribution | None, theta: Tensor) -> None:
@@ -38,6 +44,8 @@ class Base:
         some = self._with_density(theta[within_support(prior, theta)][:_ROWS])
         self.anchor = some[:1]
         self.floor = prior.log_prob(some).median() - WALL
+        scale = spread(theta) if len(theta) > 1 else torch.ones_like(theta[0])
+        self.units = torch.stack((theta.mean(dim=0), scale))
 
     def _with_density(self, theta: Tensor) -> Tensor:
         """Return those of these parameters (n, d), or else of the prior's, that have a density.
@@ -55,14 +63,16 @@ class Base:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Base":
         """Return a copy that shares the prior: it is the user's, and some cannot be copied."""
         other = copy.copy(self)
-        other.anchor, other.floor = self.anchor.clone(), self.floor.clone()
+        for name in ("anchor", "floor", "units"):
+            setattr(other, name, getattr(self, name).clone())
         return other
 
     def to(self, device: torch.device | str) -> "Base":
         """Move the base to a device."""
         if torch.device(device) != self.anchor.device:
             self.distribution = moved(self.distribution, device)
-        self.anchor, self.floor = self.anchor.to(device), self.floor.to(device)
+        for name in ("anchor", "floor", "units"):
+            setattr(self, name, getattr(self, name).to(device))
         return self
 
     def sample(self, num: int) -> Tensor:
@@ -75,8 +85,11 @@ class Base:
         return self._log_prob(theta, torch.full_like(self.floor, -torch.inf))
 
     def log_prob_soft(self, theta: Tensor) -> Tensor:
-        """Return :math:`\\log b`, with a finite floor in place of minus infinity."""
-        return self._log_prob(theta, self.floor)
+        """Return :math:`\\log b`, with a finite floor in place of minus infinity, and its slope."""
+        center, scale = self.units
+        # The squared distance of a parameter from the mean is d in the mean.
+        far = ((theta - center) / scale).square().sum(dim=-1) - theta.shape[-1]
+        return self._log_prob(theta, (self.floor - 0.5 * far.clamp_min(0.0)).flatten())
 
     def _log_prob(self, theta: Tensor, outside: Tensor) -> Tensor:
         # Some of sbi's distributions take (n, d) only.

@@ -57,8 +57,23 @@ def test_the_first_parameter_is_the_anchor_if_it_can_be():
 def test_where_the_support_has_no_density_the_soft_base_is_at_its_floor():
     """As of the upper bound of a uniform: minus infinity there would end a training."""
     base, bound = Base(BOX, BOX.sample((10,))), torch.tensor([[1.0, 2.0]])
-    assert torch.equal(base.log_prob_soft(bound), base.floor.reshape(1))
+    assert base.floor - WALL < base.log_prob_soft(bound).item() <= base.floor
     assert base.log_prob(bound).tolist() == [-math.inf]
+
+
+def test_beyond_the_floor_the_soft_base_falls_like_a_gaussian():
+    """What lies outside of the support has little mass in all, however far out one looks."""
+    theta = BOX.sample((1000,))
+    base = Base(BOX, theta)
+    # One of the parameters varies less than the other, and both lie outside of their bounds.
+    for direction in (torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])):
+        distances = torch.tensor([10.0, 20.0, 40.0]).unsqueeze(-1)
+        there = theta.mean(dim=0) + theta.std(dim=0) * distances * direction
+        expected = base.floor - 0.5 * (distances[:, 0].square() - 2)
+        torch.testing.assert_close(base.log_prob_soft(there), expected)
+    # In shapes that are no rows as well.
+    there = there.reshape(3, 1, 2)
+    assert torch.equal(base.log_prob_soft(there)[:, 0], base.log_prob_soft(there[:, 0]))
 
 
 def test_copies_share_the_prior():
@@ -66,4 +81,5 @@ def test_copies_share_the_prior():
     base = Base(BOX, BOX.sample((10,)))
     other = copy.deepcopy(base)
     assert other.distribution is base.distribution
-    assert other.anchor is not base.anchor
+    for name in ("anchor", "floor", "units"):
+        assert getattr(other, name) is not getattr(base, name)

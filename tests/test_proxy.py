@@ -67,7 +67,7 @@ def test_base_outside_of_the_prior(prior):
     assert (base.log_prob(outside) == -math.inf).all()
     soft = base.log_prob_soft(mixed)
     assert soft.isfinite().all()
-    assert (soft[1] == base.floor).all()
+    assert (soft[1] <= base.floor).all()
     # Well below what is typical inside.
     assert (soft[1] < soft[0].median() - 1).all()
     assert base.log_prob(mixed)[0].isfinite().all()
@@ -79,7 +79,7 @@ def test_base_moves_with_its_distribution(prior):
     base = Base(copy.deepcopy(prior), prior.sample((50,)))
     assert base.to("cpu").sample(3).device.type == "cpu"
     assert base.to("meta").sample(3).device.type == "meta"
-    assert base.anchor.device.type == base.floor.device.type == "meta"
+    assert {t.device.type for t in (base.anchor, base.floor, base.units)} == {"meta"}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

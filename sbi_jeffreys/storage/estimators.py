@@ -97,6 +97,7 @@ def describe_estimator(
         structure["base"] = describe_distribution(proxy.base.distribution, "base", tensors)
         tensors["base_anchor"] = proxy.base.anchor
         tensors["base_floor"] = proxy.base.floor
+        tensors["base_units"] = proxy.base.units
         if estimator.stack is not None:
             structure["stack"] = [member.common for member in estimator.stack.others]
     return tensors | probes_of(estimator), structure
@@ -245,9 +246,12 @@ def _join(
         # The levels of the data, which are not there any more.
         build_proxy = partial(build_proxy, **_sizes_of_likelihood(tensors, "proxy.network"))
     distribution = rebuild_distribution(structure["base"], "base", tensors, prior)
-    # All that a base keeps of the training data; in older files the floor follows from the anchor.
+    # All that a base keeps of the training data; in older files the floor follows from the anchor,
+    # and has no slope.
     base = Base(distribution, tensors["base_anchor"])
     base.floor = tensors.get("base_floor", base.floor)
+    base.units = tensors.get("base_units", torch.full_like(base.units, torch.inf))
+    base.units[0].nan_to_num_(posinf=0.0)
     estimator = JeffreysEstimator(flow, theta, x, base=base, build_proxy=build_proxy)
     if forms := structure.get("stack"):
         others = []
