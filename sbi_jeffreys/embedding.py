@@ -19,6 +19,8 @@ __all__ = [
     "embedding_owner",
     "evaluating",
     "is_learnt",
+    "put_to_rest",
+    "rests",
     "without_embedding",
     "zuko_log_prob",
     "zuko_sample_with_log_prob",
@@ -171,3 +173,19 @@ def _shallow_copy(module: nn.Module) -> Any:
 def is_learnt(embedding: nn.Module) -> bool:
     """Return whether an embedding is still to be learnt: nothing is worth fitting to it yet."""
     return any(parameter.requires_grad for parameter in embedding.parameters())
+
+
+def rests(flow: ConditionalDensityEstimator) -> bool:
+    """Return whether a flow has an embedding with weights that are learnt no more."""
+    owner = embedding_owner(flow)
+    network = None if owner is None else owner.get_submodule("_embedding_net")
+    return (
+        network is not None and any(True for _ in network.parameters()) and not is_learnt(network)
+    )
+
+
+def put_to_rest(flow: ConditionalDensityEstimator) -> None:
+    """Let a flow's embedding stay as it is."""
+    owner = embedding_owner(flow)
+    assert owner is not None
+    owner.get_submodule("_embedding_net").requires_grad_(False).eval()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..base import Base
+from ..embedding import put_to_rest, rests
 from ..estimator import JeffreysEstimator
 from ..flows import DEFAULT_FLOW, FlowBuilder, flow_nn
 from ..layers.autoregressive import accelerate
@@ -85,6 +86,7 @@ def describe_estimator(
         **Selection.of(estimator)._asdict(),
         "input_shape": list(estimator.input_shape),
         "condition_shape": list(estimator.condition_shape),
+        "embedding_rests": joint and rests(estimator.flow),
         "proxy": None,
         "base": None,
         "stack": None,
@@ -146,6 +148,8 @@ def rebuild_estimator(
         theta = torch.rand(_DUMMY_ROWS, *structure["input_shape"])
         x = torch.randn(_DUMMY_ROWS, *structure["condition_shape"])
         estimator = builder(theta, x)
+        if structure.get("embedding_rests"):
+            put_to_rest(estimator)
         if structure["joint"]:
             estimator = _join(estimator, theta, x, structure, tensors, build_proxy, prior)
     prefix = "estimator."

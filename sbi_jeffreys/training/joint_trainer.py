@@ -30,6 +30,7 @@ from ..utils.checks import check_atomic, check_weights
 from ..utils.seeding import forked, generator_states
 from ..utils.warn import warn
 from .batches import Data, LoaderData, ones
+from .embedding_first import LearntEmbedding, learn_embedding
 from .first_steps import default_rates
 from .held_out import center_partition
 from .likelihood_form import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
@@ -51,6 +52,7 @@ _OF_A_CALL = (
     "_rows",
     "_rows_fitted",
     "_screened",
+    "_embedding",
 )
 # Simulations at which a user's proxy is tried.
 _ROWS_TO_TRY = 6
@@ -94,8 +96,12 @@ class JointTrainer(NPE_C):
     # Number of simulations by which columns of x were last chosen.
     _screened = 0
     _simple_start = False
+    # Whether the flow is new and starts as its builder left it.
+    _starts_anyhow = False
     # First round and number of the simulations to which the default proxy was last fitted.
     _rows_fitted = (0, 0)
+    # What the embedding beside a flow of sbi's has learnt before the joint training.
+    _embedding: LearntEmbedding | None = None
     # Rates, of flow and proxy, that have once been found too high.
     _too_high = (float("inf"), float("inf"))
 
@@ -127,6 +133,9 @@ class JointTrainer(NPE_C):
 
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
         """Build flow and proxy in the place of sbi's flow."""
+        if self._embedding is not None and retrain_from_scratch:
+            self._embedding.release(self._neural_net.flow)
+            self._embedding = None
         self._build(retrain_from_scratch, start_idx, self._build_proxy, self._spec)
 
     def _build(
@@ -149,7 +158,10 @@ class JointTrainer(NPE_C):
             walls = None if self._outside_prior(start_idx) else self._prior
             self._build_neural_net = flow_builder(DEFAULT_FLOW, walls)
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
+        if fresh and self._embedding is not None:
+            self._embedding.put_to_rest(self._neural_net)
         self._simple_start = fresh and starts_in_closed_form(self._neural_net)
+        self._starts_anyhow = fresh and not self._simple_start
         if fresh and spec["proxy"] == "likelihood":
             self._rows_fitted = JointTrainer._rows_fitted
         if fresh:
@@ -180,10 +192,7 @@ class JointTrainer(NPE_C):
         self, start_idx: int, build_proxy: ProxyBuilder, spec: dict[str, Any]
     ) -> JeffreysEstimator:
         """Return the flow that sbi has built, joined with a proxy."""
-        theta, x, _ = self.get_simulations(start_idx)
-        # All of theta, but no more x than the scale of the proxy's input needs.
-        x = x[self.train_indices[:ROWS_FOR_SCALE]].cpu()
-        theta = theta[self.train_indices].cpu()
+        theta, x = self._rows_for_scale(start_idx)
         flow = self._neural_net
         accelerate(flow)
         # The flow alone can be saved, too.
@@ -203,6 +212,12 @@ class JointTrainer(NPE_C):
                 context = estimator.embed(x[few])
             check_network(getattr(network, "network", network), theta[few], context)
         return estimator
+
+    def _rows_for_scale(self, start_idx: int) -> tuple[Tensor, Tensor]:
+        """Return all of theta, but no more x than the scale of the proxy's input needs."""
+        theta, x, _ = self.get_simulations(start_idx)
+        x = x[self.train_indices[:ROWS_FOR_SCALE]]
+        return theta[self.train_indices].cpu(), x.cpu()
 
     def _outside_prior(self, start_idx: int) -> bool:
         """Whether parameters to train on or to validate lie outside of the prior's support."""
@@ -229,6 +244,8 @@ class JointTrainer(NPE_C):
         if self._begins_first_round:
             # It is looked at anew.
             self._too_high = JointTrainer._too_high
+        if self._learns_embedding_first(call):
+            self._learn_embedding(call)
         training = self._begin(call, self._choose_form(call))
         self._training = training
         try:
@@ -250,6 +267,28 @@ class JointTrainer(NPE_C):
         with forked(self._device):
             center_partition(training.estimator, call.data, call.held_out, self._device)
         return training.estimator
+
+    def _learns_embedding_first(self, call: _Call) -> bool:
+        """Whether there is an embedding to be learnt beside a flow that starts anyhow."""
+        estimator, first = self._neural_net, self._round == 0 and not call.config.resume_training
+        joint = estimator.proxy is not None
+        return estimator.learns_embedding and joint and first and self._starts_anyhow
+
+    def _learn_embedding(self, call: _Call) -> None:
+        """Learn the embedding, and build flow and proxy anew upon it."""
+        most = call.config.max_num_epochs
+        with tqdm(disable=not self._show_progress_bars, desc="Embedding", unit="epoch") as bar:
+            self._embedding = learn_embedding(
+                self._neural_net.flow,
+                self._rows_for_scale(0),
+                call.data,
+                call.held_out,
+                self._settings_for(call.config),
+                call.kernel,
+                lambda _: bar.update(),
+                max_num_epochs=most,
+            )
+        self._build(True, 0, self._build_proxy, self._spec)
 
     def _check_kernel(self, call: _Call) -> None:
         """Refuse a calibration kernel whose weights no training can use."""
@@ -331,11 +370,8 @@ class JointTrainer(NPE_C):
         finally:
             self._neural_net, self._training = kept.estimator, kept
 
-    def _prepare(self, call: _Call, fitted: Sequence[Likelihood]) -> Training:
-        """Return the training to run: a new one, or the last one to resume."""
-        estimator, config = self._neural_net, call.config
-        estimator.to(self._device)
-        settings = Settings(
+    def _settings_for(self, config: TrainConfig) -> Settings:
+        return Settings(
             training_batch_size=config.training_batch_size,
             learning_rate=config.learning_rate,
             stop_after_epochs=config.stop_after_epochs,
@@ -343,6 +379,12 @@ class JointTrainer(NPE_C):
             device=self._device,
             **self._settings,
         )
+
+    def _prepare(self, call: _Call, fitted: Sequence[Likelihood]) -> Training:
+        """Return the training to run: a new one, or the last one to resume."""
+        estimator, config = self._neural_net, call.config
+        estimator.to(self._device)
+        settings = self._settings_for(config)
         if all(map(le, self._too_high, (settings.learning_rate, settings.proxy_learning_rate))):
             # One that is resumed keeps its rates, and one that begins has been warned of.
             if not (config.resume_training or self._begins_first_round):
