@@ -61,8 +61,8 @@ _FORMAT = "sbi_jeffreys.posterior"
 # network has is the number of its weights. Since 3.9 the pool may hear a stack of likelihoods;
 # before, the proxy's own alone. Since 3.10 the default flow may fill in missing values of x.
 # Since 3.11 the likelihood may be one of levels, and the flow see statistics of it. Since 3.12 it
-# is held how far training data reach. Since 3.13 the floor of the proxy's base has a slope, in units
-# that are held, and an embedding may have been put to rest.
+# is held how far training data reach. Since 3.13 the floor of the proxy's base has a slope, in
+# units that are held, and an embedding may have been put to rest.
 _FORMAT_VERSION = (3, 13)
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator

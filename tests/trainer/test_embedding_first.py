@@ -130,7 +130,11 @@ def test_others_learn_it_while_they_train(builder, kwargs, simulations):
     trainer = make(embedding, builder, **kwargs)
     estimator = trainer.append_simulations(*simulations).train(max_num_epochs=2)
     assert estimator.learns_embedding
+    before = weights(estimator.flow)
+    trainer.append_simulations(*simulations).train(max_num_epochs=1, force_first_round_loss=True)
     assert trainer._embedding is None
+    assert trainer._neural_net is estimator
+    assert not torch.equal(weights(estimator.flow), before)
 
 
 def test_an_error_before_the_first_step_leaves_a_trainer_that_can_train(simulations, monkeypatch):
