@@ -165,7 +165,8 @@ class Repeated:
         if self._recording is not None:
             self._recording.replay()
             return self._copies()
-        if self._before is None:
+        if self._before is None or torch.is_anomaly_enabled():
+            # What anomaly detection asks of gradients no recording has.
             return self._function()
         self._before -= 1
         if self._before >= 0:

@@ -201,7 +201,9 @@ class StepGraphs:
         return self._looks[name][0]()
 
     def _before(self, device: torch.device) -> int | None:
-        before = _BEFORE.get(device.type) if _RECORDS.get() else None
+        # Who looks for NaN wants to see each operation.
+        records = _RECORDS.get() and not torch.is_anomaly_enabled()
+        before = _BEFORE.get(device.type) if records else None
         return before if before is None or not self.soon else min(before, _SOON)
 
     def _try_to_record(self, key: Any, steps: "JointSteps", batch: Batch, *, whole: bool) -> None:

@@ -340,6 +340,13 @@ def test_networks_of_others_are_not_recorded_on_a_cpu(net, known, used):
     assert bool(used) == known
 
 
+def test_who_looks_for_anomalies_sees_each_operation(used, monkeypatch):
+    # The mode itself makes each of them a hundred times as slow.
+    monkeypatch.setattr(torch, "is_anomaly_enabled", lambda: True)
+    train()
+    assert not used
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_recording_that_fails_leaves_nothing(error, made, monkeypatch):
     """Errors leave steps that are not recorded; Ctrl-C is the user's."""
