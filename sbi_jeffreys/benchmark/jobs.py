@@ -15,7 +15,7 @@ from typing import Any
 from ..tasks import NUM_OBSERVATIONS
 from .published import NUM_PUBLISHED, has_published_reference
 
-__all__ = ["DEFAULT_METRICS", "METRICS", "Evaluation", "Job", "grid"]
+__all__ = ["DEFAULT_METRICS", "METRICS", "Evaluation", "Job", "check_name", "grid"]
 
 METRICS = (
     "nll",
@@ -58,8 +58,6 @@ class Job:
     seed: int
 
     def __post_init__(self) -> None:
-        for kind in ("task", "method"):
-            check_name(kind, getattr(self, kind))
         for name, least in (("num_simulations", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -14,7 +14,7 @@ from ..tasks import get_task, list_tasks
 from ..utils.files import locked
 from .backends import Outcome, Work, run_here, run_on_dask, run_processes
 from .evaluate import failed_record, run_job
-from .jobs import Evaluation, Job, grid
+from .jobs import Evaluation, Job, check_name, grid
 from .methods import get_method
 from .plugins import Plugin, load_plugin, read_plugin
 from .progress import Progress
@@ -150,6 +150,7 @@ def _check(
 
 def _check_task(name: str, evaluation: Evaluation) -> None:
     """Raise for a task that is unknown, fails, or lacks the fixed observations asked for."""
+    check_name("task", name)
     known = name in list_tasks()
     try:
         task = get_task(name)

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from sbi.neural_nets import posterior_nn
 from torch import nn
 from trainers import PRIOR, make
 
@@ -76,7 +75,7 @@ def test_it_is_chosen_once(data, monkeypatch):
         ({"proxy": proxy_nn("likelihood")}, {}),
         ({"objective": "ml"}, {}),
         ({}, {"calibration_kernel": lambda x: torch.ones(len(x))}),
-        ({"density_estimator": posterior_nn("zuko_maf", embedding_net=nn.Linear(2, 2))}, {}),
+        ({"density_estimator": flow_nn(PRIOR, embedding_net=nn.Linear(2, 2))}, {}),
     ],
     ids=["mlp", "builder", "ml", "kernel", "learnt embedding"],
 )
