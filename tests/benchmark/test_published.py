@@ -47,6 +47,7 @@ def built(tmp_path_factory):
 @pytest.fixture
 def wheel(built, monkeypatch):
     monkeypatch.setattr(published, "SHA256", hashlib.sha256(built.read_bytes()).hexdigest())
+    monkeypatch.setattr(published, "NUM_PUBLISHED", ROWS)
     return built
 
 
@@ -54,7 +55,6 @@ def wheel(built, monkeypatch):
 def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv(published.CACHE_VARIABLE, str(folder))
-    monkeypatch.setattr(published, "NUM_PUBLISHED", ROWS)
     return folder
 
 
