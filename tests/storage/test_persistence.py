@@ -116,7 +116,11 @@ def test_a_file_holds_the_floor_of_the_base(tmp_path):
     floor -= 1.0
     save(original, tmp_path / "posterior")
     loaded = load(tmp_path / "posterior")
-    assert torch.equal(loaded.posterior_estimator.proxy.base.floor, floor)
+    base, before = (p.posterior_estimator.proxy.base for p in (loaded, original))
+    assert torch.equal(base.floor, floor)
+    assert torch.equal(base.units, before.units)
+    far = torch.full((1, before.units.shape[1]), 100.0)
+    assert torch.equal(base.log_prob_soft(far), before.log_prob_soft(far))
 
 
 def test_round_trip_of_the_flow_alone(tmp_path):
@@ -333,6 +337,19 @@ def test_older_files_do_not_say_how_far_training_data_reach(saved, tmp_path):
     loaded = load(path)
     assert loaded.posterior_estimator.reach.isnan().all()
     loaded.sample((2,), x=1e3 * torch.ones(1, 3), show_progress_bars=False)
+
+
+def test_in_older_files_the_floor_of_the_base_has_no_slope(saved, tmp_path):
+    path = tmp_path / "posterior"
+    path.write_bytes(saved)
+    with safe_open(path, "pt") as file:
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        metadata = {k: v for k, v in file.metadata().items() if k != "sha256"}
+    del tensors["base_units"]
+    save_file(tensors, path, metadata | {"format_version": "3.12"})
+    base = load(path).posterior_estimator.proxy.base
+    far = torch.full((1, base.units.shape[1]), 100.0)
+    assert base.log_prob_soft(far).tolist() == [base.floor.item()]
 
 
 def test_older_files_of_other_flows_are_read(tmp_path):
