@@ -8,6 +8,7 @@ from typing_extensions import Self
 
 from .embedding import (
     embedded,
+    embedding_of,
     embedding_owner,
     evaluating,
     is_learnt,
@@ -58,8 +59,8 @@ class EmbeddedFlow(ConditionalDensityEstimator):
     @property
     def learns_embedding(self) -> bool:
         """Whether the embedding has parameters to train."""
-        owner = embedding_owner(self.flow)
-        return owner is not None and is_learnt(owner.get_submodule("_embedding_net"))
+        network = embedding_of(self.flow)
+        return network is not None and is_learnt(network)
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; an embedding that is not learnt stays in the latter.
@@ -68,9 +69,9 @@ class EmbeddedFlow(ConditionalDensityEstimator):
         batch would make another x of it, and running statistics would be the user's no more.
         """
         super().train(mode)
-        owner = embedding_owner(self.flow)
-        if owner is not None and not self.learns_embedding:
-            owner.get_submodule("_embedding_net").eval()
+        network = embedding_of(self.flow)
+        if network is not None and not is_learnt(network):
+            network.eval()
         return self
 
     @property
@@ -97,9 +98,9 @@ class EmbeddedFlow(ConditionalDensityEstimator):
             z-scored entries of x otherwise.
         """
         x = self._in_own_type(x)
-        owner = embedding_owner(self.flow)
-        if owner is not None:
-            return embedded(owner.get_submodule("_embedding_net"), x)
+        network = embedding_of(self.flow)
+        if network is not None:
+            return embedded(network, x)
         return (x.flatten(1) - self._x_mean) / self._x_std
 
     def widen_reach(self, x: Tensor) -> None:

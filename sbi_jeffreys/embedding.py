@@ -16,6 +16,7 @@ from .utils.quasi_random import quasi_normal
 __all__ = [
     "SeesSums",
     "embedded",
+    "embedding_of",
     "embedding_owner",
     "evaluating",
     "is_learnt",
@@ -145,6 +146,12 @@ def embedding_owner(flow: ConditionalDensityEstimator) -> nn.Module | None:
     return None
 
 
+def embedding_of(flow: ConditionalDensityEstimator) -> nn.Module | None:
+    """Return a flow's embedding, sbi's z-scoring included, if it has one."""
+    owner = embedding_owner(flow)
+    return None if owner is None else owner.get_submodule("_embedding_net")
+
+
 def without_embedding(
     flow: ConditionalDensityEstimator, condition_shape: torch.Size
 ) -> ConditionalDensityEstimator:
@@ -177,15 +184,12 @@ def is_learnt(embedding: nn.Module) -> bool:
 
 def rests(flow: ConditionalDensityEstimator) -> bool:
     """Return whether a flow has an embedding with weights that are learnt no more."""
-    owner = embedding_owner(flow)
-    network = None if owner is None else owner.get_submodule("_embedding_net")
-    return (
-        network is not None and any(True for _ in network.parameters()) and not is_learnt(network)
-    )
+    network = embedding_of(flow)
+    return network is not None and bool([*network.parameters()]) and not is_learnt(network)
 
 
 def put_to_rest(flow: ConditionalDensityEstimator) -> None:
     """Let a flow's embedding stay as it is."""
-    owner = embedding_owner(flow)
-    assert owner is not None
-    owner.get_submodule("_embedding_net").requires_grad_(False).eval()
+    network = embedding_of(flow)
+    assert network is not None
+    network.requires_grad_(False).eval()

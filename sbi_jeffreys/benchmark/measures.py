@@ -113,12 +113,15 @@ def _log_prob(fitted: Fitted, theta: Tensor, x: Tensor) -> Tensor:
     """Return log densities in float64; x has as many rows as theta."""
     assert fitted.log_prob is not None
     pairs = zip(theta.split(CHUNK), x.split(CHUNK), strict=True)
-    values = [fitted.log_prob(a, b).double() for a, b in pairs]
-    if sum(map(len, map(torch.atleast_1d, values))) != len(theta) or values[0].ndim != 1:
-        raise ValueError(
-            f"log_prob(theta, x) with theta of shape {tuple(theta[:CHUNK].shape)} gave shape "
-            f"{tuple(values[0].shape)}, not ({len(theta[:CHUNK])},)."
-        )
+    values = []
+    for some, their_x in pairs:
+        value = fitted.log_prob(some, their_x).double()
+        if value.shape != (len(some),):
+            raise ValueError(
+                f"log_prob(theta, x) with theta of shape {tuple(some.shape)} gave shape "
+                f"{tuple(value.shape)}, not ({len(some)},)."
+            )
+        values.append(value)
     return torch.cat(values)
 
 

@@ -1,7 +1,7 @@
 """A table of runs in a CSV file, which a later call completes instead of repeating."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,38 +36,31 @@ def complete(
         SystemExit: If the file is no such table, or another call is writing it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path), ends_like_ctrl_c():
+        done = _read(path, key)
+        have = set(done[key].itertuples(index=False, name=None))
+        runs = Parallel(n_jobs=num_processes, return_as="generator_unordered")(
+            delayed(run)(*job) for job in jobs if job not in have
+        )
+        for row in runs:
+            added = pd.DataFrame([row])
+            done = added if done.empty else pd.concat([done, added], ignore_index=True)
+            with atomic_write(path) as temporary:
+                done.to_csv(temporary, index=False)
+            show(row)
+    asked = set(jobs)
+    return done[[each in asked for each in done[key].itertuples(index=False, name=None)]]
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Keep other calls out of a file."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(path.with_name(f".{path.name}.lock"), path))
         except ValueError as error:
             raise SystemExit(str(error)) from None
-        stack.enter_context(ends_like_ctrl_c())
-        done = _completed(path, key, jobs, run, num_processes, show)
-    asked = set(jobs)
-    return done[[each in asked for each in done[key].itertuples(index=False, name=None)]]
-
-
-def _completed(
-    path: Path,
-    key: list[str],
-    jobs: Sequence[tuple],
-    run: Callable[..., dict[str, Any]],
-    num_processes: int,
-    show: Callable[[dict[str, Any]], None],
-) -> pd.DataFrame:
-    """Return all rows of the file, those of these runs among them."""
-    done = _read(path, key)
-    have = set(done[key].itertuples(index=False, name=None))
-    runs = Parallel(n_jobs=num_processes, return_as="generator_unordered")(
-        delayed(run)(*job) for job in jobs if job not in have
-    )
-    for row in runs:
-        added = pd.DataFrame([row])
-        done = added if done.empty else pd.concat([done, added], ignore_index=True)
-        with atomic_write(path) as temporary:
-            done.to_csv(temporary, index=False)
-        show(row)
-    return done
+        yield
 
 
 def _read(path: Path, key: list[str]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..draws import Draws
 from ..duals import FixedWeights
-from ..embedding import embedding_owner, put_to_rest
+from ..embedding import embedding_of, put_to_rest
 from ..estimator import JeffreysEstimator
 from ..optim.weights import copy_of_weights
 from .batches import Data, LoaderData
@@ -85,6 +85,6 @@ def learn_embedding(
 
 
 def _embedding_of(flow: ConditionalDensityEstimator) -> nn.Module:
-    owner = embedding_owner(flow)
-    assert owner is not None
-    return owner.get_submodule("_embedding_net")
+    network = embedding_of(flow)
+    assert network is not None
+    return network

@@ -325,15 +325,20 @@ def test_files_that_do_not_say_what_was_saved_are_read(saved, tmp_path):
     assert isinstance(load(path), DirectPosterior)
 
 
-def test_older_files_do_not_say_how_far_training_data_reach(saved, tmp_path):
-    path = tmp_path / "posterior"
-    path.write_bytes(saved)
+def make_older(path, missing, version):
+    """Write a file of an older format, which lacks a tensor."""
     with safe_open(path, "pt") as file:
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         metadata = {k: v for k, v in file.metadata().items() if k != "sha256"}
-    del tensors["reach"]
+    del tensors[missing]
+    save_file(tensors, path, metadata | {"format_version": version})
+
+
+def test_older_files_do_not_say_how_far_training_data_reach(saved, tmp_path):
+    path = tmp_path / "posterior"
+    path.write_bytes(saved)
     assert load(path).posterior_estimator.reach.isfinite().all()
-    save_file(tensors, path, metadata | {"format_version": "3.11"})
+    make_older(path, "reach", "3.11")
     loaded = load(path)
     assert loaded.posterior_estimator.reach.isnan().all()
     loaded.sample((2,), x=1e3 * torch.ones(1, 3), show_progress_bars=False)
@@ -342,11 +347,7 @@ def test_older_files_do_not_say_how_far_training_data_reach(saved, tmp_path):
 def test_in_older_files_the_floor_of_the_base_has_no_slope(saved, tmp_path):
     path = tmp_path / "posterior"
     path.write_bytes(saved)
-    with safe_open(path, "pt") as file:
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        metadata = {k: v for k, v in file.metadata().items() if k != "sha256"}
-    del tensors["base_units"]
-    save_file(tensors, path, metadata | {"format_version": "3.12"})
+    make_older(path, "base_units", "3.12")
     base = load(path).posterior_estimator.proxy.base
     far = torch.full((1, base.units.shape[1]), 100.0)
     assert base.log_prob_soft(far).tolist() == [base.floor.item()]
