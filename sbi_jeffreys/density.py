@@ -44,6 +44,7 @@ from .training.run import run_epochs
 from .training.steps import Settings
 from .training.training import Training
 from .utils.checks import check_counts, check_not_negative, check_positive, check_seed
+from .utils.precision import without_autocast
 from .utils.seeding import forked, seeded
 
 __all__ = ["DRAWS", "STEPS_PER_EPOCH", "TEST_KEYS", "JeffreysDensity", "density_dual"]
@@ -159,6 +160,7 @@ class JeffreysDensity:
         self._log_partition: float | None = None
         self._summary: dict[str, list[Any]] = {}
 
+    @without_autocast()
     def fit(
         self,
         samples: Tensor,
@@ -374,6 +376,7 @@ class JeffreysDensity:
         return self._log_partition
 
     @torch.no_grad()
+    @without_autocast()
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the flow's log density, shape (n,), nats, for points of shape (n, d)."""
         estimator = self._fitted
@@ -381,12 +384,14 @@ class JeffreysDensity:
         return estimator.log_prob_embedded(x.unsqueeze(0), x[:, :0])[0]
 
     @torch.no_grad()
+    @without_autocast()
     def proxy_log_prob(self, x: Tensor) -> Tensor:
         """Return the proxy's log density, normalised by :attr:`log_partition`, as `log_prob`."""
         x = check_points("x", x, dim=int(self._fitted.input_shape[0]))
         _ = self.proxy
         return log_unnormalized(self._fitted, x) - self.log_partition
 
+    @without_autocast()
     def sample(self, num: int) -> Tensor:
         """Return samples of the flow, shape (num, d), from torch's global generator."""
         check_counts(1, num=num)

@@ -7,7 +7,7 @@ hear the likelihoods in ``.stack``. Training looks at flow and proxy through the
 is computed once per x and shared (:mod:`sbi_jeffreys.embedded_flow`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from .proxy import EnergyProxy, FromLinear, ProxyBuilder
 from .selection.missing import Filled
 from .selection.screening import Columns
 from .selection.seen import Selection
+from .utils.precision import without_autocast
 from .utils.warn import warn
 
 __all__ = ["FLOW_ALONE", "ROWS_FOR_SCALE", "JeffreysEstimator", "Pooling"]
@@ -177,6 +178,7 @@ class JeffreysEstimator(EmbeddedFlow):
             "A pool of flow and proxy is no mixture of Gaussians: pass the flow, estimator.flow."
         )
 
+    @without_autocast()
     def inverse_transform(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return parameters as points of the flow's base, where the flow stands alone; as in sbi.
 
@@ -191,6 +193,7 @@ class JeffreysEstimator(EmbeddedFlow):
             )
         return self.flow.inverse_transform(input, condition)
 
+    @without_autocast()
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return the log density, shape (S, B) for theta (S, B, d) or (B, d) and x (B, *event).
 
@@ -223,6 +226,7 @@ class JeffreysEstimator(EmbeddedFlow):
             return pool.log_prob(self, rows, self.embed(condition)).reshape(-1, num)
         return pool.log_prob(self, theta, self.embed(condition))
 
+    @without_autocast()
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return the negative log density, shape (B,), for theta (B, d), x (B, *event).
 
@@ -233,6 +237,7 @@ class JeffreysEstimator(EmbeddedFlow):
             return self.flow.loss(own(input), own(condition), **kwargs)
         return -self.log_prob(input.unsqueeze(0), condition)[0]
 
+    @without_autocast()
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return samples, shape (*sample_shape, B, d), for x (B, *event).
 
@@ -276,15 +281,22 @@ class JeffreysEstimator(EmbeddedFlow):
                     "too far from the training data for its number type. Check the units of x."
                 )
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        """Load weights, of which those of a stack that is not there are unexpected."""
-        # Torch takes a module that is None for one that may have been removed.
-        unexpected = args[3]
-        if self.stack is None:
-            unexpected += [key for key in state_dict if key.startswith(f"{prefix}stack.")]
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights as torch does.
+
+        Raises:
+            RuntimeError: As torch does; also if one of the two has a stack and the other has none.
+        """
+        theirs = [key for key in state_dict if key.startswith("stack.")]
+        if strict and bool(theirs) != (self.stack is not None):
+            raise RuntimeError(
+                "Of these weights and this estimator only one knows of likelihoods that the pool "
+                "hears (.stack), which a training chooses: take a trained posterior elsewhere with "
+                "sbi_jeffreys.save and sbi_jeffreys.load."
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "JeffreysEstimator":
         super()._apply(fn, recurse)

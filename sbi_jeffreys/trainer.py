@@ -49,6 +49,7 @@ from .utils.checks import (
     check_seed,
     check_training,
 )
+from .utils.precision import without_autocast
 from .utils.seeding import aside, generator_states, of_round, seeded
 
 __all__ = ["JeffreysNPE"]
@@ -321,7 +322,7 @@ class JeffreysNPE(JointTrainer):
             held_out = check_held_out(
                 validation_data, self._prior, self._event_shape, with_invalid=kept
             )
-        with self._seeded(resume_training), self._unchanged_unless_begun():
+        with without_autocast(), self._seeded(resume_training), self._unchanged_unless_begun():
             if not resume_training:
                 self._validation_data = held_out
             elif held_out is not None:

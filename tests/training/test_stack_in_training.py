@@ -119,13 +119,18 @@ def test_the_critic_judges_the_proxys_own_likelihood():
 
 
 @pytest.mark.usefixtures("always")
-def test_weights_of_a_stack_are_refused_where_there_is_none():
+def test_weights_of_another_stack_are_refused():
     _, estimator = trained()
     weights = estimator.state_dict()
     estimator.load_state_dict(weights)
-    estimator.stack = None
-    with pytest.raises(RuntimeError, match="stack"):
+    stack, estimator.stack = estimator.stack, None
+    without = estimator.state_dict()
+    with pytest.raises(RuntimeError, match=r"only one knows of likelihoods.*save and .*load"):
         estimator.load_state_dict(weights)
+    estimator.load_state_dict(weights, strict=False)
+    estimator.stack = stack
+    with pytest.raises(RuntimeError, match=r"only one knows of likelihoods.*save and .*load"):
+        estimator.load_state_dict(without)
 
 
 @pytest.mark.usefixtures("always")
