@@ -1,14 +1,14 @@
 """What sbi's trainer calls: an estimator is built, trained, once more if need be, and pickled."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import le
 from typing import Any
 
 import torch
-from sbi.inference.trainers._contracts import LossArgs, LossArgsNPE, TrainConfig
+from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from sbi.inference.trainers.npe.npe_c import NPE_C
 from sbi.utils import RestrictedPrior
 from torch import Tensor
@@ -17,22 +17,21 @@ from tqdm.auto import tqdm
 from ..base import Base
 from ..draws import Draws
 from ..duals import Weighting, is_maximum_likelihood
-from ..embedding import evaluating
 from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from ..flows import DEFAULT_FLOW, flow_builder, starts_in_closed_form
 from ..inputs.priors import proper
 from ..inputs.simulations import fraction_outside_prior
-from ..layers.autoregressive import accelerate
 from ..likelihood.base import Likelihood
-from ..proxy import ProxyBuilder, check_network, proxy_builder
-from ..selection.seen import missed
-from ..utils.checks import check_atomic, check_weights
+from ..proxy import ProxyBuilder, proxy_builder
+from ..utils.checks import check_atomic
 from ..utils.seeding import forked, generator_states
 from ..utils.warn import warn
-from .batches import Data, LoaderData, ones
+from .batches import ones
+from .call import Call
 from .embedding_first import LearntEmbedding, learn_embedding
 from .first_steps import default_rates
 from .held_out import center_partition
+from .joining import join, warn_of_columns
 from .likelihood_form import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
 from .record import report_epoch, report_run
 from .run import begin, run
@@ -54,21 +53,6 @@ _OF_A_CALL = (
     "_screened",
     "_embedding",
 )
-# Simulations at which a user's proxy is tried.
-_ROWS_TO_TRY = 6
-# Simulations, to train on and held out, whose weights are looked at.
-_ROWS_TO_WEIGH = 10_000
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of ``train``: what is trained on, what is held out, and how."""
-
-    data: Data | LoaderData
-    held_out: Data | LoaderData
-    config: TrainConfig
-    kernel: Callable[[Tensor], Tensor]
-    force_first_round_loss: bool
 
 
 class JointTrainer(NPE_C):
@@ -169,49 +153,26 @@ class JointTrainer(NPE_C):
         else:
             _, x, _ = self.get_simulations(start_idx)
             self._neural_net.widen_reach(x[self.train_indices[:ROWS_FOR_SCALE]])
-        self._warn_of_columns(start_idx, fresh=fresh)
+        self._look_at_columns(start_idx, fresh=fresh)
 
-    def _warn_of_columns(self, start_idx: int, *, fresh: bool) -> None:
-        """Say so where new simulations tell of columns of x that the flow was built without."""
+    def _look_at_columns(self, start_idx: int, *, fresh: bool) -> None:
+        """Warn where new simulations tell of columns of x that the flow was built without."""
         _, num = self._rows
         more, self._screened = num > self._screened, num
-        if fresh or not more or not self._default_flow:
-            return
-        theta, x, _ = self.get_simulations(start_idx)
-        columns = missed(self._neural_net, theta, x, self.train_indices)
-        if columns:
-            # What sbi asks for where simulations of the first round are trained on again.
-            first = "" if self._round else ", force_first_round_loss=True"
-            warn(
-                f"Columns {columns} of x say something of theta in the simulations that are there "
-                "now, and the flow was built without them from earlier ones. To have it look at "
-                f"them, train(retrain_from_scratch=True{first})."
-            )
+        if more and not fresh and self._default_flow:
+            theta, x, _ = self.get_simulations(start_idx)
+            rows, later = self.train_indices, self._round > 0
+            warn_of_columns(self._neural_net, theta, x, rows, later_round=later)
 
     def _with_proxy(
         self, start_idx: int, build_proxy: ProxyBuilder, spec: dict[str, Any]
     ) -> JeffreysEstimator:
         """Return the flow that sbi has built, joined with a proxy."""
         theta, x = self._rows_for_scale(start_idx)
-        flow = self._neural_net
-        accelerate(flow)
-        # The flow alone can be saved, too.
-        flow.spec = {"density_estimator": spec["density_estimator"]}
-        with_proxy = not is_maximum_likelihood(self._weighting)
-        estimator = JeffreysEstimator(
-            flow,
-            theta,
-            x,
-            base=Base(self._prior, theta.to(self._device)).to("cpu") if with_proxy else None,
-            build_proxy=build_proxy,
-        )
-        estimator.spec = dict(spec)
-        if estimator.proxy is not None and spec["proxy"] is None:
-            network, few = estimator.proxy.network, slice(_ROWS_TO_TRY)
-            with torch.no_grad(), evaluating(estimator.flow):
-                context = estimator.embed(x[few])
-            check_network(getattr(network, "network", network), theta[few], context)
-        return estimator
+        base = None
+        if not is_maximum_likelihood(self._weighting):
+            base = Base(self._prior, theta.to(self._device)).to("cpu")
+        return join(self._neural_net, theta, x, base, build_proxy, spec)
 
     def _rows_for_scale(self, start_idx: int) -> tuple[Tensor, Tensor]:
         """Return all of theta, but no more x than the scale of the proxy's input needs."""
@@ -235,11 +196,8 @@ class JointTrainer(NPE_C):
         summarization_kwargs: dict[str, Any] | None = None,
     ) -> JeffreysEstimator:
         """Run the joint training in place of sbi's loop; once more if its proxy is doubtful."""
-        assert isinstance(loss_args, LossArgsNPE)
-        kernel, first = loss_args.calibration_kernel, loss_args.force_first_round_loss
-        assert kernel is not None
-        call = _Call(train_loader, val_loader, train_config, kernel, first)
-        self._check_kernel(call)
+        call = Call.of(train_loader, val_loader, train_config, loss_args)
+        call.check_kernel(self._device)
         recorded = len(self._summary["training_loss"])
         if self._begins_first_round:
             # It is looked at anew.
@@ -268,13 +226,13 @@ class JointTrainer(NPE_C):
             center_partition(training.estimator, call.data, call.held_out, self._device)
         return training.estimator
 
-    def _learns_embedding_first(self, call: _Call) -> bool:
+    def _learns_embedding_first(self, call: Call) -> bool:
         """Whether there is an embedding to be learnt beside a flow that starts anyhow."""
         estimator, first = self._neural_net, self._round == 0 and not call.config.resume_training
         joint = estimator.proxy is not None
         return estimator.learns_embedding and joint and first and self._starts_anyhow
 
-    def _learn_embedding(self, call: _Call) -> None:
+    def _learn_embedding(self, call: Call) -> None:
         """Learn the embedding, and build flow and proxy anew upon it."""
         most = call.config.max_num_epochs
         with tqdm(disable=not self._show_progress_bars, desc="Embedding", unit="epoch") as bar:
@@ -290,21 +248,12 @@ class JointTrainer(NPE_C):
             )
         self._build(True, 0, self._build_proxy, self._spec)
 
-    def _check_kernel(self, call: _Call) -> None:
-        """Refuse a calibration kernel whose weights no training can use."""
-        if call.kernel is ones:
-            return
-        with forked(self._device):
-            for where, rows in (("to train on", call.data), ("that are held out", call.held_out)):
-                _, x = rows.head(_ROWS_TO_WEIGH, self._device)
-                check_weights(call.kernel(x), where, all_zero=len(x) == _ROWS_TO_WEIGH)
-
     @property
     def _begins_first_round(self) -> bool:
         """Whether a first few steps can tell what learning rates do."""
         return self._simple_start and self._round == 0
 
-    def _begin(self, call: _Call, fitted: Sequence[Likelihood] = ()) -> Training:
+    def _begin(self, call: Call, fitted: Sequence[Likelihood] = ()) -> Training:
         """Return the training to run, new or resumed, after a first look at held-out data."""
         training = self._prepare(call, fitted)
         asked, most = training.settings, call.config.max_num_epochs
@@ -312,14 +261,14 @@ class JointTrainer(NPE_C):
             self._too_high = (asked.learning_rate, asked.proxy_learning_rate)
         return training
 
-    def _run(self, training: Training, call: _Call) -> None:
+    def _run(self, training: Training, call: Call) -> None:
         """Train to the end, in sight of the user."""
         most = call.config.max_num_epochs
         with tqdm(disable=not self._show_progress_bars, desc="JeffreysNPE", unit="epoch") as bar:
             after_epoch = partial(report_epoch, self._summary, self._tracker, bar)
             run(training, call.data, call.held_out, after_epoch, max_num_epochs=most)
 
-    def _choose_form(self, call: _Call) -> list[Likelihood]:
+    def _choose_form(self, call: Call) -> list[Likelihood]:
         """Give the default likelihood the form that held-out data prefer, where there is new data.
 
         Pairs are what it needs, wherever their theta come from, and the form that is best for the
@@ -333,7 +282,7 @@ class JointTrainer(NPE_C):
         new = self._rows != self._rows_fitted and not call.config.resume_training
         # In a space that is still to be learnt no form is better than another; and a form that is
         # better for all x alike may not be so for those that a kernel chooses.
-        plain = call.kernel is ones and not estimator.learns_embedding
+        plain = not (call.weighs or estimator.learns_embedding)
         if not (default and new and plain):
             return []
         self._rows_fitted = self._rows
@@ -342,13 +291,13 @@ class JointTrainer(NPE_C):
         levels = self._settings.get("levels", Settings.levels)
         return take_fittest_form(estimator.to("cpu"), rows, judges, levels=levels)
 
-    def _doubts_proxy(self, training: Training, call: _Call) -> bool:
+    def _doubts_proxy(self, training: Training, call: Call) -> bool:
         """Whether the default proxy was trained to the end, and held-out rows speak against it."""
         ended = training.converged and not (training.diverged or call.config.resume_training)
         # Of an unpickled trainer, what built its flow may be gone.
         ended &= self._build_neural_net is not None
         # Otherwise the critic would have to know of weights, proposals or a moving embedding.
-        plain = training.from_prior and training.kernel is ones and training.patience.trials
+        plain = training.from_prior and not call.weighs and training.patience.trials
         plain &= self._spec["proxy"] == "likelihood" and not training.estimator.learns_embedding
         if not (ended and plain):
             return False
@@ -358,7 +307,7 @@ class JointTrainer(NPE_C):
             estimator, *rows, self._device
         )
 
-    def _try_pairs(self, first: Training, call: _Call) -> None:
+    def _try_pairs(self, first: Training, call: Call) -> None:
         """Train once more, with a proxy of pairs; keep of the two what held-out data prefer."""
         kept = first
         try:
@@ -380,7 +329,7 @@ class JointTrainer(NPE_C):
             **self._settings,
         )
 
-    def _prepare(self, call: _Call, fitted: Sequence[Likelihood]) -> Training:
+    def _prepare(self, call: Call, fitted: Sequence[Likelihood]) -> Training:
         """Return the training to run: a new one, or the last one to resume."""
         estimator, config = self._neural_net, call.config
         estimator.to(self._device)
