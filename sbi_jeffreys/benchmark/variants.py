@@ -136,6 +136,7 @@ VARIANTS: dict[str, Callable[[Distribution], tuple]] = {
     "fixed weights 1 10 1": _jeffreys(objective=FixedWeights((1.0, 10.0, 1.0))),
     "jeffreys, proxy mlp": _jeffreys(proxy="mlp"),
     "jeffreys, each Gaussian on its own": _jeffreys(proxy=proxy_nn("likelihood")),
+    "jeffreys, all units bend alike": _jeffreys(settings={"sharpness": False}),
     "jeffreys, one Gaussian": _jeffreys(proxy=proxy_nn("likelihood", num_components=1)),
     "jeffreys, three Gaussians": _jeffreys(proxy=proxy_nn("likelihood", num_components=3)),
     "jeffreys, no pairs of the proxy's own": _jeffreys(draws=Draws(simulated=0.0)),

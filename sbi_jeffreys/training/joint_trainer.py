@@ -288,8 +288,9 @@ class JointTrainer(NPE_C):
         self._rows_fitted = self._rows
         rows = call.data.head(ROWS_TO_FIT, "cpu")
         judges = call.held_out.head(ROWS_TO_JUDGE, "cpu")
-        levels = self._settings.get("levels", Settings.levels)
-        return take_fittest_form(estimator.to("cpu"), rows, judges, levels=levels)
+        settings = self._settings_for(call.config)
+        choices = {"levels": settings.levels, "sharpness": settings.sharpness}
+        return take_fittest_form(estimator.to("cpu"), rows, judges, **choices)
 
     def _doubts_proxy(self, training: Training, call: Call) -> bool:
         """Whether the default proxy was trained to the end, and held-out rows speak against it."""

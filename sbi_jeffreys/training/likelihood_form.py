@@ -16,7 +16,12 @@ ROWS_TO_FIT, ROWS_TO_JUDGE = 5000, 2000
 
 
 def take_fittest_form(
-    estimator: JeffreysEstimator, rows: Rows, held_out: Rows, *, levels: bool = True
+    estimator: JeffreysEstimator,
+    rows: Rows,
+    held_out: Rows,
+    *,
+    levels: bool = True,
+    sharpness: bool = True,
 ) -> list[Likelihood]:
     """Give the proxy of an estimator, on the CPU, the form that held-out rows prefer.
 
@@ -25,6 +30,7 @@ def take_fittest_form(
         rows: Parameters (n, d) and data (n, *event) to fit.
         held_out: Such to judge by.
         levels: Whether to try a likelihood of levels, where data come in few of these.
+        sharpness: Whether units may learn how sharply they bend.
 
     Returns:
         The likelihoods of all forms, as they were fitted.
@@ -38,6 +44,7 @@ def take_fittest_form(
         theta, x = (each[:most] for each in rows)
         network = estimator.new_network(theta, x, proxy.base, proxy_nn(common=common))
         assert isinstance(network, Likelihood)
+        network.of_theta.sharpness.requires_grad_(sharpness)
         return network
 
     estimator.eval()

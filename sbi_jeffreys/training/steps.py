@@ -59,10 +59,11 @@ class Settings:
     stops improving; ``trials`` is whether a lower price of D2 is tried before a run ends
     (:mod:`sbi_jeffreys.training.patience`). ``stack`` lets the pool hear likelihoods beside the
     proxy's own (:mod:`sbi_jeffreys.likelihood.stacking`). ``levels`` is whether a likelihood of
-    levels is tried (:mod:`sbi_jeffreys.likelihood.discrete`). ``muon`` trains matrices of the flow
-    by :class:`~sbi_jeffreys.optim.muon.Muon`; maximum likelihood, which has no proxy to follow,
-    overfits sooner with it and stays with Adam, whose decoupled ``weight_decay`` is there to
-    compare with.
+    levels is tried (:mod:`sbi_jeffreys.likelihood.discrete`), ``sharpness`` whether units of
+    likelihoods learn how sharply they bend (:mod:`sbi_jeffreys.likelihood.network`). ``muon``
+    trains matrices of the flow by :class:`~sbi_jeffreys.optim.muon.Muon`; maximum likelihood, which
+    has no proxy to follow, overfits sooner with it and stays with Adam, whose decoupled
+    ``weight_decay`` is there to compare with.
     """
 
     training_batch_size: int = 200
@@ -75,6 +76,7 @@ class Settings:
     trials: bool = True
     stack: bool = True
     levels: bool = True
+    sharpness: bool = True
     muon: bool = True
     stop_after_epochs: int = 20
     clip_max_norm: float | None = 5.0

@@ -190,3 +190,13 @@ def test_levels_are_not_tried_if_told_so():
     made = make(seed=3, density_estimator="coupling_nsf")
     made._settings |= {"levels": False}
     assert train(made, counts(400)).likelihood.common < DISCRETE
+
+
+def test_units_bend_alike_if_told_so(data):
+    torch.manual_seed(2)
+    for sharpness in (True, False):
+        made = make(seed=3)
+        made._settings |= {"sharpness": sharpness}
+        estimator = train(made, data, max_num_epochs=1)
+        learnt = estimator.likelihood.of_theta.sharpness.detach().abs().max()
+        assert (learnt > 0) == sharpness
