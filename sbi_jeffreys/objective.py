@@ -149,8 +149,8 @@ def batch_terms(
     log_z = log_partition(found.proxy_samples, found.flow_samples.detach())
     seen = reverse_kl(found.flow_samples, found.proxy_samples, log_z).detach()
     loss = cross_entropy(found.flow_data) if forward_loss is None else forward_loss(theta, x)
-    # In later rounds the flow's samples are weighed for the prior, theta is not.
-    first_round = forward_loss is None
+    # Else the flow's samples would be weighed for the prior, and theta would not.
+    from_prior = base_draws.rows is None
     return BatchTerms(
         forward=(weights * loss).mean(),
         reverse=_reverse_loss(found, reverse_set, weights, limits),
@@ -159,11 +159,11 @@ def batch_terms(
             reverse_set,
             weights,
             base_draws,
-            against_flow=1 / draws.parts if first_round else 0.0,
+            against_flow=1 / draws.parts if from_prior else 0.0,
             of_likelihood=_weight_of_likelihood(estimator.proxy),
         ),
         # Negatives that are no base draws say nothing of Z.
-        gauge=_gauge_loss(found, reverse_set, log_z, with_base=base_draws.rows is None),
+        gauge=_gauge_loss(found, reverse_set, log_z, with_base=from_prior),
         reverse_estimate=(reverse_set.weights * seen).mean(),
     )
 

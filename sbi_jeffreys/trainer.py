@@ -265,7 +265,9 @@ class JeffreysNPE(JointTrainer):
                 count.
             clip_max_norm: Norm at which gradients are clipped, of flow and proxy separately.
             calibration_kernel: As in sbi, one weight for each x or a number; it weighs all
-                divergences. Pairs that the proxy simulates have no x to weigh, and take its mean.
+                divergences. Only ratios of weights count: they are divided by their mean over the
+                simulations that are trained on (the first 10,000). Pairs that the proxy simulates
+                have no x to weigh, and take the mean.
             resume_training: Go on where the last call stopped.
             force_first_round_loss: As in sbi.
             discard_prior_samples: As in sbi.

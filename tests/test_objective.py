@@ -318,6 +318,25 @@ class Fixed(ConditionalDensityEstimator):
         return 0.1 * torch.randn(*sample_shape, len(condition), 2)
 
 
+@pytest.mark.parametrize("hook", [False, True])
+def test_the_proxy_is_ranked_against_the_flow_where_theta_are_from_the_prior(hook, monkeypatch):
+    """With theta of a proposal, whatever the forward loss, both kinds of negatives would differ."""
+    seen = []
+    real = objective._proxy_loss
+
+    def spy(*args, against_flow, **kwargs):
+        seen.append(against_flow)
+        return real(*args, against_flow=against_flow, **kwargs)
+
+    monkeypatch.setattr(objective, "_proxy_loss", spy)
+    problem = Problem()
+    kwargs = {"forward_loss": problem.estimator.flow.loss} if hook else {}
+    problem.terms(**kwargs)
+    problem.base_draws = Negatives(PRIOR.sample((8,)), BATCH + torch.arange(8))
+    problem.terms(**kwargs)
+    assert seen == [1 / Draws().parts, 0.0]
+
+
 @pytest.mark.parametrize("later_round", [False, True])
 def test_gauge_of_a_normalised_proxy_is_zero(later_round):
     """Also when the negatives come from a proposal that is no longer the prior."""

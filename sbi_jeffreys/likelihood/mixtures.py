@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..utils.devices import widest
 from ..utils.logsumexp import logsumexp
 from ..utils.squares import sum_of_squares
 
@@ -85,12 +86,23 @@ def log_prob_of_all(w: Tensor, mixture: Mixture, entries: LowerEntries) -> Tenso
         of_mean = (A @ m.unsqueeze(-1)).neg().flatten(0, -2)
         product = torch.addmm(of_mean, A.flatten(0, -2), w.T).unflatten(0, A.shape[:-1])
         distance = sum_of_squares(product, -2)
+    elif w.shape[-1] == 1:
+        distance = (scale * (m - w.T)).square()
     else:
-        p = scale.square()
-        cross = (p * m.square()).sum(-1, keepdim=True) - 2 * (p * m) @ w.T
-        distance = cross + p @ w.T.square()
+        distance = _distance_by_column(w, m, scale)
     log_norm = mixture.log_scale.sum(-1) + mixture.log_weight
     return logsumexp(log_norm.unsqueeze(-1) - 0.5 * distance, -2)
+
+
+def _distance_by_column(w: Tensor, m: Tensor, scale: Tensor) -> Tensor:
+    """Return the squares of s (w - m), summed over columns, (S, K, B), as products of matrices.
+
+    Sharp data are many units from where they are not: what these squares differ by has few digits.
+    """
+    wide = widest(w.device)
+    p, m, w_t = scale.to(wide).square(), m.to(wide), w.to(wide).T
+    constant = (p * m.square()).sum(-1, keepdim=True)
+    return (constant - 2 * (p * m) @ w_t + p @ w_t.square()).to(w.dtype)
 
 
 def draw_each(mixture: Mixture, entries: LowerEntries) -> Tensor:

@@ -23,10 +23,15 @@ class PerRow:
 
     Args:
         kernel: Function of x (n, *event); what it returns may be a number or of shape (n,).
+        factor: What its weights are multiplied by.
     """
 
-    def __init__(self, kernel: Callable[[Tensor], Any]) -> None:
-        self._kernel = kernel
+    def __init__(self, kernel: Callable[[Tensor], Any], factor: float = 1.0) -> None:
+        self._kernel, self._factor = kernel, factor
+
+    def times(self, factor: float) -> "PerRow":
+        """Return the kernel with weights that are so many times as large."""
+        return PerRow(self._kernel, factor * self._factor)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return weights, shape (n,), of data (n, *event).
@@ -34,7 +39,7 @@ class PerRow:
         Raises:
             ValueError: If the kernel's weights have another shape.
         """
-        weights = torch.as_tensor(self._kernel(x), dtype=x.dtype, device=x.device)
+        weights = self._factor * torch.as_tensor(self._kernel(x), dtype=x.dtype, device=x.device)
         if weights.dim() == 0:
             return weights.expand(len(x))
         if weights.shape != (len(x),):

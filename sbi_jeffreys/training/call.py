@@ -1,16 +1,17 @@
 """One call of ``train``, as sbi's trainer hands it on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from sbi.inference.trainers._contracts import LossArgs, LossArgsNPE, TrainConfig
 from torch import Tensor
 from typing_extensions import Self
 
 from ..utils.checks import check_weights
 from ..utils.seeding import forked
-from .batches import Data, LoaderData, ones
+from .batches import Data, LoaderData, PerRow, ones
 
 __all__ = ["Call"]
 
@@ -41,16 +42,25 @@ class Call:
         """Whether simulations have weights."""
         return self.kernel is not ones
 
-    def check_kernel(self, device: str) -> None:
-        """Refuse a calibration kernel whose weights no training can use.
+    def with_checked_kernel(self, device: str) -> Self:
+        """Return the call with weights whose mean over what is trained on is one.
+
+        Prices, progress and norms are numbers of nats: only ratios of weights may count.
 
         Raises:
-            ValueError: See :func:`sbi_jeffreys.utils.checks.check_weights`.
+            ValueError: If no training can use the weights: see
+                :func:`sbi_jeffreys.utils.checks.check_weights`.
         """
         if not self.weighs:
-            return
+            return self
+        means = []
         rows = (("to train on", self.data), ("that are held out", self.held_out))
         with forked(device):
             for where, each in rows:
                 _, x = each.head(_ROWS_TO_WEIGH, device)
-                check_weights(self.kernel(x), where, all_zero=len(x) == _ROWS_TO_WEIGH)
+                weights = self.kernel(x)
+                check_weights(weights, where, all_zero=len(x) == _ROWS_TO_WEIGH)
+                means.append(weights.to("cpu", torch.float64).mean().item())
+        assert isinstance(self.kernel, PerRow)
+        # All of so many rows may have weights of zero, and others not.
+        return replace(self, kernel=self.kernel.times(1 / (means[0] or 1.0)))

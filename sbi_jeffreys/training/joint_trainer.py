@@ -197,7 +197,7 @@ class JointTrainer(NPE_C):
     ) -> JeffreysEstimator:
         """Run the joint training in place of sbi's loop; once more if its proxy is doubtful."""
         call = Call.of(train_loader, val_loader, train_config, loss_args)
-        call.check_kernel(self._device)
+        call = call.with_checked_kernel(self._device)
         recorded = len(self._summary["training_loss"])
         if self._begins_first_round:
             # It is looked at anew.

@@ -52,6 +52,19 @@ def test_density_is_that_of_torch_up_to_its_constant(c, correlated):
     )
 
 
+@pytest.mark.parametrize("c", [1, 25])
+def test_sharp_data_lose_no_digits(c):
+    """Whitened data are thousands of units wide where noise is a thousandth of their scale."""
+    entries = entries_of(c, correlated=False)
+    w = 3000 * randn(S, c)
+    mixture = Mixture(*(part.float() for part in mixture_of(c, entries)))
+    mixture = mixture._replace(mean=mixture.mean + w.unsqueeze(1))
+    in_pairs = log_prob_of_pairs(w, mixture, entries)
+    # Rounding of such a mean: 1e-4, times a distance of a few, for each column.
+    found = log_prob_of_all(w, mixture, entries).diagonal()
+    torch.testing.assert_close(found, in_pairs, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("correlated", [True, False])
 def test_draws_have_the_moments_of_the_mixture(correlated):
     num, c = 40_000, 2
