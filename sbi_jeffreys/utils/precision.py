@@ -23,6 +23,7 @@ def without_autocast() -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for device in ("cpu", "cuda", "mps"):
-            if torch.is_autocast_enabled(device):
+            # Older versions of torch know fewer devices, and raise an error for others.
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
