@@ -273,9 +273,15 @@ class JeffreysEstimator(EmbeddedFlow):
             )
 
     def _check_within_reach(self, condition: Tensor) -> None:
-        """Raise a ValueError for x (B, *event) that are infinite in units of the training data."""
-        for x, seen in zip(condition, self.embed(condition), strict=True):
-            if x.isfinite().all() and not seen.isfinite().all():
+        """Raise a ValueError for x (B, *event) that no draws can be given for."""
+        for number, (x, seen) in enumerate(zip(condition, self.embed(condition), strict=True)):
+            if not x.isfinite().all():
+                raise ValueError(
+                    f"There are no draws at an x with NaN or inf in it (number {number} of "
+                    f"{len(condition)}): leave it out, or give missing values the code that they "
+                    "have in the simulations."
+                )
+            if not seen.isfinite().all():
                 raise ValueError(
                     f"There are no draws at an x whose largest entry is {x.abs().max():g}: it is "
                     "too far from the training data for its number type. Check the units of x."

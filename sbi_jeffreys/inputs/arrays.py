@@ -13,6 +13,9 @@ __all__ = ["as_float", "as_tensor", "check_resolution"]
 # Rows in which digits that float32 loses are looked for, and the share of a column's standard
 # deviation that rounding may move a value by.
 _ROWS, _LOST = 1000, 1e-3
+# Standard deviations of normal numbers in their median distance from the median; how many of them
+# away rows count.
+_OF_NORMAL, _NEAR = 1.4826, 30.0
 # Types all of whose values float32 holds.
 _HELD = (
     torch.float32,
@@ -92,12 +95,17 @@ def check_resolution(name: str, values: Tensor, rounded: Tensor) -> None:
         )
     # Rows enough to tell, columns last.
     values, rounded = values[:_ROWS].double(), rounded[:_ROWS].double()
-    error = (values - rounded).abs().nan_to_num(nan=0.0).amax(dim=0)
+    error = (values - rounded).abs().nan_to_num(nan=0.0)
     # NaN says nothing of the spread of the others.
     numbers = values.masked_fill(values.isinf(), torch.nan)
     values = torch.where(numbers.isnan(), numbers.nanmedian(dim=0).values, numbers)
     varies = (values != values[0]).any(dim=0)
-    lost = varies & (error > _LOST * values.std(dim=0, correction=0))
+    away = (values - values.median(dim=0).values).abs()
+    # Codes of missing values and far rows say nothing of it either.
+    spread = away.masked_fill(away == 0, torch.nan).nanmedian(dim=0).values.nan_to_num(nan=0.0)
+    spread = torch.minimum(values.std(dim=0, correction=0), _OF_NORMAL * spread)
+    error = error.masked_fill(away > _NEAR * spread, 0.0).amax(dim=0)
+    lost = varies & (error > _LOST * spread)
     if bool(lost.any()):
         column = int(lost.flatten().nonzero()[0])
         warn(

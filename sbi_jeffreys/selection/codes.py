@@ -1,7 +1,8 @@
 """Codes of missing values in x, like -999.
 
 What is one? A value that many rows share, or up to three such, across a gap from all others, of
-which there are many different ones.
+which there are many different ones. Among positive numbers negative ones need no gap; beyond levels
+that grow by factors, the next of these is none.
 """
 
 from collections import Counter
@@ -16,6 +17,10 @@ _FEWEST, _SHARE = 5, 0.01
 # How many different other values there are at least, and how wide the gap is, relative to the range
 # of these.
 _DIFFERENT, _GAP = 10, 0.4
+# Where the others come in levels, of which each is there again and again, a far value may be the
+# next one of a sequence like powers of two or four: how wide the gap is, relative to the one beside
+# it, or, on the scale of logarithms, to the range of the others.
+_BESIDE = 5.0
 # Codes on one side of the others at most; groups of far values that are looked at: codes below and
 # above, and single outliers.
 _MOST_CODES, _GROUPS = 3, 4
@@ -61,6 +66,12 @@ def _candidates(column: Tensor) -> dict[float, int]:
     """Return values of a column (n,) that are not the only ones of theirs and may be codes."""
     values, counts = column.unique(return_counts=True)
     found: dict[float, int] = {}
+    num = int((values < 0).sum())
+    few = 0 < num <= min(_MOST_CODES, len(values) - _DIFFERENT)
+    if few and values[num] > 0 and counts[:num].min() > 1:
+        # Below positive numbers, however small these are.
+        found = dict(zip(values[:num].tolist(), counts[:num].tolist(), strict=True))
+        values, counts = values[num:], counts[num:]
     for _ in range(_GROUPS):
         if len(values) <= _DIFFERENT:
             break
@@ -71,6 +82,9 @@ def _candidates(column: Tensor) -> dict[float, int]:
         others = values[rest]
         if len(others) < _DIFFERENT or gaps[at - 1] < _GAP * (others[-1] - others[0]):
             break
+        if 2 * len(others) <= counts[rest].sum() and not _breaks_off(values, at):
+            # The largest levels of a sequence are no codes.
+            break
         if len(values[far]) <= _MOST_CODES and counts[far].min() > 1:
             found |= dict(zip(values[far].tolist(), counts[far].tolist(), strict=True))
         elif counts[far].sum() >= _fewest(column):
@@ -78,3 +92,19 @@ def _candidates(column: Tensor) -> dict[float, int]:
             break
         values, counts = others, counts[rest]
     return found
+
+
+def _breaks_off(values: Tensor, at: int) -> bool:
+    """Whether levels (m,), ascending, are no sequence that goes on across the gap before ``at``."""
+    below = at > len(values) - at
+    gaps = values.diff()
+    # The gap, and the next one among the others, on its left if they are below.
+    gap, beside = gaps[at - 1], gaps[at - 2 if below else at]
+    if gap >= _BESIDE * beside:
+        return True
+    others = values[:at] if below else values[at:]
+    near, far = (values[at - 1], values[at]) if below else (values[at], values[at - 1])
+    if near * far <= 0:
+        return True
+    sizes = others[others * near > 0].abs().log()
+    return bool((far / near).log().abs() >= _GAP * (sizes.max() - sizes.min()))

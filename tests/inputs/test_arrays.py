@@ -62,6 +62,20 @@ def test_a_row_without_numbers_hides_no_lost_digits():
         check_resolution("x", values, values.float())
 
 
+def test_codes_and_far_rows_hide_no_lost_digits():
+    values = in_double(2_460_000.5)
+    for far in (slice(3), slice(10)):
+        values[far] = -999.0
+        with pytest.warns(UserWarning, match="x loses digits that matter in column 1"):
+            check_resolution("x", values, values.float())
+
+
+def test_digits_of_far_rows_do_not_matter():
+    values = in_double(1.0)
+    values[:3] = 1e20 / 3
+    check_resolution("x", values, values.float())
+
+
 def test_a_column_that_never_varies_loses_nothing():
     values = in_double(0.0)
     values[:, 1] = 0.1

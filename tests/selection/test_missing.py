@@ -56,11 +56,23 @@ def some(value, share=0.1):
         (some(-1.0)(torch.poisson(5 * torch.ones(500))), None),
         (some(-99.0)(torch.poisson(5 * torch.ones(500))), [-99.0]),
         (some(-99.0)(100 * rand(500)), [-99.0]),
+        (some(99.0)(torch.randint(51, (500,)).float()), [99.0]),
+        (some(-1.0)((3 * randn(500)).exp()), [-1.0]),
+        (some(-1.0)(some(-9.0)((3 * randn(500)).exp())), [-9.0, -1.0]),
         (some(1e6)(some(-998.0)(some(-999.0)(randn(500)))), [-999.0, -998.0, 1e6]),
         # One far outlier beside the code does not hide it.
         (torch.cat((some(-999.0)(randn(499)), torch.tensor([3e4]))), [-999.0]),
     ],
-    ids=["below", "above", "near to counts", "of counts", "of percentages", "three", "and outlier"],
+    ids=[
+        "below",
+        "above",
+        "near to counts",
+        "of counts",
+        "of percentages",
+        *("beyond fifty", "below decades", "two below decades"),
+        "three",
+        "and outlier",
+    ],
 )
 def test_codes_are_found(column, codes):
     assert found_in(column) == codes
@@ -76,6 +88,9 @@ def test_codes_are_found(column, codes):
         where(rand(500) < 0.4, torch.zeros(500), randn(500).exp()),
         randn(500).clamp(max=0.5),
         torch.tensor([0.0, 1.0, 1000.0])[torch.randint(3, (500,))],
+        2.0 ** (7 + 2.5 * randn(500)).round().clamp(0, 14),
+        4.0 ** (7 + 2.5 * randn(500)).round().clamp(0, 14),
+        -(2.0 ** (7 + 2.5 * randn(500)).round().clamp(0, 14)),
         torch.ones(500),
         # One row in five hundred, and fewer than five.
         torch.cat((randn(499), torch.tensor([-999.0]))),
@@ -85,7 +100,16 @@ def test_codes_are_found(column, codes):
     ],
     ids=[
         *("normal", "ratios", "counts", "counts over decades", "zeros and positive", "censored"),
-        *("categories", "constant", "outlier", "few", "two states"),
+        *(
+            "categories",
+            "dilutions",
+            "dilutions by four",
+            "negative dilutions",
+            "constant",
+            "outlier",
+            "few",
+            "two states",
+        ),
     ],
 )
 def test_other_values_are_no_codes(column):

@@ -321,5 +321,8 @@ def test_an_x_beyond_all_numbers_is_refused(weight):
     for x in (3e38, -3e38):
         with pytest.raises(ValueError, match=r"no draws at an x whose largest entry is 3e\+38"):
             posterior.sample((5,), x=torch.tensor([0.1, x]), show_progress_bars=False)
+    for x in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"x with NaN or inf in it \(number 1 of 2\)"):
+            posterior.sample_batched((5,), x=torch.tensor([[0.1, 0.2], [x, 0.1]]))
     with pytest.warns(UserWarning, match="1 of 1 x lie far from all training data"):
         assert posterior.sample((5,), x=torch.tensor([0.1, 1e30])).isfinite().all()
