@@ -362,6 +362,7 @@ class JeffreysDensity:
         return proxy
 
     @property
+    @without_autocast()
     def log_partition(self) -> float:
         r""":math:`\log Z_\psi`, nats, by importance sampling from flow and base.
 

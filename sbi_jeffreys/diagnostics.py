@@ -19,6 +19,7 @@ from .divergences import (
 from .estimator import JeffreysEstimator
 from .inputs.arrays import as_float
 from .utils.checks import check_counts
+from .utils.precision import without_autocast
 
 __all__ = ["ProxyDiagnostics", "diagnose_proxy"]
 
@@ -38,6 +39,7 @@ class ProxyDiagnostics(NamedTuple):
 
 
 @torch.no_grad()
+@without_autocast()
 def diagnose_proxy(
     estimator: JeffreysEstimator, theta: Tensor, x: Tensor, *, num_draws: int = 256
 ) -> ProxyDiagnostics:

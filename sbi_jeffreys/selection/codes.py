@@ -82,7 +82,7 @@ def _candidates(column: Tensor) -> dict[float, int]:
         others = values[rest]
         if len(others) < _DIFFERENT or gaps[at - 1] < _GAP * (others[-1] - others[0]):
             break
-        if 2 * len(others) <= counts[rest].sum() and not _breaks_off(values, at):
+        if 2 * len(others) <= counts[rest].sum() and not _breaks_off(values[far], others):
             # The largest levels of a sequence are no codes.
             break
         if len(values[far]) <= _MOST_CODES and counts[far].min() > 1:
@@ -94,17 +94,18 @@ def _candidates(column: Tensor) -> dict[float, int]:
     return found
 
 
-def _breaks_off(values: Tensor, at: int) -> bool:
-    """Whether levels (m,), ascending, are no sequence that goes on across the gap before ``at``."""
-    below = at > len(values) - at
-    gaps = values.diff()
-    # The gap, and the next one among the others, on its left if they are below.
-    gap, beside = gaps[at - 1], gaps[at - 2 if below else at]
-    if gap >= _BESIDE * beside:
+def _breaks_off(far: Tensor, others: Tensor) -> bool:
+    """Whether far values are across more than the next gap of a sequence that others make.
+
+    Args:
+        far: Values on one side of the others, ascending.
+        others: Levels, ascending, two at least.
+    """
+    if far[0] < others[0]:
+        # As if they were the largest.
+        far, others = -far.flip(0), -others.flip(0)
+    first, last, before = far[0], others[-1], others[-2]
+    if first - last >= _BESIDE * (last - before) or first * last <= 0:
         return True
-    others = values[:at] if below else values[at:]
-    near, far = (values[at - 1], values[at]) if below else (values[at], values[at - 1])
-    if near * far <= 0:
-        return True
-    sizes = others[others * near > 0].abs().log()
-    return bool((far / near).log().abs() >= _GAP * (sizes.max() - sizes.min()))
+    sizes = others[others * last > 0].abs().log()
+    return bool((first / last).log().abs() >= _GAP * (sizes.max() - sizes.min()))

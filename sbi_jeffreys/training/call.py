@@ -53,14 +53,16 @@ class Call:
         """
         if not self.weighs:
             return self
-        means = []
-        rows = (("to train on", self.data), ("that are held out", self.held_out))
-        with forked(device):
-            for where, each in rows:
-                _, x = each.head(_ROWS_TO_WEIGH, device)
-                weights = self.kernel(x)
-                check_weights(weights, where, all_zero=len(x) == _ROWS_TO_WEIGH)
-                means.append(weights.to("cpu", torch.float64).mean().item())
         assert isinstance(self.kernel, PerRow)
+        with forked(device):
+            mean = self._checked_mean(self.data, "to train on", device)
+            self._checked_mean(self.held_out, "that are held out", device)
         # All of so many rows may have weights of zero, and others not.
-        return replace(self, kernel=self.kernel.times(1 / (means[0] or 1.0)))
+        return replace(self, kernel=self.kernel.times(1 / (mean or 1.0)))
+
+    def _checked_mean(self, rows: Data | LoaderData, where: str, device: str) -> float:
+        """Return the mean weight of the first rows, which must be weights."""
+        _, x = rows.head(_ROWS_TO_WEIGH, device)
+        weights = self.kernel(x)
+        check_weights(weights, where, all_zero=len(x) == _ROWS_TO_WEIGH)
+        return weights.to("cpu", torch.float64).mean().item()

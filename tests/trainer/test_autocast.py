@@ -6,6 +6,7 @@ from sbi.utils import BoxUniform
 
 from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.density import JeffreysDensity
+from sbi_jeffreys.diagnostics import diagnose_proxy
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 AUTOCAST = torch.autocast("cpu", torch.bfloat16)
@@ -39,7 +40,8 @@ def test_posteriors_under_autocast_are_the_same():
         torch.manual_seed(2)
         samples = posterior.sample((50,), x=x, show_progress_bars=False)
         losses = estimator.loss(theta, theta)
-        return samples, posterior.log_prob(theta, x=x), losses.detach()
+        log_z = diagnose_proxy(estimator, theta, theta, num_draws=8).log_partition
+        return samples, posterior.log_prob(theta, x=x), losses.detach(), log_z
 
     usual = look()
     with AUTOCAST:
@@ -55,7 +57,9 @@ def test_densities_under_autocast_are_the_same():
     def look():
         density = JeffreysDensity(seed=0).fit(samples, max_num_epochs=1)
         torch.manual_seed(2)
-        return density.log_prob(samples), density.proxy_log_prob(samples), density.sample(5)
+        log_z = torch.tensor(density.log_partition)
+        densities = density.log_prob(samples), density.proxy_log_prob(samples)
+        return *densities, density.sample(5), log_z
 
     usual = look()
     with AUTOCAST:

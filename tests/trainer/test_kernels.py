@@ -16,20 +16,21 @@ def test_a_kernel_may_be_a_number():
     assert len(losses) == 1
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"objective": "ml"}, {"dataloader_kwargs": {}}])
-def test_only_ratios_of_weights_count(kwargs):
+@pytest.mark.parametrize(
+    ("made", "how"),
+    [({}, {}), ({"objective": "ml"}, {}), ({}, {"dataloader_kwargs": {}})],
+)
+def test_only_ratios_of_weights_count(made, how):
     """Prices, progress and norms are in nats. Powers of two round nothing."""
 
-    def weights(unit):
-        train = {key: kwargs[key] for key in kwargs if key == "dataloader_kwargs"}
-        made = {key: kwargs[key] for key in kwargs if key == "objective"}
+    def trained(unit):
         trainer = make(seed=1, **made).append_simulations(THETA, X)
-        kernel = lambda x: unit * (1 + x[:, 0].abs())  # noqa: E731
-        estimator = trainer.train(max_num_epochs=3, calibration_kernel=kernel, **train)
-        trainer.train(max_num_epochs=4, resume_training=True, calibration_kernel=kernel, **train)
+        given = how | {"calibration_kernel": lambda x: unit * (1 + x[:, 0].abs())}
+        estimator = trainer.train(max_num_epochs=3, **given)
+        trainer.train(max_num_epochs=4, resume_training=True, **given)
         return estimator.state_dict(), trainer.summary["validation_loss"]
 
-    (usual, losses), (other, others) = weights(1.0), weights(2.0**-9)
+    (usual, losses), (other, others) = trained(1.0), trained(2.0**-9)
     assert losses == others
     assert all(torch.equal(usual[key], other[key]) for key in usual)
 
