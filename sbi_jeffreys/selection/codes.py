@@ -68,7 +68,8 @@ def _candidates(column: Tensor) -> dict[float, int]:
     found: dict[float, int] = {}
     num = int((values < 0).sum())
     few = 0 < num <= min(_MOST_CODES, len(values) - _DIFFERENT)
-    if few and values[num] > 0 and counts[:num].min() > 1:
+    continuous = not _recur(counts[num:])
+    if few and continuous and values[num] > 0 and counts[:num].min() > 1:
         # Below positive numbers, however small these are.
         found = dict(zip(values[:num].tolist(), counts[:num].tolist(), strict=True))
         values, counts = values[num:], counts[num:]
@@ -82,7 +83,7 @@ def _candidates(column: Tensor) -> dict[float, int]:
         others = values[rest]
         if len(others) < _DIFFERENT or gaps[at - 1] < _GAP * (others[-1] - others[0]):
             break
-        if 2 * len(others) <= counts[rest].sum() and not _breaks_off(values[far], others):
+        if _recur(counts[rest]) and not _breaks_off(values[far], others):
             # The largest levels of a sequence are no codes.
             break
         if len(values[far]) <= _MOST_CODES and counts[far].min() > 1:
@@ -92,6 +93,11 @@ def _candidates(column: Tensor) -> dict[float, int]:
             break
         values, counts = others, counts[rest]
     return found
+
+
+def _recur(counts: Tensor) -> bool:
+    """Whether values that occur so often, (m,), are levels rather than each there by itself."""
+    return bool(2 * len(counts) <= counts.sum())
 
 
 def _breaks_off(far: Tensor, others: Tensor) -> bool:
