@@ -43,7 +43,14 @@ from .training.record import append_epoch, new_record
 from .training.run import run_epochs
 from .training.steps import Settings
 from .training.training import Training
-from .utils.checks import check_counts, check_not_negative, check_positive, check_seed
+from .utils.checks import (
+    check_counts,
+    check_default_type,
+    check_gradients,
+    check_not_negative,
+    check_positive,
+    check_seed,
+)
 from .utils.precision import without_autocast
 from .utils.seeding import forked, seeded
 
@@ -191,10 +198,13 @@ class JeffreysDensity:
             The density itself.
 
         Raises:
+            RuntimeError: If torch notes no gradients.
             TypeError: If samples are no arrays of real numbers.
             ValueError: If they are too few, of the wrong shape, not finite, or constant in a
                 column; if a number is out of range.
         """
+        check_default_type()
+        check_gradients()
         check_counts(1, max_num_epochs=max_num_epochs)
         if stop_after_epochs is not None:
             check_positive(stop_after_epochs=stop_after_epochs)

@@ -23,6 +23,9 @@ from .utils.precision import without_autocast
 
 __all__ = ["ProxyDiagnostics", "diagnose_proxy"]
 
+# Pairs of a draw and an x that are evaluated at once, on a CPU and on a GPU.
+_PAIRS, _PAIRS_ON_GPU = 2**12, 2**16
+
 
 class ProxyDiagnostics(NamedTuple):
     """Per-x numbers, each of shape (B,), nats unless stated.
@@ -52,7 +55,8 @@ def diagnose_proxy(
         num_draws: Draws for each x from each of flow and base, at least 1.
 
     Returns:
-        The diagnostics. They cost 2 * num_draws * B evaluations of flow and proxy.
+        The diagnostics. They cost 2 * num_draws * B evaluations of flow and proxy, a few thousand
+        at a time.
 
     Raises:
         TypeError: If it is no estimator of ``JeffreysNPE``, or theta or x no array of numbers.
@@ -80,6 +84,20 @@ def diagnose_proxy(
         )
     if not len(theta):
         raise ValueError("theta and x have no rows: pass at least one simulation.")
+    together = _PAIRS if theta.device.type == "cpu" else _PAIRS_ON_GPU
+    size = max(1, together // (2 * num_draws))
+    parts = [
+        _measure(estimator, *few, num_draws)
+        for few in zip(theta.split(size), x.split(size), strict=True)
+    ]
+    return ProxyDiagnostics(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _measure(
+    estimator: JeffreysEstimator, theta: Tensor, x: Tensor, num_draws: int
+) -> ProxyDiagnostics:
+    """Measure the proxy at some rows, all at once."""
+    assert estimator.proxy is not None
     network, base = estimator.proxy.network, estimator.proxy.base
     context = estimator.embed(x)
     rows, dim = theta.shape

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .embedding import evaluating
 from .estimator import JeffreysEstimator
-from .utils.checks import check_counts
+from .utils.checks import check_counts, check_not_negative
 
 __all__ = ["Draws", "Negatives", "ReverseQueue", "ReverseSet", "checked_draws", "negatives"]
 
@@ -51,12 +51,14 @@ class Draws:
         # The log-variance needs two.
         check_counts(2, flow=self.flow)
         check_counts(1, base=self.base, every=self.every)
+        check_not_negative(
+            fraction=self.fraction,
+            simulated=self.simulated,
+            jitter=self.jitter,
+            gauge=self.gauge,
+        )
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction={self.fraction} must lie in (0, 1].")
-        for name in ("simulated", "jitter", "gauge"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name}={value} must be a finite number, not negative.")
 
     @property
     def parts(self) -> int:

@@ -104,7 +104,7 @@ class ResilientDual:
         if not isinstance(self.costs, Sequence):
             raise TypeError(f"costs must be a sequence, a price for each, got {self.costs!r}.")
         for cost in self.costs:
-            if not callable(getattr(cost, "project", None)):
+            if isinstance(cost, type) or not callable(getattr(cost, "project", None)):
                 raise TypeError(
                     f"costs must be prices, such as LinearCost() or QuadraticCost(), got {cost!r}."
                 )
@@ -231,7 +231,8 @@ def weighting(objective: "str | Weighting") -> Weighting:
                 "ResilientDual or FixedWeights."
             )
         return known[objective]
-    if not (hasattr(objective, "init") and hasattr(objective, "step")):
+    made = not isinstance(objective, type)
+    if not (made and hasattr(objective, "init") and hasattr(objective, "step")):
         raise TypeError(
             f"objective must be a name or a weighting with init() and step(), got {objective!r}."
         )

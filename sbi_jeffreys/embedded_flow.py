@@ -18,6 +18,7 @@ from .embedding import (
 )
 from .features.scales import shift_and_scale
 from .flows import starts_in_closed_form
+from .utils.precision import without_autocast
 from .utils.seeding import seeded
 
 __all__ = ["EmbeddedFlow"]
@@ -31,8 +32,8 @@ class EmbeddedFlow(ConditionalDensityEstimator):
 
     Attributes:
         flow: The flow.
-        reach: Least and largest entries of the embedded x of training simulations, shape (2, c);
-            (2, 0) where the embedding is learnt, which takes x elsewhere.
+        reach: Least and largest entries of the embedded x of training simulations, shape (2, c),
+            of those that were given and those taken in since (:meth:`widen_reach`); (2, 0) where the embedding is learnt, which takes x elsewhere.
 
     Args:
         flow: Any conditional density estimator of sbi.
@@ -118,6 +119,7 @@ class EmbeddedFlow(ConditionalDensityEstimator):
         high = context.where(finite, -torch.inf).amax(dim=0)
         return torch.stack((low, high))
 
+    @without_autocast()
     def beyond_reach(self, x: Tensor) -> Tensor:
         """Return how far data lie from all training simulations, in widths of what these reach.
 

@@ -30,7 +30,7 @@ from .embedding import SeesSums, embedded, evaluating, is_learnt
 from .features.linear_posterior import to_standard_space
 from .features.regression import LinearRegression
 from .features.scales import column_scales, standardizer
-from .inputs.priors import proper
+from .inputs.priors import check_prior, proper
 from .layers.autoregressive import accelerate
 from .layers.conditional_gaussian import ConditionalGaussian
 from .layers.standard_normal import StandardNormal
@@ -78,8 +78,9 @@ def flow_nn(
         hidden_layers: Their number of hidden layers.
         num_transforms: Number of coupling layers.
         num_bins: Bins of the splines.
-        embedding_net: Network for x, applied after z-scoring. The output of one that is not
-            trained is z-scored too. Without one, columns of x of one sign may be bent
+        embedding_net: Network for x, applied after z-scoring; as with sbi's builders, it is
+            trained in place, so that every trainer needs one of its own. The output of one that is
+            not trained is z-scored too. Without one, columns of x of one sign may be bent
             (:func:`sbi_jeffreys.features.columns.features_of`), and missing values, marked by a
             code like -999, are filled in (:mod:`sbi_jeffreys.selection.missing`).
         columns: Numbers of the columns of x to look at, where x is a vector and there is no
@@ -94,10 +95,16 @@ def flow_nn(
         Function of (theta, x), shapes (n, d) and (n, *event), that builds the flow.
 
     Raises:
+        TypeError: If the prior is no distribution with a density, or the embedding net no module.
         ValueError: If there are columns or components to look at and an embedding net, or a size
             is no integer or too small; from the function, if x is no vector or has no such
             columns, or not so many components.
     """
+    if not isinstance(embedding_net, nn.Module | None):
+        raise TypeError(
+            f"embedding_net must be a module of x, or None, got {embedding_net!r}: of a class, "
+            "make an instance."
+        )
     if embedding_net is not None and (columns is not None or components):
         raise ValueError(
             "columns and components are of x as the flow sees it, and embedding_net sees all of x: "
@@ -108,7 +115,7 @@ def flow_nn(
     if components is not None:
         check_counts(0, components=components)
     return FlowBuilder(
-        prior=prior,
+        prior=proper(check_prior(prior)),
         sizes={
             "hidden_features": [hidden_features] * hidden_layers,
             "num_transforms": num_transforms,
@@ -139,6 +146,11 @@ class FlowBuilder:
     components: int | None
     statistics: bool = True
     selection: Selection | None = None
+
+    @property
+    def looks_for_itself(self) -> bool:
+        """Whether it is left to the flow what to see of x."""
+        return self.embedding_net is None and self.columns is None and self.components is None
 
     def __call__(self, theta: Tensor, x: Tensor) -> ZukoFlow:
         """Build it for theta (n, d) and x (n, *event)."""
@@ -269,7 +281,7 @@ def flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
             )
         return density_estimator
     if density_estimator == DEFAULT_FLOW:
-        return flow_nn(proper(prior))
+        return flow_nn(prior)
     if density_estimator in _MIXED:
         raise ValueError(
             f"density_estimator={density_estimator!r} is for discrete parameters or data beside "

@@ -24,6 +24,7 @@ import zuko
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from sbi.inference.posteriors import DirectPosterior
+from sbi.inference.trainers.base import NeuralInference
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimatorBuilder
 from torch import Tensor
 from torch.distributions import Distribution
@@ -93,6 +94,11 @@ def save(
     """
     check_default_type()
     estimator = getattr(posterior, "posterior_estimator", posterior)
+    if isinstance(posterior, NeuralInference):
+        raise TypeError(
+            f"save() takes a posterior, got the trainer {type(posterior).__name__}: pass "
+            "trainer.build_posterior(). (To train on elsewhere, pickle the trainer.)"
+        )
     if posterior is not estimator and not isinstance(posterior, DirectPosterior):
         raise TypeError(
             f"save() takes a DirectPosterior or an estimator, got {type(posterior).__name__}. Save "

@@ -111,7 +111,10 @@ def levels(estimator: "JeffreysEstimator", context: Tensor) -> Level:
 
 
 class LastLevel:
-    """The level at the x that were asked for last: Markov chains ask for them many times."""
+    """The level at the x that were asked for last: Markov chains ask for them many times.
+
+    Weights that are written through ``.data``, which torch does not count, are not seen to change.
+    """
 
     def __init__(self) -> None:
         # All in one: threads must not see the key of one x beside the level of another.
@@ -145,6 +148,8 @@ def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> 
         Nats, shape (S, B). The gradient in theta is that of the density; in weights and x, that
         of its normaliser is missing.
     """
+    if not len(theta) or not len(context):
+        return context.new_zeros(len(theta), len(context))
     # One normaliser for an x, however often it stands there.
     different, where = context.detach().unique(dim=0, return_inverse=True)
     level = estimator.last_level.at(estimator, different).of(where)
@@ -161,6 +166,8 @@ def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> 
 @torch.no_grad()
 def sample(estimator: "JeffreysEstimator", num: int, context: Tensor) -> Tensor:
     """Return draws of the pool given embedded data (B, c), shape (num, B, d)."""
+    if not len(context):
+        return context.new_empty(num, 0, *estimator.input_shape)
     level = estimator.last_level.at(estimator, context)
     kept = (level.log_normalizer - level.bound).exp()
     drawn = context.new_empty(num, len(context), *estimator.input_shape)

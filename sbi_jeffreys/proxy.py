@@ -9,6 +9,7 @@ given, the base is a wide Gaussian around the simulated parameters. The network 
 default (:mod:`sbi_jeffreys.likelihood`), or one of pairs (:class:`PairMLP`).
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from .likelihood.base import Likelihood
 from .likelihood.discrete import DISCRETE, DiscreteLikelihood
 from .likelihood.energy import LikelihoodEnergy
 from .utils.checks import check_counts
+from .utils.precision import without_autocast
 
 __all__ = [
     "EnergyProxy",
@@ -122,6 +124,8 @@ def _without(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {"likelihood": _likelihood, "mlp": PairMLP}
+# What these may make.
+_CLASSES = {"likelihood": (LikelihoodEnergy, DiscreteLikelihood, PairMLP), "mlp": (PairMLP,)}
 
 
 def proxy_nn(model: str = "likelihood", **kwargs: Any) -> ProxyBuilder:
@@ -135,6 +139,7 @@ def proxy_nn(model: str = "likelihood", **kwargs: Any) -> ProxyBuilder:
         kwargs: Keyword arguments of the network.
 
     Raises:
+        TypeError: If its network takes no argument of that name.
         ValueError: If no network has that name.
     """
     if model not in _NETWORKS:
@@ -142,6 +147,10 @@ def proxy_nn(model: str = "likelihood", **kwargs: Any) -> ProxyBuilder:
             f"Unknown proxy {model!r}; choose one of {sorted(_NETWORKS)} or pass a "
             "function of (theta, context) that returns a module."
         )
+    known = {name for of in _CLASSES[model] for name in inspect.signature(of).parameters}
+    known -= {"theta", "context"}
+    if unknown := sorted(kwargs.keys() - known):
+        raise TypeError(f"proxy {model!r} takes no {', '.join(unknown)}: only {sorted(known)}.")
     return partial(_NETWORKS[model], **kwargs)
 
 
@@ -239,6 +248,7 @@ class EnergyProxy(nn.Module):
         """The network if it is a likelihood: one that can be evaluated as such, and simulates."""
         return self.network if isinstance(self.network, Likelihood) else None
 
+    @without_autocast()
     def log_ratio(self, theta: Tensor, x: Tensor) -> Tensor:
         r"""Return :math:`f_\psi(\theta, x)`.
 
@@ -248,11 +258,20 @@ class EnergyProxy(nn.Module):
 
         Returns:
             Nats, shape (S, B), with S = 1 where theta has no such dimension.
+
+        Raises:
+            ValueError: If shapes do not fit.
         """
         context = self.__dict__["embed"](x)
+        if theta.dim() not in (2, 3) or theta.shape[-2] not in (1, len(context)):
+            raise ValueError(
+                f"theta must be of shape (S, B, d), (B, d) or (S, 1, d) for the {len(context)} x, "
+                f"got {tuple(theta.shape)}."
+            )
         theta = theta.unsqueeze(0) if theta.dim() == 2 else theta
         return self.network(theta.to(context), context)
 
+    @without_autocast()
     def log_prob_unnormalized(self, theta: Tensor, x: Tensor) -> Tensor:
         r"""Return :math:`\log \tilde q_\psi(\theta | x)`, minus infinity outside of the support.
 

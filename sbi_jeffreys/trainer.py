@@ -24,7 +24,7 @@ from typing_extensions import Self
 from .draws import Draws, checked_draws
 from .duals import Weighting, weighting
 from .estimator import JeffreysEstimator
-from .flows import DEFAULT_FLOW, flow_builder
+from .flows import DEFAULT_FLOW, FlowBuilder, flow_builder
 from .inputs.priors import check_prior
 from .inputs.simulations import (
     check_held_out,
@@ -40,6 +40,7 @@ from .selection.missing import has_codes
 from .training.batches import Data, PerRow, num_to_train_on, ones, through_loaders
 from .training.joint_trainer import JointTrainer
 from .training.record import new_record
+from .training.split import NO_ROWS, split, stored_rows
 from .training.steps import Settings
 from .utils.checks import (
     check_default_type,
@@ -137,18 +138,21 @@ class JeffreysNPE(JointTrainer):
         check_not_negative(proxy_weight_decay=proxy_weight_decay)
         if prior is None and proxy == "likelihood":
             proxy = "mlp"
+        build = flow_builder(density_estimator, prior)
         with aside():
             # sbi draws from the prior to look at it; the user's random numbers stay theirs.
             super().__init__(
                 prior=prior,
-                density_estimator=flow_builder(density_estimator, prior),
+                density_estimator=build,
                 device=device,
                 logging_level=logging_level,
                 summary_writer=summary_writer,
                 tracker=tracker,
                 show_progress_bars=show_progress_bars,
             )
-        self._default_flow = density_estimator == DEFAULT_FLOW
+        ours = isinstance(build, FlowBuilder)
+        self._default_flow = ours and build.looks_for_itself
+        self._walls = build.prior if ours else None
         self._spec = {
             "density_estimator": density_estimator if isinstance(density_estimator, str) else None,
             "proxy": proxy if isinstance(proxy, str) else None,
@@ -252,7 +256,8 @@ class JeffreysNPE(JointTrainer):
                 start explains, training warns and takes the default
                 (:mod:`sbi_jeffreys.training.first_steps`). A training that is resumed keeps its
                 rates, as in sbi, unless it has diverged.
-            validation_fraction: As in sbi.
+            validation_fraction: Fraction of the simulations that is held out; of the new ones,
+                where a trained flow goes on (sbi: of all, those that it was trained on among them).
             stop_after_epochs: Epochs without progress of the flow's held-out cross-entropy, after
                 which training stops. A lower price of D2 is tried after a quarter of them. Epochs
                 of fewer than four batches count in proportion, those of more than twenty as one for
@@ -282,9 +287,9 @@ class JeffreysNPE(JointTrainer):
             An sbi density estimator: flow and proxy pooled with the weight ``.weight`` that
             held-out simulations choose (:mod:`sbi_jeffreys.pool`); the two are ``.flow`` and
             ``.proxy``, likelihoods that the pool hears beside the proxy's own ``.stack``. The
-            weight is zero, the flow alone, in later rounds with a proxy that is no likelihood, with
-            a restricted prior as the proposal, and after a divergence or an error that ended the
-            run.
+            weight is zero, the flow alone, in later rounds, and with a restricted prior as the
+            proposal, where the proxy is no likelihood, and after a divergence or an error that
+            ended the run.
 
         Raises:
             RuntimeError: If there are no simulations, nothing to resume, or no gradients.
@@ -325,6 +330,8 @@ class JeffreysNPE(JointTrainer):
                 validation_data, self._prior, self._event_shape, with_invalid=kept
             )
         with without_autocast(), self._seeded(resume_training), self._unchanged_unless_begun():
+            if self._neural_net is None or retrain_from_scratch:
+                self._split = NO_ROWS
             if not resume_training:
                 self._validation_data = held_out
             elif held_out is not None:
@@ -382,6 +389,7 @@ class JeffreysNPE(JointTrainer):
     ) -> tuple[Any, Any]:
         """Split the simulations into what is trained on and what is held out.
 
+        What a flow that goes on was trained on stays so (:mod:`sbi_jeffreys.training.split`).
         Both yield batches (theta, x, masks) by index, of nearly equal size and no row left out;
         with dataloader_kwargs they do so through torch's loaders.
 
@@ -392,26 +400,29 @@ class JeffreysNPE(JointTrainer):
         """
         theta, x, masks = self.get_simulations(starting_round)
         held_out = self._validation_data
-        num_train = num_to_train_on(len(theta), validation_fraction if held_out is None else None)
+        fraction = validation_fraction if held_out is None else None
+        num_to_train_on(len(theta), fraction)
         check_varies(theta)
         rows = starting_round, len(theta)
         if resume_training:
             check_same_simulations(rows, self._rows)
         else:
             self._rows = rows
+            sizes = list(map(len, self._theta_roundwise))
+            stored = stored_rows(sizes, self._data_round_index, starting_round)
+            places, self._split = split(stored, fraction, self._split)
+            self.train_indices, self.val_indices = places
         if dataloader_kwargs is not None:
+            # As sbi does where it resumes: with the split that is there.
             loaders = super().get_dataloaders(
                 starting_round,
                 training_batch_size,
                 validation_fraction,
-                resume_training,
-                dataloader_kwargs,
+                resume_training=True,
+                dataloader_kwargs=dataloader_kwargs,
             )
-            sizes = num_train, len(theta) - num_train
+            sizes = len(self.train_indices), len(self.val_indices)
             return through_loaders(loaders, sizes, dataloader_kwargs)
-        if not resume_training:
-            order = torch.randperm(len(theta))
-            self.train_indices, self.val_indices = order[:num_train], order[num_train:]
         # sbi has its masks on the CPU.
         masks = masks.to(theta.device)
         train = Data(theta, x, masks, self.train_indices, training_batch_size)

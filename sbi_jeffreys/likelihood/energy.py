@@ -35,6 +35,8 @@ References:
     | Sequential neural likelihood (Papamakarios et al., 2019), https://arxiv.org/abs/1805.07226
 """
 
+import numbers
+
 import torch
 from torch import Tensor, nn
 
@@ -114,7 +116,7 @@ class LikelihoodEnergy(Likelihood):
         d, c = theta.shape[1], context.shape[1]
         if num_components is not None:
             check_counts(1, num_components=num_components)
-        if not isinstance(common, int) or common not in range(4):
+        if not isinstance(common, numbers.Integral) or common not in range(4):
             raise ValueError(
                 f"common={common!r} must be 0, 1, 2 or 3: how much theta moves as one."
             )

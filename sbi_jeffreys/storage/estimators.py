@@ -142,7 +142,8 @@ def rebuild_estimator(
     """
     # What of x it sees was chosen by data that are not there any more.
     if isinstance(build, FlowBuilder):
-        build = replace(build, selection=_selection(structure))
+        walls = build.prior if structure["walls"] else None
+        build = replace(build, prior=walls, selection=_selection(structure))
     builder = build or _builder(structure)
     with seeded(0):
         theta = torch.rand(_DUMMY_ROWS, *structure["input_shape"])

@@ -212,12 +212,7 @@ def center_partition(
 def _log_partitions(estimator: JeffreysEstimator, data: Data | LoaderData, device: str) -> Tensor:
     """Return log Z at the first few hundred x."""
     theta, x = data.head(_CENTER_ROWS, device)
-    # Draws for all of them at once would take more memory than a step of training.
-    found = [
-        diagnose_proxy(estimator, *few, num_draws=_DRAWS).log_partition
-        for few in zip(theta.split(_ROWS), x.split(_ROWS), strict=True)
-    ]
-    return torch.cat(found)
+    return diagnose_proxy(estimator, theta, x, num_draws=_DRAWS).log_partition
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from ..base import Base
 from ..draws import Draws
 from ..duals import Weighting, is_maximum_likelihood
 from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
-from ..flows import DEFAULT_FLOW, flow_builder, starts_in_closed_form
+from ..flows import FlowBuilder, flow_builder, starts_in_closed_form
 from ..inputs.priors import proper
 from ..inputs.simulations import fraction_outside_prior
 from ..likelihood.base import Likelihood
@@ -36,6 +36,7 @@ from .likelihood_form import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
 from .record import report_epoch, report_run
 from .run import begin, run
 from .second_proxy import is_better, is_rejected, likelihood_is_doubtful
+from .split import NO_ROWS
 from .steps import Settings
 from .training import Training
 
@@ -48,8 +49,10 @@ _OF_A_CALL = (
     "_validation_data",
     "train_indices",
     "val_indices",
+    "_split",
     "_rows",
     "_rows_fitted",
+    "_fitted",
     "_screened",
     "_embedding",
 )
@@ -64,7 +67,10 @@ class JointTrainer(NPE_C):
     # None before the first training, a flow while it is being joined with a proxy.
     _neural_net: JeffreysEstimator
     _build_neural_net: Any
+    # Whether the flow is ours and left to see of x what it finds.
     _default_flow: bool
+    # The prior at whose bounds our flow has walls.
+    _walls: Any
     # What a saved posterior is rebuilt from; builders without a name must be handed in again.
     _spec: dict[str, Any]
     _build_proxy: ProxyBuilder
@@ -77,6 +83,8 @@ class JointTrainer(NPE_C):
     _training: Training | None = None
     # First round and number of simulations of the last training.
     _rows = (0, 0)
+    # Which of all simulations the present flow was trained on, or judged by.
+    _split = NO_ROWS
     # Number of simulations by which columns of x were last chosen.
     _screened = 0
     _simple_start = False
@@ -84,6 +92,8 @@ class JointTrainer(NPE_C):
     _starts_anyhow = False
     # First round and number of the simulations to which the default proxy was last fitted.
     _rows_fitted = (0, 0)
+    # The likelihoods that were, on the CPU.
+    _fitted: Sequence[Likelihood] = ()
     # What the embedding beside a flow of sbi's has learnt before the joint training.
     _embedding: LearntEmbedding | None = None
     # Rates, of flow and proxy, that have once been found too high.
@@ -137,10 +147,10 @@ class JointTrainer(NPE_C):
                 "density_estimator or proxy is none that a pickle holds: make a new JeffreysNPE "
                 "with it, and append the simulations there."
             )
-        if fresh and self._default_flow:
+        if fresh and isinstance(self._build_neural_net, FlowBuilder):
             # Behind walls, held-out parameters beyond the others would have no density at all.
-            walls = None if self._outside_prior(start_idx) else self._prior
-            self._build_neural_net = flow_builder(DEFAULT_FLOW, walls)
+            walls = None if self._outside_prior(start_idx) else proper(self._walls)
+            self._build_neural_net = replace(self._build_neural_net, prior=walls)
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
         if fresh and self._embedding is not None:
             self._embedding.put_to_rest(self._neural_net)
@@ -150,9 +160,10 @@ class JointTrainer(NPE_C):
             self._rows_fitted = JointTrainer._rows_fitted
         if fresh:
             self._neural_net = self._with_proxy(start_idx, build_proxy, spec)
-        else:
+        if not self._neural_net.learns_embedding:
             _, x, _ = self.get_simulations(start_idx)
-            self._neural_net.widen_reach(x[self.train_indices[:ROWS_FOR_SCALE]])
+            for rows in self.train_indices.split(ROWS_FOR_SCALE):
+                self._neural_net.widen_reach(x[rows])
         self._look_at_columns(start_idx, fresh=fresh)
 
     def _look_at_columns(self, start_idx: int, *, fresh: bool) -> None:
@@ -268,29 +279,31 @@ class JointTrainer(NPE_C):
             after_epoch = partial(report_epoch, self._summary, self._tracker, bar)
             run(training, call.data, call.held_out, after_epoch, max_num_epochs=most)
 
-    def _choose_form(self, call: Call) -> list[Likelihood]:
+    def _choose_form(self, call: Call) -> Sequence[Likelihood]:
         """Give the default likelihood the form that held-out data prefer, where there is new data.
 
         Pairs are what it needs, wherever their theta come from, and the form that is best for the
         first few hundred is seldom so for all.
 
         Returns:
-            All that were fitted for that; none where none was.
+            All that were fitted to these simulations; none where none was.
         """
         estimator = self._neural_net
         default = self._spec["proxy"] == "likelihood" and estimator.likelihood is not None
-        new = self._rows != self._rows_fitted and not call.config.resume_training
         # In a space that is still to be learnt no form is better than another; and a form that is
         # better for all x alike may not be so for those that a kernel chooses.
         plain = not (call.weighs or estimator.learns_embedding)
-        if not (default and new and plain):
-            return []
+        if not (default and plain):
+            return ()
+        if self._rows == self._rows_fitted or call.config.resume_training:
+            return self._fitted
         self._rows_fitted = self._rows
         rows = call.data.head(ROWS_TO_FIT, "cpu")
         judges = call.held_out.head(ROWS_TO_JUDGE, "cpu")
         settings = self._settings_for(call.config)
         choices = {"levels": settings.levels, "sharpness": settings.sharpness}
-        return take_fittest_form(estimator.to("cpu"), rows, judges, **choices)
+        self._fitted = take_fittest_form(estimator.to("cpu"), rows, judges, **choices)
+        return self._fitted
 
     def _doubts_proxy(self, training: Training, call: Call) -> bool:
         """Whether the default proxy was trained to the end, and held-out rows speak against it."""

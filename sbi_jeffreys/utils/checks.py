@@ -40,7 +40,7 @@ def check_gradients() -> None:
     """
     if not torch.is_grad_enabled():
         raise RuntimeError(
-            "Training needs gradients, which torch does not note here: call train() outside of "
+            "Training needs gradients, which torch does not note here: train outside of "
             "torch.no_grad() and torch.inference_mode()."
         )
 
@@ -160,7 +160,8 @@ def check_training(
         positive: The others, by their names.
 
     Raises:
-        TypeError: If a number is none, or the kernel no function.
+        TypeError: If a number is none, the kernel no function or the loaders' arguments no
+            dictionary.
         ValueError: With the name and the value of the first that will not do.
     """
     check_counts(1, num_atoms=num_atoms, training_batch_size=training_batch_size)
@@ -172,8 +173,14 @@ def check_training(
         )
     if clip_max_norm is not None:
         check_positive(clip_max_norm=clip_max_norm)
-    if not 0 < validation_fraction < 1:
+    check_positive(validation_fraction=validation_fraction)
+    if not validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}.")
+    if not isinstance(dataloader_kwargs, dict | None):
+        raise TypeError(
+            "dataloader_kwargs must be a dictionary of arguments of torch's DataLoader, or None, "
+            f"got {dataloader_kwargs!r}."
+        )
     if validation_data is not None and dataloader_kwargs is not None:
         raise ValueError(
             "validation_data and dataloader_kwargs cannot be combined: torch's loaders split the "

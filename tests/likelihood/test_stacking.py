@@ -73,7 +73,7 @@ def test_shares_are_those_of_the_rows(share):
     # A kernel under which the rows of one count alone.
     kernel = (~of_other).float()
     found = stacked(first, [other], (theta, simulated), kernel)
-    assert found is None or found.log_shares.exp()[1] < 0.3 * share
+    assert found is None
 
 
 def test_what_is_of_no_use_is_left_out():

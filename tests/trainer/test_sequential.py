@@ -273,6 +273,7 @@ def test_where_no_likelihood_is_fitted_in_a_later_round(made, train):
 
 def test_the_pool_of_a_later_round_is_nearer_to_the_posterior():
     """Where the likelihood has the form of the simulator, and the flow does not know it all."""
+    torch.manual_seed(0)
     trainer = make("coupling_nsf")
     theta = PRIOR.sample((100,))
     trainer.append_simulations(theta, simulate(theta)).train()
@@ -287,8 +288,9 @@ def test_the_pool_of_a_later_round_is_nearer_to_the_posterior():
     pooled = trainer.build_posterior().log_prob(draws, x=X_O).mean()
     flow = trainer.build_posterior(estimator.flow).log_prob(draws, x=X_O).mean()
     best = exact.log_prob(draws).sum(-1).mean()
-    # With seeds 0 to 3 the pool is 0.01 to 0.18 nats behind the exact posterior, and the flow 0.01
-    # to 0.33, by 0.10 more in the mean of the first; the means over draws are known to 0.02.
+    # With seeds 0 to 6 the pool is 0.00 to 0.26 nats behind the exact posterior, and 0.02 to 0.26
+    # nearer to it than the flow (with seed 7 twenty held-out rows choose the flow alone); the means
+    # over draws are known to 0.02.
     assert pooled > flow
     assert best - pooled < 0.3
 
