@@ -33,7 +33,8 @@ class EmbeddedFlow(ConditionalDensityEstimator):
     Attributes:
         flow: The flow.
         reach: Least and largest entries of the embedded x of training simulations, shape (2, c),
-            of those that were given and those taken in since (:meth:`widen_reach`); (2, 0) where the embedding is learnt, which takes x elsewhere.
+            of those that were given and those taken in since (:meth:`widen_reach`); (2, 0) where
+            the embedding is learnt, which takes x elsewhere.
 
     Args:
         flow: Any conditional density estimator of sbi.

@@ -192,6 +192,24 @@ def test_draws_of_the_flow_belong_to_their_x():
     assert (found.effective_sample_size > 0.98).all()
 
 
+def test_memory_does_not_grow_with_rows_and_draws():
+    estimator = make(Gaussian(0.8, 0.6), Likelihood(0.3))
+    theta, x = torch.randn(50, 2), torch.randn(50, 2)
+    sizes = []
+    hook = lambda module, given: sizes.append(given[0][..., 0].numel())  # noqa: E731
+    handle = estimator.proxy.network.register_forward_pre_hook(hook)
+    found = diagnose_proxy(estimator, theta, x, num_draws=500)
+    handle.remove()
+    assert max(sizes) <= 2**12
+    assert [len(each) for each in found] == [50] * 4
+    # Each row is its own: 1,000 draws know log Z to 0.03 or so.
+    alone = torch.cat(
+        [diagnose_proxy(estimator, theta[i : i + 1], x[i : i + 1], num_draws=500).log_partition
+         for i in range(50)]
+    )  # fmt: skip
+    torch.testing.assert_close(found.log_partition, alone, rtol=0.0, atol=0.3)
+
+
 def test_bad_input():
     theta = PRIOR.sample((10,))
     estimator = make(Gaussian(1.0, 1.0), Likelihood(0.0), PRIOR)

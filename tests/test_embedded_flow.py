@@ -3,14 +3,17 @@
 import pytest
 import torch
 from estimators import BUILDERS, CLOSE, EMBEDDING, FLOWS, PRIOR, conv_net, make, simulate
+from sbi.utils import BoxUniform
 from torch import nn
 
+from sbi_jeffreys import JeffreysNPE
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.draws import Draws, Negatives
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.objective import batch_terms
 from sbi_jeffreys.proxy import proxy_nn
+from sbi_jeffreys.utils.quiet import QuietTracker
 
 # nflows, on which sbi's "nsf" is built, calls what torch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated:UserWarning")
@@ -159,6 +162,22 @@ def test_more_simulations_reach_farther():
     assert (estimator.beyond_reach(more[:5]) > 1).all()
     estimator.widen_reach(more)
     assert (estimator.beyond_reach(torch.cat((x, more[:5]))) == 0).all()
+
+
+def test_a_trained_flow_knows_how_far_all_simulations_reach():
+    """Rare bursts beyond the first thousand rows are training data, too."""
+    prior = BoxUniform(-torch.ones(1), torch.ones(1))
+    theta = prior.sample((3000,))
+    x = theta + 0.1 * torch.randn(3000, 2)
+    x[torch.randperm(3000)[:3]] += 8.0
+    trainer = JeffreysNPE(prior, seed=0, show_progress_bars=False, tracker=QuietTracker())
+    trainer.append_simulations(theta[:2000], x[:2000])
+    estimator = trainer.train(max_num_epochs=1)
+    assert (estimator.beyond_reach(x[trainer.train_indices]) == 0).all()
+    trainer.append_simulations(theta[2000:], x[2000:])
+    estimator = trainer.train(max_num_epochs=1, force_first_round_loss=True)
+    assert (estimator.beyond_reach(x[trainer.train_indices]) == 0).all()
+    assert (estimator.beyond_reach(x.amax(dim=0, keepdim=True) + 100.0) > 1).all()
 
 
 def test_where_the_embedding_is_learnt_no_x_is_far():

@@ -1,5 +1,6 @@
 """The default flow: a density on the prior's support, and the splines put into sbi's flows."""
 
+import contextlib
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.distributions import Independent, LogNormal
 from zuko.transforms import MonotonicRQSTransform
 
-from sbi_jeffreys import JeffreysNPE
+from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
@@ -163,6 +164,33 @@ def test_walls_come_back_with_simulations_inside():
         retrain_from_scratch=True,
     )
     assert has_walls(estimator)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_builder_of_other_sizes_knows_of_walls_what_the_name_does(outside, tmp_path):
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    build = flow_nn(prior, **SMALL)
+    trainer = JeffreysNPE(prior, build, seed=0, show_progress_bars=False, tracker=QuietTracker())
+    theta = (1.2 if outside else 1.0) * prior.sample((60,))
+    with pytest.warns(UserWarning) if outside else contextlib.nullcontext():
+        trainer.append_simulations(theta, theta + 0.2 * torch.randn(60, 2))
+    estimator = trainer.train(max_num_epochs=1)
+    assert has_walls(estimator) != outside
+    path = tmp_path / "posterior.safetensors"
+    save(trainer.build_posterior(), path)
+    loaded = load(path, build=build).posterior_estimator
+    assert torch.equal(loaded.loss(theta, theta), estimator.loss(theta, theta))
+
+
+@pytest.mark.parametrize("prior", [[1.0, 2.0], 3, torch.zeros(2)])
+def test_a_prior_that_is_none_is_refused(prior):
+    with pytest.raises(TypeError, match="prior must be a torch distribution"):
+        flow_nn(prior)
+
+
+def test_an_embedding_network_is_a_module():
+    with pytest.raises(TypeError, match="embedding_net must be a module of x, or None, got 'cnn'"):
+        flow_nn(embedding_net="cnn")
 
 
 @pytest.mark.parametrize(

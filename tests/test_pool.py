@@ -341,3 +341,11 @@ def test_the_density_is_that_of_one_seed_whatever_the_users_is():
         torch.manual_seed(seed)
         found.append(gaussians(0.25).log_prob(theta, x))
     assert torch.equal(*found)
+
+
+def test_no_rows():
+    estimator = gaussians(0.5)
+    x = torch.randn(2, 2)
+    assert estimator.sample(torch.Size((3,)), x[:0]).shape == (3, 0, 2)
+    assert estimator.log_prob(x[:0].unsqueeze(0), x[:0]).shape == (1, 0)
+    assert estimator.log_prob(torch.zeros(0, 1, 2), x[:1]).shape == (0, 1)

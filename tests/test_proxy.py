@@ -167,6 +167,14 @@ def test_shapes_of_theta_mean_the_same(dtype):
     torch.testing.assert_close(proxy.network(shared, x.expand(2, 5, 3)[:1]), table)
 
 
+@pytest.mark.parametrize("shape", [(4, 2), (2,), (3, 4, 2), (1, 1, 5, 2)])
+def test_shapes_of_theta_that_fit_no_x(shape):
+    theta, x = torch.randn(5, 2), torch.randn(5, 3)
+    proxy = make(theta, x, Base(None, theta))
+    with pytest.raises(ValueError, match="for the 5 x, got"):
+        proxy.log_prob_unnormalized(torch.zeros(shape), x)
+
+
 def test_scale_of_theta_does_not_matter():
     theta, x = torch.randn(200, 2, dtype=torch.float64), torch.randn(200, 3, dtype=torch.float64)
     scale = torch.tensor([1e-4, 1e5], dtype=torch.float64)
@@ -228,6 +236,12 @@ def test_proxy_nn_passes_its_arguments_on(kwargs, width, layers):
 def test_unknown_proxy(name):
     with pytest.raises(ValueError, match=f"{name!r}.*'mlp'"):
         proxy_nn(name)
+
+
+@pytest.mark.parametrize("model", ["mlp", "likelihood"])
+def test_an_argument_that_no_network_takes(model):
+    with pytest.raises(TypeError, match="takes no hiden: only .*'hidden_features'"):
+        proxy_nn(model, hiden=3)
 
 
 @pytest.mark.parametrize(

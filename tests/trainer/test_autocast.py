@@ -41,7 +41,12 @@ def test_posteriors_under_autocast_are_the_same():
         samples = posterior.sample((50,), x=x, show_progress_bars=False)
         losses = estimator.loss(theta, theta)
         log_z = diagnose_proxy(estimator, theta, theta, num_draws=8).log_partition
-        return samples, posterior.log_prob(theta, x=x), losses.detach(), log_z
+        with torch.no_grad():
+            ratio = estimator.proxy.log_ratio(theta, theta)
+            density = estimator.proxy.log_prob_unnormalized(theta, theta)
+        far = estimator.beyond_reach(5 * theta)
+        densities = posterior.log_prob(theta, x=x), ratio, density
+        return samples, *densities, losses.detach(), log_z, far
 
     usual = look()
     with AUTOCAST:

@@ -13,6 +13,7 @@ from trainers import THETA, X, make, usable
 
 from sbi_jeffreys import load, save
 from sbi_jeffreys.costs import LinearCost
+from sbi_jeffreys.density import JeffreysDensity
 from sbi_jeffreys.duals import ResilientDual
 
 NAN, INF = float("nan"), float("inf")
@@ -208,6 +209,7 @@ INIT = {
         ValueError,
         ("2 multipliers", "three divergences"),
     ),
+    "objective is a class": ({"objective": ResilientDual}, TypeError, ("init() and step()",)),
     "draws": ({"draws": {"flow": 4}}, TypeError, ("draws must be", "{'flow': 4}")),
     "rate": ({"proxy_learning_rate": 0.0}, ValueError, ("proxy_learning_rate", "positive", "0.0")),
     "negative rate": ({"proxy_learning_rate": -1}, ValueError, ("proxy_learning_rate", "-1")),
@@ -232,6 +234,9 @@ TRAIN = {
     "norm": ({"clip_max_norm": 0.0}, ValueError, ("clip_max_norm", "0.0")),
     "no validation": ({"validation_fraction": 0.0}, ValueError, ("validation_fraction", "0.0")),
     "all validation": ({"validation_fraction": 1.0}, ValueError, ("validation_fraction", "1.0")),
+    "validation is a word": ({"validation_fraction": "a"}, TypeError, ("validation_fraction", "a")),
+    "validation is none": ({"validation_fraction": None}, TypeError, ("validation_fraction",)),
+    "loaders": ({"dataloader_kwargs": 3}, TypeError, ("dataloader_kwargs", "dictionary", "3")),
     "nothing to resume": ({"resume_training": True}, RuntimeError, ("Nothing to resume", "train")),
     "held-out lengths": ({"validation_data": (THETA, X[:5])}, ValueError, ("60", "5")),
     "held-out shape": (
@@ -346,10 +351,12 @@ def test_an_observation_of_another_type_is_taken():
 def test_training_needs_gradients(mode):
     trainer = make().append_simulations(THETA, X)
     trainer.train(max_num_epochs=1)
-    with mode(), pytest.raises(RuntimeError, match=r"call train\(\) outside of"):
+    with mode(), pytest.raises(RuntimeError, match="train outside of"):
         trainer.train(max_num_epochs=2, resume_training=True)
     trainer.train(max_num_epochs=2, resume_training=True)
     assert usable(trainer)
+    with mode(), pytest.raises(RuntimeError, match="train outside of"):
+        JeffreysDensity().fit(THETA)
 
 
 @pytest.mark.parametrize("name", ["mnpe", "mnle"])
