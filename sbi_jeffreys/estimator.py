@@ -27,6 +27,7 @@ from .selection.missing import Filled
 from .selection.screening import Columns
 from .selection.seen import Selection
 from .utils.precision import without_autocast
+from .utils.transforms import within_torch_func
 from .utils.warn import warn
 
 __all__ = ["FLOW_ALONE", "ROWS_FOR_SCALE", "JeffreysEstimator", "Pooling"]
@@ -203,9 +204,16 @@ class JeffreysEstimator(EmbeddedFlow):
             kwargs: For the flow, where it stands alone.
 
         Raises:
-            RuntimeError: If a gradient in x is asked of the pool, whose normaliser has none.
+            RuntimeError: If a gradient in x is asked of the pool, whose normaliser has none, or
+                one in theta by ``torch.func``.
             TypeError: If the pool is given keyword arguments.
         """
+        if self.weight and within_torch_func():
+            raise RuntimeError(
+                "torch.func does not reach through the normaliser of the pool of flow and proxy, "
+                "which is estimated from draws: take torch.autograd.grad, or the flow, "
+                "estimator.flow."
+            )
         input, condition = self._in_own_type(input), self._in_own_type(condition)
         if not self.weight:
             return self.flow.log_prob(input, condition, **kwargs)

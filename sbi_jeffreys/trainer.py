@@ -421,8 +421,8 @@ class JeffreysNPE(JointTrainer):
                 resume_training=True,
                 dataloader_kwargs=dataloader_kwargs,
             )
-            sizes = len(self.train_indices), len(self.val_indices)
-            return through_loaders(loaders, sizes, dataloader_kwargs)
+            num_rows = len(self.train_indices), len(self.val_indices)
+            return through_loaders(loaders, num_rows, dataloader_kwargs)
         # sbi has its masks on the CPU.
         masks = masks.to(theta.device)
         train = Data(theta, x, masks, self.train_indices, training_batch_size)

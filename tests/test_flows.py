@@ -172,7 +172,8 @@ def test_a_builder_of_other_sizes_knows_of_walls_what_the_name_does(outside, tmp
     build = flow_nn(prior, **SMALL)
     trainer = JeffreysNPE(prior, build, seed=0, show_progress_bars=False, tracker=QuietTracker())
     theta = (1.2 if outside else 1.0) * prior.sample((60,))
-    with pytest.warns(UserWarning) if outside else contextlib.nullcontext():
+    warned = pytest.warns(UserWarning, match="outside of the prior")
+    with warned if outside else contextlib.nullcontext():
         trainer.append_simulations(theta, theta + 0.2 * torch.randn(60, 2))
     estimator = trainer.train(max_num_epochs=1)
     assert has_walls(estimator) != outside

@@ -240,7 +240,7 @@ def test_unknown_proxy(name):
 
 @pytest.mark.parametrize("model", ["mlp", "likelihood"])
 def test_an_argument_that_no_network_takes(model):
-    with pytest.raises(TypeError, match="takes no hiden: only .*'hidden_features'"):
+    with pytest.raises(TypeError, match=r"takes no hiden: only .*'hidden_features'"):
         proxy_nn(model, hiden=3)
 
 

@@ -12,6 +12,8 @@ References:
     | zuko's :class:`zuko.flows.autoregressive.MaskedAutoregressiveTransform`
 """
 
+import itertools
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,7 @@ from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.nn import MaskedLinear
 from zuko.transforms import MonotonicRQSTransform
 
+from ..utils.transforms import within_torch_func
 from .splines import RationalQuadraticSpline, spline, spline_inverse, spline_inverse_and_slope
 
 __all__ = ["AutoregressiveSpline", "accelerate", "is_layered"]
@@ -170,7 +173,7 @@ class AutoregressiveSpline(Transform):
         rows = x if condition is None else torch.cat((x, condition))
         *layers, last = self.layer.hyper
         plain = [*filter(_is_plain, layers), last]
-        weights = iter(_Masked.apply(*(m for each in plain for m in (each.mask, each.weight))))
+        weights = _masked([each.mask for each in plain], [each.weight for each in plain])
         # Whether the rows are nobody else's, and may be written over.
         own = False
         for layer in layers:
@@ -186,6 +189,13 @@ class AutoregressiveSpline(Transform):
             weight = weight.unflatten(0, (-1, self.layer.total))[features].flatten(0, 1)
             bias = bias.unflatten(0, (-1, self.layer.total))[features].flatten(0, 1)
         return torch.addmm(bias, weight, rows).unflatten(0, (-1, self.layer.total))
+
+
+def _masked(masks: list[Tensor], weights: list[Tensor]) -> Iterator[Tensor]:
+    """Return products of masks and weights, one after the other."""
+    if within_torch_func():
+        return (mask * weight for mask, weight in zip(masks, weights, strict=True))
+    return iter(_Masked.apply(*itertools.chain(*zip(masks, weights, strict=True))))
 
 
 class _Masked(torch.autograd.Function):

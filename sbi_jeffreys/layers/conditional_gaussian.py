@@ -26,6 +26,7 @@ from zuko.lazy import LazyTransform
 from zuko.nn import MLP
 
 from ..features.scales import cut_outliers
+from ..utils.transforms import within_torch_func
 
 __all__ = ["ConditionalGaussian"]
 
@@ -95,6 +96,8 @@ class ConditionalGaussian(LazyTransform):
 
 def _bounded(value: Tensor, bound: Tensor | float) -> Tensor:
     """Return the value where it is small, and less than the bound where it is not."""
+    if within_torch_func():
+        return value / (1.0 + value.abs() / bound)
     return _Bounded.apply(value, bound)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from zuko.transforms import MonotonicRQSTransform
 
+from ..utils.transforms import within_torch_func
 from . import spline_operations
 from .usable import usable
 
@@ -107,6 +108,8 @@ def spline(
     Returns:
         Both of shape (d, N).
     """
+    if within_torch_func():
+        return _by_zuko(x, phi, bound, slope)
     return _Spline.apply(x, phi, bound, slope)
 
 
@@ -125,7 +128,7 @@ def spline_inverse(y: Tensor, phi: Tensor, bound: float = 5.0, slope: float = 1e
     with torch.no_grad():
         x, _ = _by(y, phi).inverse(y, phi, bound, slope, with_slope=False)
     if torch.is_grad_enabled() and (y.requires_grad or phi.requires_grad):
-        # One Newton step from the solution: it adds nothing but the derivatives of the inverse.
+        # One Newton step from the solution: it adds nothing but the inverse's first derivatives.
         rows = y.shape[1:].numel()
         flat = phi.expand(*phi.shape[:2], *y.shape[1:]).reshape(*phi.shape[:2], rows)
         image, log_slope = spline(x.reshape(len(x), rows), flat, bound, slope)
@@ -179,13 +182,20 @@ class _Spline(torch.autograd.Function):
         return *ctx.by.image_gradient(gy, gl, *ctx.options, *kept), None, None
 
 
+def _by_zuko(x: Tensor, phi: Tensor, bound: float, slope: float) -> tuple[Tensor, Tensor]:
+    """Return what :func:`spline` does, by operations that torch differentiates."""
+    bins = (phi.shape[1] + 1) // 3
+    parts = phi.movedim(1, -1).split([bins, bins, bins - 1], dim=-1)
+    return MonotonicRQSTransform(*parts, bound=bound, slope=slope).call_and_ladj(x)
+
+
 def _gradient_by_zuko(
     x: Tensor, phi: Tensor, gy: Tensor, gl: Tensor, bound: float, slope: float
 ) -> tuple[Tensor | None, ...]:
     """Return the gradient by x and phi in a form that can be differentiated again, but slower."""
-    bins = (phi.shape[1] + 1) // 3
-    parts = phi.movedim(1, -1).split([bins, bins, bins - 1], dim=-1)
-    outputs = MonotonicRQSTransform(*parts, bound=bound, slope=slope).call_and_ladj(x)
-    wanted = [each for each in (x, phi) if each.requires_grad]
+    # As others than x and phi: in a flow phi depends on x, and wanted are partial derivatives.
+    apart = x.view_as(x), phi.view_as(phi)
+    outputs = _by_zuko(*apart, bound, slope)
+    wanted = [each for each in apart if each.requires_grad]
     found = iter(torch.autograd.grad(outputs, wanted, (gy, gl), create_graph=True))
     return tuple(next(found) if each.requires_grad else None for each in (x, phi))

@@ -116,7 +116,8 @@ class LikelihoodEnergy(Likelihood):
         d, c = theta.shape[1], context.shape[1]
         if num_components is not None:
             check_counts(1, num_components=num_components)
-        if not isinstance(common, numbers.Integral) or common not in range(4):
+        integer: bool = isinstance(common, numbers.Integral)
+        if not integer or common not in range(4):
             raise ValueError(
                 f"common={common!r} must be 0, 1, 2 or 3: how much theta moves as one."
             )

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .transforms import within_torch_func
+
 __all__ = ["log_softmax", "logsumexp"]
 
 
@@ -33,7 +35,7 @@ def logsumexp(value: Tensor, dim: int) -> Tensor:
         >>> torch.allclose(logsumexp(value, 0), value.logsumexp(0))
         True
     """
-    return _LogSumExp.apply(value, dim)
+    return value.logsumexp(dim) if within_torch_func() else _LogSumExp.apply(value, dim)
 
 
 def log_softmax(value: Tensor, dim: int) -> Tensor:
@@ -49,7 +51,8 @@ def log_softmax(value: Tensor, dim: int) -> Tensor:
     Returns:
         The shape of ``value``.
     """
-    return value.log_softmax(dim) if value.is_cuda else _LogSoftmax.apply(value, dim)
+    by_torch = value.is_cuda or within_torch_func()
+    return value.log_softmax(dim) if by_torch else _LogSoftmax.apply(value, dim)
 
 
 class _LogSumExp(torch.autograd.Function):

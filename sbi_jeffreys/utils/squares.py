@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .transforms import within_torch_func
+
 __all__ = ["sum_of_squares"]
 
 
@@ -25,7 +27,7 @@ def sum_of_squares(value: Tensor, dim: int) -> Tensor:
         >>> sum_of_squares(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), dim=-1)
         tensor([25.,  4.])
     """
-    return _SumOfSquares.apply(value, dim)
+    return value.square().sum(dim) if within_torch_func() else _SumOfSquares.apply(value, dim)
 
 
 class _SumOfSquares(torch.autograd.Function):

@@ -183,3 +183,18 @@ def test_the_groups_stay_where_they_are_as_long_as_the_order_says_the_same():
     expected = [(ours.order == group).nonzero().squeeze(-1) for group in ours.order.unique()]
     assert all(map(torch.equal, ours.groups(), expected))
     assert not all(map(torch.equal, before, expected))
+
+
+@pytest.mark.parametrize("passes", [2, D])
+def test_gradients_that_are_differentiated_again_are_those_of_zuko(passes):
+    """Splines of one feature depend on others: there are partial derivatives, and whole ones."""
+    found = []
+    start, condition = torch.randn(7, D).double(), torch.randn(7, C).double()
+    for layer in layers(passes):
+        x = start.clone().requires_grad_()
+        y, ladj = layer(condition).call_and_ladj(x)
+        (first,) = torch.autograd.grad(y.square().sum() + ladj.sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        found.append((first.detach(), second))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)

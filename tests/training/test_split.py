@@ -125,7 +125,11 @@ def test_a_call_that_trained_nothing_leaves_the_split(monkeypatch):
     trainer.train(max_num_epochs=1)
     before = trainer._split
     trainer.append_simulations(*simulations(40))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Training, "start", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         trainer.train(max_num_epochs=1, force_first_round_loss=True, retrain_from_scratch=True)
     assert trainer._split is before
