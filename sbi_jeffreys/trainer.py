@@ -300,12 +300,7 @@ class JeffreysNPE(JointTrainer):
                 ``resume_training=True``. Before the first epoch nothing has changed, and what was
                 trained before is still there.
         """
-        if not self._data_round_index:
-            raise RuntimeError("No simulations: call append_simulations(theta, x) before train().")
-        check_default_type()
-        check_gradients()
-        if resume_training and self._training is None:
-            raise RuntimeError("Nothing to resume: call train() without resume_training first.")
+        self._check_ready(resume=resume_training, from_scratch=retrain_from_scratch)
         check_training(
             num_atoms=num_atoms,
             training_batch_size=training_batch_size,
@@ -318,17 +313,7 @@ class JeffreysNPE(JointTrainer):
             validation_data=validation_data,
             dataloader_kwargs=dataloader_kwargs,
         )
-        if resume_training and retrain_from_scratch:
-            raise ValueError(
-                "resume_training goes on with the last training, retrain_from_scratch begins "
-                "another: choose one of the two."
-            )
-        held_out = None
-        if validation_data is not None:
-            kept = any(not each.isfinite().all() for each in self._x_roundwise)
-            held_out = check_held_out(
-                validation_data, self._prior, self._event_shape, with_invalid=kept
-            )
+        held_out = self._checked(validation_data)
         with without_autocast(), self._seeded(resume_training), self._unchanged_unless_begun():
             if self._neural_net is None or retrain_from_scratch:
                 self._split = NO_ROWS
@@ -358,6 +343,27 @@ class JeffreysNPE(JointTrainer):
                 show_train_summary=show_train_summary,
                 dataloader_kwargs=dataloader_kwargs,
             )
+
+    def _check_ready(self, *, resume: bool, from_scratch: bool) -> None:
+        """Refuse a call that has nothing to train on, or nothing to go on with."""
+        if not self._data_round_index:
+            raise RuntimeError("No simulations: call append_simulations(theta, x) before train().")
+        check_default_type()
+        check_gradients()
+        if resume and self._training is None:
+            raise RuntimeError("Nothing to resume: call train() without resume_training first.")
+        if resume and from_scratch:
+            raise ValueError(
+                "resume_training goes on with the last training, retrain_from_scratch begins "
+                "another: choose one of the two."
+            )
+
+    def _checked(self, validation_data: tuple[Tensor, Tensor] | None) -> Any:
+        """Return held-out simulations as a user passed them, checked; ``None`` for none."""
+        if validation_data is None:
+            return None
+        kept = any(not each.isfinite().all() for each in self._x_roundwise)
+        return check_held_out(validation_data, self._prior, self._event_shape, with_invalid=kept)
 
     @property
     def _event_shape(self) -> torch.Size | None:

@@ -32,7 +32,7 @@ from .embedding_first import LearntEmbedding, learn_embedding
 from .first_steps import default_rates
 from .held_out import center_partition
 from .joining import join, warn_of_columns
-from .likelihood_form import ROWS_TO_FIT, ROWS_TO_JUDGE, take_fittest_form
+from .likelihood_form import NOT_FITTED, ROWS_TO_FIT, ROWS_TO_JUDGE, Fitted, take_fittest_form
 from .record import report_epoch, report_run
 from .run import begin, run
 from .second_proxy import is_better, is_rejected, likelihood_is_doubtful
@@ -51,7 +51,6 @@ _OF_A_CALL = (
     "val_indices",
     "_split",
     "_rows",
-    "_rows_fitted",
     "_fitted",
     "_screened",
     "_embedding",
@@ -90,10 +89,8 @@ class JointTrainer(NPE_C):
     _simple_start = False
     # Whether the flow is new and starts as its builder left it.
     _starts_anyhow = False
-    # First round and number of the simulations to which the default proxy was last fitted.
-    _rows_fitted = (0, 0)
-    # The likelihoods that were, on the CPU.
-    _fitted: Sequence[Likelihood] = ()
+    # What was fitted before the joint training, and to which simulations.
+    _fitted = NOT_FITTED
     # What the embedding beside a flow of sbi's has learnt before the joint training.
     _embedding: LearntEmbedding | None = None
     # Rates, of flow and proxy, that have once been found too high.
@@ -157,7 +154,7 @@ class JointTrainer(NPE_C):
         self._simple_start = fresh and starts_in_closed_form(self._neural_net)
         self._starts_anyhow = fresh and not self._simple_start
         if fresh and spec["proxy"] == "likelihood":
-            self._rows_fitted = JointTrainer._rows_fitted
+            self._fitted = NOT_FITTED
         if fresh:
             self._neural_net = self._with_proxy(start_idx, build_proxy, spec)
         if not self._neural_net.learns_embedding:
@@ -295,15 +292,15 @@ class JointTrainer(NPE_C):
         plain = not (call.weighs or estimator.learns_embedding)
         if not (default and plain):
             return ()
-        if self._rows == self._rows_fitted or call.config.resume_training:
-            return self._fitted
-        self._rows_fitted = self._rows
+        if self._rows == self._fitted.rows or call.config.resume_training:
+            return self._fitted.likelihoods
         rows = call.data.head(ROWS_TO_FIT, "cpu")
         judges = call.held_out.head(ROWS_TO_JUDGE, "cpu")
         settings = self._settings_for(call.config)
         choices = {"levels": settings.levels, "sharpness": settings.sharpness}
-        self._fitted = take_fittest_form(estimator.to("cpu"), rows, judges, **choices)
-        return self._fitted
+        found = take_fittest_form(estimator.to("cpu"), rows, judges, **choices)
+        self._fitted = Fitted(self._rows, found)
+        return found
 
     def _doubts_proxy(self, training: Training, call: Call) -> bool:
         """Whether the default proxy was trained to the end, and held-out rows speak against it."""

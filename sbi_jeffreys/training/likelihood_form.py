@@ -1,5 +1,8 @@
 """The form of a likelihood that is the proxy, chosen before the joint training."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 
 from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
@@ -9,10 +12,23 @@ from ..likelihood.fit import Rows
 from ..likelihood.forms import fittest
 from ..proxy import proxy_nn
 
-__all__ = ["ROWS_TO_FIT", "ROWS_TO_JUDGE", "take_fittest_form"]
+__all__ = ["NOT_FITTED", "ROWS_TO_FIT", "ROWS_TO_JUDGE", "Fitted", "take_fittest_form"]
 
 ROWS_TO_FIT, ROWS_TO_JUDGE = 5000, 2000
 """Rows to fit and to judge by, at most."""
+
+
+class Fitted(NamedTuple):
+    """Likelihoods of all forms, on the CPU, and what they were fitted to.
+
+    ``rows`` are the first round and the number of these simulations.
+    """
+
+    rows: tuple[int, int]
+    likelihoods: Sequence[Likelihood]
+
+
+NOT_FITTED = Fitted((0, 0), ())
 
 
 def take_fittest_form(

@@ -50,12 +50,12 @@ def split(rows: Tensor, fraction: float | None, before: Split) -> tuple[Split, S
         Places in ``rows`` of those to train on and those to hold out, in random order, and how all
         simulations are split now.
     """
-    held, seen = (torch.isin(rows, of) for of in (before.held_out, before.train))
-    new = (~(held | seen)).nonzero()[:, 0]
-    new = new[torch.randperm(len(new))]
     if fraction is None:
         places = Split(torch.randperm(len(rows)), NO_ROWS.held_out)
     else:
+        held, seen = (torch.isin(rows, of) for of in (before.held_out, before.train))
+        new = (~(held | seen)).nonzero()[:, 0]
+        new = new[torch.randperm(len(new))]
         num = int((1 - fraction) * len(new))
         places = Split(new[:num], new[num:])
         if len(new) < len(rows):

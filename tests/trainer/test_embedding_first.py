@@ -68,7 +68,7 @@ def test_it_is_learnt_and_rests(trained, simulations):
     assert not estimator.learns_embedding
     # As of any function of x: how far data reach is known, and forms were fitted.
     assert estimator.reach.shape == (2, 5)
-    assert trainer._rows_fitted == (0, 300)
+    assert trainer._fitted.rows == (0, 300)
     # The record is that of the joint training.
     assert len(trainer.summary["training_loss"]) == 15
     assert all(len(trainer.summary[key]) == 15 for key in ("multiplier_reverse", "validation_loss"))
