@@ -37,10 +37,10 @@ from .inputs.simulations import (
 )
 from .proxy import ProxyBuilder, proxy_builder
 from .selection.missing import has_codes
-from .training.batches import Data, PerRow, num_to_train_on, ones, through_loaders
+from .training.batches import Data, PerRow, ones, through_loaders
 from .training.joint_trainer import JointTrainer
 from .training.record import new_record
-from .training.split import NO_ROWS, split, stored_rows
+from .training.split import NO_ROWS, check_enough, split, stored_rows
 from .training.steps import Settings
 from .utils.checks import (
     check_default_type,
@@ -407,7 +407,7 @@ class JeffreysNPE(JointTrainer):
         theta, x, masks = self.get_simulations(starting_round)
         held_out = self._validation_data
         fraction = validation_fraction if held_out is None else None
-        num_to_train_on(len(theta), fraction)
+        check_enough(len(theta), fraction)
         check_varies(theta)
         rows = starting_round, len(theta)
         if resume_training:

@@ -1,7 +1,4 @@
-"""Where batches come from: the stored simulations by index, or a loader of torch's.
-
-How many of the simulations are held out is decided here too, for both.
-"""
+"""Where batches come from: the stored simulations by index, or a loader of torch's."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "LoaderData", "PerRow", "num_to_train_on", "ones", "through_loaders"]
+__all__ = ["Data", "LoaderData", "PerRow", "ones", "through_loaders"]
 
 
 def ones(x: Tensor) -> Tensor:
@@ -135,26 +132,6 @@ class LoaderData:
             self._head = torch.cat(thetas), torch.cat(xs)
         theta, x = self._head
         return theta[:num].to(device), x[:num].to(device)
-
-
-def num_to_train_on(num: int, fraction: float | None) -> int:
-    """Return how many of so many simulations are there to train on.
-
-    Args:
-        num: Number of simulations.
-        fraction: Fraction of them that is held out; ``None`` if others are.
-
-    Raises:
-        ValueError: If they are too few to train and to validate.
-    """
-    num_train = num if fraction is None else int((1 - fraction) * num)
-    held_out = "others held out" if fraction is None else f"validation_fraction={fraction:g}"
-    if num_train < 2 or (fraction is not None and num_train == num):
-        raise ValueError(
-            f"{num} simulations are too few with {held_out}: {num_train} to train on and "
-            f"{num - num_train} to validate; append more, or pass validation_data."
-        )
-    return num_train
 
 
 def through_loaders(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["NO_ROWS", "Split", "split", "stored_rows"]
+__all__ = ["NO_ROWS", "Split", "check_enough", "split", "stored_rows"]
 
 
 class Split(NamedTuple):
@@ -21,6 +21,25 @@ class Split(NamedTuple):
 
 NO_ROWS = Split(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
 """The split of a flow that has not been trained."""
+
+
+def check_enough(num: int, fraction: float | None) -> None:
+    """Refuse simulations that are too few to train and to validate.
+
+    Args:
+        num: Their number.
+        fraction: Fraction of them that is held out; ``None`` if others are.
+
+    Raises:
+        ValueError: With the numbers of both.
+    """
+    num_train = num if fraction is None else int((1 - fraction) * num)
+    held_out = "others held out" if fraction is None else f"validation_fraction={fraction:g}"
+    if num_train < 2 or (fraction is not None and num_train == num):
+        raise ValueError(
+            f"{num} simulations are too few with {held_out}: {num_train} to train on and "
+            f"{num - num_train} to validate; append more, or pass validation_data."
+        )
 
 
 def stored_rows(sizes: list[int], rounds: list[int], first_round: int) -> Tensor:

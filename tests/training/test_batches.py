@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from sbi_jeffreys.training.batches import Data, LoaderData, PerRow, num_to_train_on, through_loaders
+from sbi_jeffreys.training.batches import Data, LoaderData, PerRow, through_loaders
 
 
 def simulate(num):
@@ -78,19 +78,6 @@ def test_loader_data():
     some_theta, some_x = data.head(4, "cpu")
     assert torch.equal(some_theta, theta[:4])
     assert torch.equal(some_x, x[:4])
-
-
-@pytest.mark.parametrize(
-    ("num", "fraction", "num_train"), [(100, 0.1, 90), (3, 0.1, 2), (3, None, 3), (2, None, 2)]
-)
-def test_number_to_train_on(num, fraction, num_train):
-    assert num_to_train_on(num, fraction) == num_train
-
-
-@pytest.mark.parametrize(("num", "fraction"), [(2, 0.1), (1, None), (10, 0.9), (10, 0.0)])
-def test_too_few_to_train_on_or_to_hold_out(num, fraction):
-    with pytest.raises(ValueError, match=f"{num} simulations are too few"):
-        num_to_train_on(num, fraction)
 
 
 def test_held_out_rows_of_a_loader_that_shuffles_come_in_one_order():

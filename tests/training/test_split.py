@@ -4,7 +4,7 @@ import pytest
 import torch
 from trainers import PRIOR, make
 
-from sbi_jeffreys.training.split import NO_ROWS, Split, split, stored_rows
+from sbi_jeffreys.training.split import NO_ROWS, Split, check_enough, split, stored_rows
 from sbi_jeffreys.training.training import Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
@@ -74,6 +74,21 @@ def test_a_single_new_row():
     places, _ = split(torch.arange(21), 0.1, before)
     assert len(places.train) + len(places.held_out) == 21
     assert set(places.train.tolist()) >= set(range(18))
+
+
+@pytest.mark.parametrize(
+    ("num", "fraction", "num_train"), [(100, 0.1, 90), (3, 0.1, 2), (3, None, 3), (2, None, 2)]
+)
+def test_number_to_train_on(num, fraction, num_train):
+    check_enough(num, fraction)
+    places, _ = split(torch.arange(num), fraction, NO_ROWS)
+    assert len(places.train) == num_train
+
+
+@pytest.mark.parametrize(("num", "fraction"), [(2, 0.1), (1, None), (10, 0.9), (10, 0.0)])
+def test_too_few_to_train_on_or_to_hold_out(num, fraction):
+    with pytest.raises(ValueError, match=f"{num} simulations are too few"):
+        check_enough(num, fraction)
 
 
 def test_numbers_of_stored_rows():
