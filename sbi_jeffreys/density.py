@@ -221,15 +221,7 @@ class JeffreysDensity:
                 # Scales and starts look at the first rows.
                 samples = samples[torch.randperm(len(samples))]
             check_trainable(samples)
-            batch = min(self._settings["training_batch_size"], len(samples))
-            settings = Settings(
-                **{**self._settings, "training_batch_size": batch},
-                stop_after_epochs=stop_after_epochs or _NEVER,
-                limits=Limits(math.inf, math.inf),
-                muon=False,
-                proxy_plateau=False,
-                trials=False,
-            )
+            settings = self._settings_for(len(samples), stop_after_epochs)
             training = Training(
                 self._build(samples),
                 self._weighting,
@@ -238,7 +230,7 @@ class JeffreysDensity:
                 ones,
                 simple_start=self._default_flow,
             )
-            passes = math.ceil(STEPS_PER_EPOCH * batch / len(samples))
+            passes = math.ceil(STEPS_PER_EPOCH * settings.training_batch_size / len(samples))
             self._run(
                 training,
                 _as_data(samples, passes),
@@ -249,6 +241,18 @@ class JeffreysDensity:
                 keep_last=stop_after_epochs is None,
             )
         return self
+
+    def _settings_for(self, num: int, stop_after_epochs: int | None) -> Settings:
+        """Return the settings of a training on so many samples."""
+        batch = min(self._settings["training_batch_size"], num)
+        return Settings(
+            **{**self._settings, "training_batch_size": batch},
+            stop_after_epochs=stop_after_epochs or _NEVER,
+            limits=Limits(math.inf, math.inf),
+            muon=False,
+            proxy_plateau=False,
+            trials=False,
+        )
 
     def _build(self, samples: Tensor) -> JeffreysEstimator:
         empty = samples.new_empty(len(samples), 0)
