@@ -25,6 +25,10 @@ __all__ = ["EmbeddedFlow"]
 
 # Embedded entries are in units of their scatter; what hardly varies is taken to vary by so much.
 _NARROW = 1.0
+# Pairs of a parameter and an x that a flow evaluates at once, at most; and for flows of sbi's own,
+# whose mixtures of Gaussians make matrices for each of ten components of each, numbers in one of
+# these matrices times pairs: 170 MB with ten.
+_PAIRS, _FEWEST_PAIRS, _NUMBERS = 2**16, 2**8, 2**22
 
 
 class EmbeddedFlow(ConditionalDensityEstimator):
@@ -75,6 +79,13 @@ class EmbeddedFlow(ConditionalDensityEstimator):
         if network is not None and not is_learnt(network):
             network.eval()
         return self
+
+    @property
+    def most_pairs(self) -> int:
+        """How many pairs of a parameter and an x to evaluate at once, for the sake of memory."""
+        if isinstance(self.flow, ZukoFlow):
+            return _PAIRS
+        return min(_PAIRS, max(_FEWEST_PAIRS, _NUMBERS // self.input_shape.numel() ** 2))
 
     @property
     def net(self) -> nn.Module:

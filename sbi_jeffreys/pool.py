@@ -103,7 +103,7 @@ def level_of(tilts: Tensor) -> Level:
 def levels(estimator: "JeffreysEstimator", context: Tensor) -> Level:
     """Return bound and normaliser given embedded data (B, c), from the same draws at every call."""
     found = []
-    for part in context.split(_CHUNK // _NORMALISING):
+    for part in context.split(max(1, estimator.most_pairs // _NORMALISING)):
         drawn = estimator.sample_with_log_prob(_NORMALISING, part, seed=_SEED)
         tilts = estimator.weight * log_ratio(estimator, part, *drawn, estimator.stack)
         found.append(level_of(tilts))
@@ -174,10 +174,11 @@ def sample(estimator: "JeffreysEstimator", num: int, context: Tensor) -> Tensor:
     filled = torch.zeros(len(context), dtype=torch.long, device=context.device)
     short = torch.arange(len(context), device=context.device)
     while num and len(short):
-        some = short[:_CHUNK]
+        some = short[: estimator.most_pairs]
         # As many for each x as the average x still needs, and a few to spare.
         wanted = ((num - filled[some]) / kept[some]).mean().item()
-        wanted = min(int(1.1 * wanted) + 8, _num_at_once(context[some], _DRAWN))
+        most = min(_num_at_once(context[some], _DRAWN), estimator.most_pairs // len(some))
+        wanted = min(int(1.1 * wanted) + 8, most)
         theta, flow = estimator.sample_with_log_prob(wanted, context[some])
         ratio = log_ratio(estimator, context[some], theta, flow, estimator.stack)
         tilt = estimator.weight * ratio
@@ -209,7 +210,7 @@ def losses(
         stack: Likelihoods beside the proxy's own.
     """
     theta = theta.expand(-1, len(context), -1)
-    found, size = [], max(1, _CHUNK // max(_CHOOSING, len(theta)))
+    found, size = [], max(1, estimator.most_pairs // max(_CHOOSING, len(theta)))
     for rows, part in zip(theta.split(size, dim=1), context.split(size), strict=True):
         drawn = estimator.sample_with_log_prob(_CHOOSING, part, seed=_SEED)
         ratios = log_ratio(estimator, part, *drawn, stack)

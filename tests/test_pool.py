@@ -7,13 +7,15 @@ from functools import partial
 import pytest
 import torch
 from pools import FLOW, PRIOR, Constant, GaussianEnergy, default, gaussians, pooled
+from sbi.neural_nets import posterior_nn
 from torch import nn
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal
 
 from sbi_jeffreys import pool
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.proxy import proxy_nn
 
 # The flow is known at any x, however far from those that it was built with.
 FAR = pytest.mark.filterwarnings("ignore:.* lie far from all training data:UserWarning")
@@ -349,3 +351,22 @@ def test_no_rows():
     assert estimator.sample(torch.Size((3,)), x[:0]).shape == (3, 0, 2)
     assert estimator.log_prob(x[:0].unsqueeze(0), x[:0]).shape == (1, 0)
     assert estimator.log_prob(torch.zeros(0, 1, 2), x[:1]).shape == (0, 1)
+
+
+@pytest.mark.parametrize(("name", "d"), [("mdn", 40), ("zuko_nsf", 3)])
+def test_memory_is_bounded_whatever_the_flow(name, d):
+    """sbi's mixtures make a matrix for each component of each pair: 40 parameters, 2,621 pairs."""
+    theta, x = torch.randn(60, d), torch.randn(60, d)
+    flow = posterior_nn(name)(theta, x)
+    base = Base(Independent(Normal(torch.zeros(d), 2.0), 1), theta)
+    estimator = JeffreysEstimator(flow, theta, x, base=base, build_proxy=proxy_nn("mlp"))
+    estimator.weight, seen = 0.5, []
+    evaluate = estimator.log_prob_embedded
+    estimator.log_prob_embedded = lambda theta, context: (
+        seen.append(theta[..., 0].numel()) or evaluate(theta, context)
+    )
+    estimator.log_prob(theta.unsqueeze(0), x)
+    estimator.sample(torch.Size((200,)), x)
+    pool.losses(estimator, theta.unsqueeze(0), x, (0.0, 0.5))
+    assert max(seen) <= (2**22 // d**2 if name == "mdn" else 2**16)
+    assert max(seen) > 2**10

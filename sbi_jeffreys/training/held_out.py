@@ -72,7 +72,8 @@ def flow_losses(
     """
     estimator.eval()
     losses, weights = [], []
-    for theta, x, masks in data.batches(atomic[1] if atomic else _CHUNK, device, shuffle=False):
+    size = atomic[1] if atomic else min(_CHUNK, estimator.most_pairs)
+    for theta, x, masks in data.batches(size, device, shuffle=False):
         if atomic:
             loss = atomic[0](theta, x, masks)
         else:
