@@ -271,6 +271,7 @@ def test_where_no_likelihood_is_fitted_in_a_later_round(made, train):
     assert estimator.proxy.network is first
 
 
+@pytest.mark.full_fit
 def test_the_pool_of_a_later_round_is_nearer_to_the_posterior():
     """Where the likelihood has the form of the simulator, and the flow does not know it all."""
     torch.manual_seed(0)
