@@ -11,7 +11,7 @@ parameters, the same values.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -267,7 +267,8 @@ def flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
 
     Args:
         density_estimator: Name, or function of (theta, x).
-        prior: Prior, for the default flow.
+        prior: Prior, for the default flow, as :func:`sbi_jeffreys.inputs.priors.check_prior`
+            returns it.
 
     Raises:
         ValueError: If no estimator has that name.
@@ -281,7 +282,7 @@ def flow_builder(density_estimator: Any, prior: Distribution | None) -> Any:
             )
         return density_estimator
     if density_estimator == DEFAULT_FLOW:
-        return flow_nn(prior)
+        return replace(flow_nn(), prior=proper(prior))
     if density_estimator in _MIXED:
         raise ValueError(
             f"density_estimator={density_estimator!r} is for discrete parameters or data beside "

@@ -57,9 +57,9 @@ _KEPT, _SPAN = 0.25, 3.0
 _NORMALISING, _CHOOSING = 256, 128
 # Seed of the former: none that users are likely to take, whose own draws these would be.
 _SEED = 251_111_159
-# Pairs at once; and on a CPU, evaluated and drawn: a layer's outputs at more of them are so large
-# that memory for them is fetched from the system, and given back, each time.
-_CHUNK, _AT_ONCE, _DRAWN = 2**16, 2**13, 2**14
+# Pairs evaluated, and drawn, at once on a CPU: a layer's outputs at more of them are so large that
+# memory for them is fetched from the system, and given back, each time.
+_AT_ONCE, _DRAWN = 2**13, 2**14
 # Bound on the absolute log ratio, nats; infinities and NaN are moved to it.
 _LARGEST = 1e4
 
@@ -155,8 +155,8 @@ def log_prob(estimator: "JeffreysEstimator", theta: Tensor, context: Tensor) -> 
     level = estimator.last_level.at(estimator, different).of(where)
     found = []
     # A gradient holds on to all of them in any case.
-    together = len(theta) if torch.is_grad_enabled() else _num_at_once(context, _AT_ONCE)
-    for some in theta.split(max(1, together)):
+    at_once = _num_at_once(estimator, context, _AT_ONCE)
+    for some in theta.split(len(theta) if torch.is_grad_enabled() else at_once):
         flow = estimator.log_prob_embedded(some, context)
         tilt = estimator.weight * log_ratio(estimator, context, some, flow, estimator.stack)
         found.append(flow + level.bounded(tilt) - level.log_normalizer)
@@ -177,8 +177,7 @@ def sample(estimator: "JeffreysEstimator", num: int, context: Tensor) -> Tensor:
         some = short[: estimator.most_pairs]
         # As many for each x as the average x still needs, and a few to spare.
         wanted = ((num - filled[some]) / kept[some]).mean().item()
-        most = min(_num_at_once(context[some], _DRAWN), estimator.most_pairs // len(some))
-        wanted = min(int(1.1 * wanted) + 8, most)
+        wanted = min(int(1.1 * wanted) + 8, _num_at_once(estimator, context[some], _DRAWN))
         theta, flow = estimator.sample_with_log_prob(wanted, context[some])
         ratio = log_ratio(estimator, context[some], theta, flow, estimator.stack)
         tilt = estimator.weight * ratio
@@ -255,12 +254,12 @@ def energy(
     if stack is not None:
         assert proxy.likelihood is not None
         evaluate = partial(stack, proxy.likelihood)
-    return torch.cat(
-        [evaluate(some, context) for some in theta.split(_num_at_once(context, _AT_ONCE))]
-    )
+    at_once = _num_at_once(estimator, context, _AT_ONCE)
+    return torch.cat([evaluate(some, context) for some in theta.split(at_once)])
 
 
-def _num_at_once(context: Tensor, on_cpu: int) -> int:
+def _num_at_once(estimator: "JeffreysEstimator", context: Tensor, on_cpu: int) -> int:
     """Return how many parameters for each of the data (B, c) to evaluate, or to draw, at once."""
-    pairs = on_cpu if context.device.type == "cpu" else _CHUNK
+    most = estimator.most_pairs
+    pairs = min(on_cpu, most) if context.device.type == "cpu" else most
     return max(1, pairs // max(1, len(context)))

@@ -11,7 +11,7 @@ from sbi.neural_nets import posterior_nn
 from torch import nn
 from torch.distributions import Independent, Normal
 
-from sbi_jeffreys import pool
+from sbi_jeffreys import embedded_flow, pool
 from sbi_jeffreys.base import Base
 from sbi_jeffreys.estimator import JeffreysEstimator
 from sbi_jeffreys.flows import flow_nn
@@ -257,7 +257,7 @@ def test_losses_of_parameters_that_all_x_share():
 def test_losses_of_more_than_fits_at_once(monkeypatch):
     estimator, x, theta = gaussians(0.5), torch.randn(20, 2), torch.randn(7, 1, 2)
     together = pool.losses(estimator, theta, x, (0.5,))
-    monkeypatch.setattr(pool, "_CHUNK", 3 * 128)
+    monkeypatch.setattr(embedded_flow, "_PAIRS", 3 * 128)
     # Draws of other flows than the default one are others in each part.
     torch.testing.assert_close(pool.losses(estimator, theta, x, (0.5,)), together, atol=0.5, rtol=0)
 
@@ -302,7 +302,7 @@ def test_draws_are_the_same_in_whatever_parts_the_proxy_sees_them(num_x, monkeyp
 
 @FAR
 def test_more_x_than_fit_at_once_are_all_drawn_for(monkeypatch):
-    monkeypatch.setattr(pool, "_CHUNK", 512)
+    monkeypatch.setattr(embedded_flow, "_PAIRS", 512)
     x = 100.0 * torch.arange(1.0, 601.0).unsqueeze(1).expand(600, 2)
     drawn = gaussians(0.5).sample(torch.Size((2,)), x)
     assert ((drawn - x).abs() < 10).all()

@@ -57,7 +57,7 @@ def stored_rows(sizes: list[int], rounds: list[int], first_round: int) -> Tensor
 def split(rows: Tensor, fraction: float | None, before: Split) -> tuple[Split, Split]:
     """Split simulations; those that a flow was trained on, or judged by, stay what they were.
 
-    Where nothing would be left to judge it by, all are split anew.
+    Where nothing would be left to judge it by, all of these are split anew.
 
     Args:
         rows: Their numbers, shape (n,).
@@ -69,6 +69,7 @@ def split(rows: Tensor, fraction: float | None, before: Split) -> tuple[Split, S
         Places in ``rows`` of those to train on and those to hold out, in random order, and how all
         simulations are split now.
     """
+    others = Split(*(each[~torch.isin(each, rows)] for each in before))
     if fraction is None:
         places = Split(torch.randperm(len(rows)), NO_ROWS.held_out)
     else:
@@ -79,9 +80,8 @@ def split(rows: Tensor, fraction: float | None, before: Split) -> tuple[Split, S
         places = Split(new[:num], new[num:])
         if len(new) < len(rows):
             places = Split(_joined(seen, places.train), _joined(held, places.held_out))
-        if len(places.train) < 2 or not len(places.held_out):
-            return split(rows, fraction, NO_ROWS)
-    others = (each[~torch.isin(each, rows)] for each in before)
+            if len(places.train) < 2 or not len(places.held_out):
+                return split(rows, fraction, others)
     now = (torch.cat(pair) for pair in zip(others, (rows[each] for each in places), strict=True))
     return places, Split(*now)
 

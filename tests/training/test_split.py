@@ -58,6 +58,16 @@ def test_rows_that_are_left_out_stay_what_they_were():
     assert parts_of(everything, places) == parts_of(everything, now)
 
 
+def test_what_is_split_anew_leaves_the_others():
+    """Where nothing of a later round was held out."""
+    before = Split(torch.arange(18), torch.arange(18, 20))
+    _, before = split(torch.arange(20, 30), None, before)
+    places, now = split(torch.arange(20, 30), 0.1, before)
+    assert list(map(len, places)) == [9, 1]
+    assert list(map(len, now)) == [27, 3]
+    assert set(now.train.tolist()) > set(range(18))
+
+
 def test_all_are_trained_on_where_others_are_held_out():
     _, first = split(torch.arange(20), 0.1, NO_ROWS)
     places, now = split(torch.arange(20), None, first)
