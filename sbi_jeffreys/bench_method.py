@@ -26,6 +26,7 @@ from .benchmark.report.compare import bootstrap_interval
 from .benchmark.table import complete
 from .benchmark.variants import VARIANTS
 from .diagnostics import diagnose_proxy
+from .divergences import log_mean_exp
 from .simulators import SIMULATORS
 from .tasks import get_task, list_tasks
 from .trainer import JeffreysNPE
@@ -55,7 +56,7 @@ def _one(
     with torch.no_grad():
         nets = [trainer._neural_net.eval() for trainer in trainers]
         members = [net.log_prob(theta_test.unsqueeze(0), x_test)[0] for net in nets]
-    nll = math.log(len(members)) - torch.stack(members).logsumexp(dim=0)
+    nll = -log_mean_exp(torch.stack(members))
     summary = trainers[0].summary
     losses = summary["validation_loss"]
     row = {

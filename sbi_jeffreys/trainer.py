@@ -1,10 +1,12 @@
 r"""`JeffreysNPE`: the joint training as an sbi trainer. Glue only.
 
-What users call is here, what sbi's trainer calls in turn in
-:mod:`sbi_jeffreys.training.joint_trainer`. The objective lives in :mod:`sbi_jeffreys.objective`,
-the multipliers move in :mod:`sbi_jeffreys.duals`; a step is in :mod:`sbi_jeffreys.training.steps`,
-what follows from held-out data in :mod:`sbi_jeffreys.training.training`, how a run begins and ends
-in :mod:`sbi_jeffreys.training.run`.
+What users call is here. What sbi's trainer calls in turn is in
+:mod:`sbi_jeffreys.training.building`, which splits the simulations and builds flow and proxy, and
+in :mod:`sbi_jeffreys.training.joint_trainer`, which trains them. The objective lives in
+:mod:`sbi_jeffreys.objective`, the multipliers move in :mod:`sbi_jeffreys.duals`; a step is in
+:mod:`sbi_jeffreys.training.steps`, what follows from held-out data in
+:mod:`sbi_jeffreys.training.training`, how a run begins and ends in
+:mod:`sbi_jeffreys.training.run`.
 """
 
 import contextlib
@@ -29,18 +31,16 @@ from .inputs.priors import check_prior
 from .inputs.simulations import (
     check_held_out,
     check_same_rows,
-    check_same_simulations,
     check_simulations,
-    check_varies,
     constant_column,
     warn_outside_prior,
 )
 from .proxy import ProxyBuilder, proxy_builder
 from .selection.missing import has_codes
-from .training.batches import Data, PerRow, ones, through_loaders
+from .training.batches import PerRow, ones
 from .training.joint_trainer import JointTrainer
 from .training.record import new_record
-from .training.split import NO_ROWS, check_enough, split, stored_rows
+from .training.split import NO_ROWS
 from .training.steps import Settings
 from .utils.checks import (
     check_default_type,
@@ -384,57 +384,3 @@ class JeffreysNPE(JointTrainer):
                 # the last one that did has stopped.
                 if self._progress() != before:
                     self._generator_states = generator_states(self._device)
-
-    def get_dataloaders(
-        self,
-        starting_round: int = 0,
-        training_batch_size: int = 200,
-        validation_fraction: float = 0.1,
-        resume_training: bool = False,
-        dataloader_kwargs: dict | None = None,
-    ) -> tuple[Any, Any]:
-        """Split the simulations into what is trained on and what is held out.
-
-        What a flow that goes on was trained on stays so (:mod:`sbi_jeffreys.training.split`).
-        Both yield batches (theta, x, masks) by index, of nearly equal size and no row left out;
-        with dataloader_kwargs they do so through torch's loaders.
-
-        Raises:
-            ValueError: If too few simulations are there to train and to validate, a parameter is
-                the same in all of them, or a resumed training would leave out rounds that it began
-                with, or take in others.
-        """
-        theta, x, masks = self.get_simulations(starting_round)
-        held_out = self._validation_data
-        fraction = validation_fraction if held_out is None else None
-        check_enough(len(theta), fraction)
-        check_varies(theta)
-        rows = starting_round, len(theta)
-        if resume_training:
-            check_same_simulations(rows, self._rows)
-        else:
-            self._rows = rows
-            sizes = list(map(len, self._theta_roundwise))
-            stored = stored_rows(sizes, self._data_round_index, starting_round)
-            places, self._split = split(stored, fraction, self._split)
-            self.train_indices, self.val_indices = places
-        if dataloader_kwargs is not None:
-            # As sbi does where it resumes: with the split that is there.
-            loaders = super().get_dataloaders(
-                starting_round,
-                training_batch_size,
-                validation_fraction,
-                resume_training=True,
-                dataloader_kwargs=dataloader_kwargs,
-            )
-            num_rows = len(self.train_indices), len(self.val_indices)
-            return through_loaders(loaders, num_rows, dataloader_kwargs)
-        # sbi has its masks on the CPU.
-        masks = masks.to(theta.device)
-        train = Data(theta, x, masks, self.train_indices, training_batch_size)
-        if held_out is None:
-            return train, Data(theta, x, masks, self.val_indices, training_batch_size)
-        others = masks.new_ones(len(held_out[0]), 1).to(held_out[0].device)
-        # They may be ordered, and some looks are at the first few; resumed, at the same again.
-        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))
-        return train, Data(*held_out, others, order, training_batch_size)

@@ -6,7 +6,6 @@ A method is a function ``fit(prior, theta, x, *, seed, quick=False) -> Fitted``.
 sbi's with its defaults.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ..divergences import log_mean_exp
 from ..flows import flow_nn
 from ..trainer import JeffreysNPE
 from ..utils.quiet import quiet, silent
@@ -193,7 +193,7 @@ def _mean_density(
     @torch.no_grad()
     def log_prob(theta: Tensor, x: Tensor) -> Tensor:
         values = [estimator.log_prob(theta.unsqueeze(0), x)[0] for estimator in estimators]
-        return torch.logsumexp(torch.stack(values), dim=0) - math.log(len(values))
+        return log_mean_exp(torch.stack(values))
 
     return log_prob
 

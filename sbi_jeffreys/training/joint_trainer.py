@@ -1,4 +1,4 @@
-"""What sbi's trainer calls: an estimator is built, trained, once more if need be, and pickled."""
+"""What sbi's trainer calls: what was built is trained, once more if need be, and pickled."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -7,36 +7,30 @@ from functools import partial
 from operator import le
 from typing import Any
 
-import torch
 from sbi.inference.trainers._contracts import LossArgs, TrainConfig
-from sbi.inference.trainers.npe.npe_c import NPE_C
 from sbi.utils import RestrictedPrior
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base import Base
 from ..draws import Draws
-from ..duals import Weighting, is_maximum_likelihood
-from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
-from ..flows import FlowBuilder, flow_builder, starts_in_closed_form
+from ..estimator import JeffreysEstimator
+from ..flows import flow_builder
 from ..inputs.priors import proper
-from ..inputs.simulations import fraction_outside_prior
 from ..likelihood.base import Likelihood
-from ..proxy import ProxyBuilder, proxy_builder
+from ..proxy import proxy_builder
 from ..utils.checks import check_atomic
 from ..utils.seeding import forked, generator_states
 from ..utils.warn import warn
 from .batches import ones
+from .building import Building
 from .call import Call
-from .embedding_first import LearntEmbedding, learn_embedding
+from .embedding_first import learn_embedding
 from .first_steps import default_rates
 from .held_out import center_partition
-from .joining import join, warn_of_columns
-from .likelihood_form import NOT_FITTED, ROWS_TO_FIT, ROWS_TO_JUDGE, Fitted, take_fittest_form
+from .likelihood_form import ROWS_TO_FIT, ROWS_TO_JUDGE, Fitted, take_fittest_form
 from .record import report_epoch, report_run
 from .run import begin, run
 from .second_proxy import is_better, is_rejected, likelihood_is_doubtful
-from .split import NO_ROWS
 from .steps import Settings
 from .training import Training
 
@@ -57,42 +51,17 @@ _OF_A_CALL = (
 )
 
 
-class JointTrainer(NPE_C):
-    """The part of :class:`~sbi_jeffreys.trainer.JeffreysNPE` that nobody calls but sbi.
+class JointTrainer(Building):
+    """The part of :class:`~sbi_jeffreys.trainer.JeffreysNPE` that trains.
 
     Attributes that have no value here are set by that class.
     """
 
-    # None before the first training, a flow while it is being joined with a proxy.
-    _neural_net: JeffreysEstimator
-    _build_neural_net: Any
-    # Whether the flow is ours and left to see of x what it finds.
-    _default_flow: bool
-    # The prior at whose bounds our flow has walls.
-    _walls: Any
-    # What a saved posterior is rebuilt from; builders without a name must be handed in again.
-    _spec: dict[str, Any]
-    _build_proxy: ProxyBuilder
-    _weighting: Weighting
     _draws: Draws
     _settings: dict[str, Any]
 
     _generator_states: dict[str, Any] | None = None
-    _validation_data: tuple[Tensor, Tensor] | None = None
     _training: Training | None = None
-    # First round and number of simulations of the last training.
-    _rows = (0, 0)
-    # Which of all simulations the present flow was trained on, or judged by.
-    _split = NO_ROWS
-    # Number of simulations by which columns of x were last chosen.
-    _screened = 0
-    _simple_start = False
-    # Whether the flow is new and starts as its builder left it.
-    _starts_anyhow = False
-    # What was fitted before the joint training, and to which simulations.
-    _fitted = NOT_FITTED
-    # What the embedding beside a flow of sbi's has learnt before the joint training.
-    _embedding: LearntEmbedding | None = None
     # Rates, of flow and proxy, that have once been found too high.
     _too_high = (float("inf"), float("inf"))
 
@@ -121,79 +90,6 @@ class JointTrainer(NPE_C):
                     # What is fitted is fitted on the CPU.
                     self._neural_net.to(self._device).eval()
             raise
-
-    def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
-        """Build flow and proxy in the place of sbi's flow."""
-        if self._embedding is not None and retrain_from_scratch:
-            self._embedding.release(self._neural_net.flow)
-            self._embedding = None
-        self._build(retrain_from_scratch, start_idx, self._build_proxy, self._spec)
-
-    def _build(
-        self,
-        retrain_from_scratch: bool,
-        start_idx: int,
-        build_proxy: ProxyBuilder,
-        spec: dict[str, Any],
-    ) -> None:
-        """Build the flow as sbi does, then join it with a proxy; ``spec`` has the names of both."""
-        fresh = self._neural_net is None or retrain_from_scratch
-        if fresh and (build_proxy is None or self._build_neural_net is None):
-            raise RuntimeError(
-                "This trainer was copied or unpickled, and the function that built its "
-                "density_estimator or proxy is none that a pickle holds: make a new JeffreysNPE "
-                "with it, and append the simulations there."
-            )
-        if fresh and isinstance(self._build_neural_net, FlowBuilder):
-            # Behind walls, held-out parameters beyond the others would have no density at all.
-            walls = None if self._outside_prior(start_idx) else proper(self._walls)
-            self._build_neural_net = replace(self._build_neural_net, prior=walls)
-        super()._initialize_neural_network(retrain_from_scratch, start_idx)
-        if fresh and self._embedding is not None:
-            self._embedding.put_to_rest(self._neural_net)
-        self._simple_start = fresh and starts_in_closed_form(self._neural_net)
-        self._starts_anyhow = fresh and not self._simple_start
-        if fresh and spec["proxy"] == "likelihood":
-            self._fitted = NOT_FITTED
-        if fresh:
-            self._neural_net = self._with_proxy(start_idx, build_proxy, spec)
-        if not self._neural_net.learns_embedding:
-            _, x, _ = self.get_simulations(start_idx)
-            for rows in self.train_indices.split(ROWS_FOR_SCALE):
-                self._neural_net.widen_reach(x[rows])
-        self._look_at_columns(start_idx, fresh=fresh)
-
-    def _look_at_columns(self, start_idx: int, *, fresh: bool) -> None:
-        """Warn where new simulations tell of columns of x that the flow was built without."""
-        _, num = self._rows
-        more, self._screened = num > self._screened, num
-        if more and not fresh and self._default_flow:
-            theta, x, _ = self.get_simulations(start_idx)
-            rows, later = self.train_indices, self._round > 0
-            warn_of_columns(self._neural_net, theta, x, rows, later_round=later)
-
-    def _with_proxy(
-        self, start_idx: int, build_proxy: ProxyBuilder, spec: dict[str, Any]
-    ) -> JeffreysEstimator:
-        """Return the flow that sbi has built, joined with a proxy."""
-        theta, x = self._rows_for_scale(start_idx)
-        base = None
-        if not is_maximum_likelihood(self._weighting):
-            base = Base(self._prior, theta.to(self._device)).to("cpu")
-        return join(self._neural_net, theta, x, base, build_proxy, spec)
-
-    def _rows_for_scale(self, start_idx: int) -> tuple[Tensor, Tensor]:
-        """Return all of theta, but no more x than the scale of the proxy's input needs."""
-        theta, x, _ = self.get_simulations(start_idx)
-        x = x[self.train_indices[:ROWS_FOR_SCALE]]
-        return theta[self.train_indices].cpu(), x.cpu()
-
-    def _outside_prior(self, start_idx: int) -> bool:
-        """Whether parameters to train on or to validate lie outside of the prior's support."""
-        thetas = [self.get_simulations(start_idx)[0]]
-        if self._validation_data is not None:
-            thetas.append(self._validation_data[0].to(thetas[0]))
-        return fraction_outside_prior(torch.cat(thetas).to(self._device), self._prior) > 0
 
     def _run_training_loop(
         self,
@@ -400,6 +296,15 @@ class JointTrainer(NPE_C):
             self._build_neural_net = flow_builder(name, self._prior)
         if proxy is not None:
             self._build_proxy = proxy_builder(proxy)
+
+    def _resolve_estimator(self, estimator: Any) -> tuple[Any, str]:
+        """Return the estimator that a posterior is to be built of, and its device."""
+        if estimator is None and self._neural_net is None:
+            raise RuntimeError(
+                "Nothing is trained yet: call train() before build_posterior(), or pass it an "
+                "estimator."
+            )
+        return super()._resolve_estimator(estimator)
 
     def _finish(self, training: Training, recorded: int, show_summary: bool) -> None:
         """Close the books of this call, before which so many epochs were recorded."""

@@ -295,6 +295,11 @@ def test_train_without_simulations():
         make().train()
 
 
+def test_posterior_before_training():
+    with pytest.raises(RuntimeError, match=r"call train\(\) before build_posterior"):
+        make().append_simulations(THETA, X).build_posterior()
+
+
 def test_training_twice_says_how_to_go_on():
     trainer = make().append_simulations(THETA, X)
     trainer.train(max_num_epochs=1)
