@@ -1,7 +1,9 @@
 """A flow whose embedding of x can be evaluated by itself: once per x, for all who want it."""
 
 import torch
+from nflows.distributions.normal import StandardNormal
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator, ConditionalEstimator
+from sbi.neural_nets.estimators.nflows_flow import NFlowsFlow
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -12,8 +14,11 @@ from .embedding import (
     embedding_owner,
     evaluating,
     is_learnt,
+    nflows_sample_of_same_noise,
+    rests,
     without_embedding,
     zuko_log_prob,
+    zuko_sample_of_same_noise,
     zuko_sample_with_log_prob,
 )
 from .features.scales import shift_and_scale
@@ -66,7 +71,7 @@ class EmbeddedFlow(ConditionalDensityEstimator):
     def learns_embedding(self) -> bool:
         """Whether the embedding has parameters to train."""
         network = embedding_of(self.flow)
-        return network is not None and is_learnt(network)
+        return network is not None and is_learnt(network) and not rests(self.flow)
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; an embedding that is not learnt stays in the latter.
@@ -76,7 +81,7 @@ class EmbeddedFlow(ConditionalDensityEstimator):
         """
         super().train(mode)
         network = embedding_of(self.flow)
-        if network is not None and not is_learnt(network):
+        if network is not None and not self.learns_embedding:
             network.eval()
         return self
 
@@ -189,8 +194,9 @@ class EmbeddedFlow(ConditionalDensityEstimator):
         Args:
             num: Number of samples for each x.
             context: Embedded data.
-            seed: For the same samples in every call. Those of the default flow are then
-                quasi-random, spread more evenly, and come of the same noise for all x.
+            seed: For the same samples at an x in every call, whatever the others are: they come of
+                the same noise for all x, and that of the default flow is quasi-random, spread more
+                evenly.
 
         Returns:
             Shapes (num, B, d) and (num, B).
@@ -198,9 +204,25 @@ class EmbeddedFlow(ConditionalDensityEstimator):
         # Other flows may have inverses that are not exact, and another density at what they give.
         if starts_in_closed_form(self.flow) and context.shape[-1]:
             return zuko_sample_with_log_prob(self.flow.net, num, context, seed)
-        with seeded(seed, context.device):
+        if seed is None:
             theta = self.sample_embedded(num, context)
+        else:
+            theta = self._sample_of_same_noise(num, context, seed)
         return theta, self.log_prob_embedded(theta, context)
+
+    def _sample_of_same_noise(self, num: int, context: Tensor, seed: int) -> Tensor:
+        """Return samples (num, B, d) for which all embedded data (B, c) share the noise."""
+        if self._embeds and isinstance(self.flow, ZukoFlow | NFlowsFlow):
+            with seeded(seed, context.device):
+                if isinstance(self.flow, ZukoFlow):
+                    return zuko_sample_of_same_noise(self.flow.net, num, context)
+                if isinstance(self.flow.net._distribution, StandardNormal):
+                    return nflows_sample_of_same_noise(self.flow.net, num, context)
+        each = []
+        for part in context.split(1):
+            with seeded(seed, context.device):
+                each.append(self.sample_embedded(num, part))
+        return torch.cat(each, dim=1)
 
     def _given_embedded(self, context: Tensor) -> tuple[ConditionalDensityEstimator, Tensor]:
         """Return the flow without its embedding, and the context in the form that it takes."""

@@ -20,10 +20,12 @@ __all__ = [
     "embedding_owner",
     "evaluating",
     "is_learnt",
+    "nflows_sample_of_same_noise",
     "put_to_rest",
     "rests",
     "without_embedding",
     "zuko_log_prob",
+    "zuko_sample_of_same_noise",
     "zuko_sample_with_log_prob",
 ]
 
@@ -112,6 +114,20 @@ def zuko_sample_with_log_prob(
     return theta, total
 
 
+def zuko_sample_of_same_noise(flow: Flow, num: int, context: Tensor) -> Tensor:
+    """Return samples (num, B, d) of a zuko flow, with the same noise for all embedded data."""
+    noise = flow.base(context).sample((num,)).unsqueeze(1)
+    return flow.transform(context).inv(noise.expand(-1, len(context), -1))
+
+
+def nflows_sample_of_same_noise(flow: Any, num: int, context: Tensor) -> Tensor:
+    """Return the same of a flow of nflows whose base is a standard normal."""
+    noise = flow._distribution.sample(num)
+    rows = context.repeat_interleave(num, dim=0)
+    theta, _ = flow._transform.inverse(noise.repeat(len(context), 1), context=rows)
+    return theta.unflatten(0, (len(context), num)).transpose(0, 1)
+
+
 class SeesSums(Flow):
     """A zuko flow that sees sums of embedded data, where others see these themselves.
 
@@ -185,11 +201,14 @@ def is_learnt(embedding: nn.Module) -> bool:
 def rests(flow: ConditionalDensityEstimator) -> bool:
     """Return whether a flow has an embedding with weights that are learnt no more."""
     network = embedding_of(flow)
-    return network is not None and bool([*network.parameters()]) and not is_learnt(network)
+    if network is None or next(network.parameters(), None) is None:
+        return False
+    return getattr(flow, "embedding_rests", False) or not is_learnt(network)
 
 
 def put_to_rest(flow: ConditionalDensityEstimator) -> None:
-    """Let a flow's embedding stay as it is."""
+    """Let a flow's embedding stay as it is, whatever becomes of the module, which is the user's."""
     network = embedding_of(flow)
     assert network is not None
     network.requires_grad_(False).eval()
+    flow.embedding_rests = True

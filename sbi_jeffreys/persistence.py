@@ -32,6 +32,7 @@ from torch.distributions import Distribution
 from ._version import __version__
 from .flows import DEFAULT_FLOW
 from .inputs.priors import check_prior, moved
+from .posterior import direct_posterior
 from .proxy import ProxyBuilder
 from .storage.distributions import (
     Tensors,
@@ -63,8 +64,9 @@ _FORMAT = "sbi_jeffreys.posterior"
 # before, the proxy's own alone. Since 3.10 the default flow may fill in missing values of x.
 # Since 3.11 the likelihood may be one of levels, and the flow see statistics of it. Since 3.12 it
 # is held how far training data reach. Since 3.13 the floor of the proxy's base has a slope, in
-# units that are held, and an embedding may have been put to rest.
-_FORMAT_VERSION = (3, 13)
+# units that are held, and an embedding may have been put to rest. Since 3.14 codes of missing
+# values that are counted are held by their places.
+_FORMAT_VERSION = (3, 14)
 
 Posterior: TypeAlias = DirectPosterior | ConditionalDensityEstimator
 
@@ -216,7 +218,7 @@ def _direct_posterior(
     default_x: Tensor | None,
     device: str,
 ) -> DirectPosterior:
-    posterior = DirectPosterior(
+    posterior = direct_posterior(
         estimator,
         prior if device == "cpu" else moved(prior, device),
         max_sampling_batch_size=recorded["max_sampling_batch_size"],

@@ -200,7 +200,7 @@ class JeffreysNPE(JointTrainer):
                 warnings.filterwarnings("ignore", "Data has constant values", UserWarning)
             if self._default_flow and (x.dim() == 2 or has_codes(x.flatten(1))):
                 # Where they hide all else, our flow does not see them in standard deviations; what
-                # stands for missing values it does not see at all.
+                # stands for missing values it does not see at all, or train() says so.
                 warnings.filterwarnings("ignore", "Data has extreme outliers", UserWarning)
             super().append_simulations(theta, x, proposal, exclude_invalid_x, data_device)
         return self
@@ -314,7 +314,8 @@ class JeffreysNPE(JointTrainer):
             dataloader_kwargs=dataloader_kwargs,
         )
         held_out = self._checked(validation_data)
-        with without_autocast(), self._seeded(resume_training), self._unchanged_unless_begun():
+        unchanged, released = self._unchanged_unless_begun(), self._embedding_released()
+        with without_autocast(), self._seeded(resume_training), unchanged, released:
             if self._neural_net is None or retrain_from_scratch:
                 self._split = NO_ROWS
             if not resume_training:

@@ -22,7 +22,8 @@ from ._checks import check_samples
 
 __all__ = ["mmd2"]
 
-# Rows of the kernel matrix that are held at a time: 1,000 x 10,000 doubles are 80 MB.
+# Rows of the kernel matrix that are held at a time: 1,000 x 10,000 doubles are 80 MB. (The median
+# distance takes all n (n - 1) / 2 of them at once: 400 MB, and as much to find it.)
 CHUNK = 1000
 
 

@@ -104,9 +104,10 @@ def components_of(theta: Tensor, x: Tensor, num: int | None = None) -> Component
     every = _principal(few_x) if len(few_x) > 1 else None
     most = 0 if every is None else len(every.offset)
     if num is not None and num > most:
+        sample = f" (a sample of {len(x)})" if len(few_x) == ROWS < len(x) else ""
         raise ValueError(
-            f"components={num}, but {len(few_x)} simulations of {x.shape[1]} columns have {most} "
-            "principal components: ask for fewer."
+            f"components={num}, but {len(few_x)} simulations{sample} of {x.shape[1]} columns have "
+            f"{most} principal components: ask for fewer."
         )
     if every is None:
         return None

@@ -14,8 +14,9 @@ From what a row has, O, follow the mean of t and that of the rest,
 W, m and :math:`\sigma` are found by expectation maximisation, over the values that are there.
 
 That a value is missing may itself say something of :math:`\theta` (nothing was seen, because it was
-faint). Where a test finds that, a column of zeros and ones says so, one for each code. One more has
-the number of missing values, which may tell where no single one does.
+faint), or of how another column is to be read (the instrument was in its other mode). Where a test
+finds that, a column of zeros and ones says so, one for each code. One more has the number of
+missing values, which may tell where no single one does.
 
 References:
     | Probabilistic principal component analysis (Tipping and Bishop, 1999), section 3 and appendix
@@ -26,7 +27,7 @@ References:
       https://doi.org/10.1371/journal.pcbi.1012184: what stands for missing values, and indicators
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,9 @@ from ..features.scales import finite_sample, spread
 from ..likelihood.start import steps_of
 from ..utils.devices import widest
 from .codes import codes_of
-from .screening import dependent
+from .screening import dependent, dependent_reading
 
-__all__ = ["Filled", "FillingSizes", "filling_of", "has_codes"]
+__all__ = ["Filled", "FillingSizes", "codes_not_in", "filling_of", "has_codes"]
 
 # Rows that tell codes and directions.
 _ROWS = 2000
@@ -69,8 +70,8 @@ class Filled(nn.Module):
         mean: Means m in these units, shape (c,).
         loadings: W, along which columns vary together, shape (c, r).
         noise: Variance of the rest, shape ().
-        counted: Sets of codes, whose numbers of occurrences in a row become columns: zeros and
-            ones, shape (k c, j). A set of one is an indicator.
+        counted: What becomes a column of its own, shape (j,): whether a code stands in a row, by
+            its place among those of all columns, and, at k c, how many stand there.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -104,18 +105,21 @@ class Filled(nn.Module):
             codes=torch.zeros(sizes.codes, num),
             loadings=torch.zeros(num, sizes.directions),
             noise=torch.ones(()),
-            counted=torch.zeros(sizes.codes * num, sizes.counts),
+            counted=torch.zeros(sizes.counts, dtype=torch.long),
         )
 
     @property
     def sizes(self) -> FillingSizes:
         """What :meth:`blank` needs."""
-        return FillingSizes(len(self.codes), self.loadings.shape[1], self.counted.shape[1])
+        return FillingSizes(len(self.codes), self.loadings.shape[1], len(self.counted))
 
     @property
     def columns_counted(self) -> Tensor:
         """Numbers of the columns in which codes are counted, in ascending order."""
-        return self.counted.any(dim=1).unflatten(0, self.codes.shape).any(dim=0).nonzero().flatten()
+        num = self.codes.numel()
+        of_codes = torch.arange(num, device=self.codes.device).view_as(self.codes)
+        every = (self.counted == num).any() & ~self.codes.isnan()
+        return (every | torch.isin(of_codes, self.counted)).any(dim=0).nonzero().flatten()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return data (*, c) filled in, and counts of what was missing, shape (*, c + j)."""
@@ -128,7 +132,18 @@ class Filled(nn.Module):
         step = torch.where(self.step > 0, self.step, 1.0)
         moved = torch.where(self.step > 0, step * (moved / step).round(), moved)
         filled = torch.where(missing, self.center + moved, x)
-        return torch.cat((filled, which.flatten(-2).to(x) @ self.counted), dim=-1)
+        stands = which.flatten(-2).to(x)
+        counts = torch.cat((stands, stands.sum(dim=-1, keepdim=True)), dim=-1)
+        return torch.cat((filled, counts.index_select(-1, self.counted)), dim=-1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        counted = state_dict.get(prefix + "counted")
+        if counted is not None and counted.dim() == 2:
+            # In files before format 3.14: the sets of codes that are counted, zeros and ones.
+            single = counted.sum(dim=0) == 1
+            counted = torch.where(single, counted.argmax(dim=0), len(counted))
+            state_dict[prefix + "counted"] = counted
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _expected(self, z: Tensor, missing: Tensor) -> Tensor:
         """Return the means (*, c) given what is there of data (*, c), less m."""
@@ -141,20 +156,20 @@ class Filled(nn.Module):
         return scores.to(z) @ self.loadings.T
 
 
-def filling_of(theta: Tensor, x: Tensor) -> Filled | None:
+def filling_of(theta: Tensor, x: Tensor, codes: Tensor | None = None) -> Filled | None:
     """Return what fills in missing values of x, ``None`` where no column has a code for them.
 
     Args:
         theta: Parameters, shape (n, d).
         x: Data, shape (n, c). Rows with NaN or inf do not count.
+        codes: What stands for a missing value in each column, NaN for nothing, shape (k, c); by
+            default what is found in these data.
     """
     device = x.device
     theta, x = _some_rows(theta, x)
-    found = codes_of(x)
-    most = max(map(len, found), default=0)
-    if not most:
+    codes = _codes_in(x) if codes is None else codes.cpu()
+    if not bool(codes.isfinite().any()):
         return None
-    codes = torch.tensor([(each + most * [torch.nan])[:most] for each in found]).T.contiguous()
     which = _which_code(x, codes)
     missing = which.any(dim=-2)
     seen = x.where(~missing, torch.nan)
@@ -173,15 +188,39 @@ def filling_of(theta: Tensor, x: Tensor) -> Filled | None:
         # Another layout in memory would be another rounding.
         loadings=loadings.contiguous(),
         noise=noise,
-        counted=_counted(theta, which.flatten(1)),
+        counted=_counted(theta, which.flatten(1), z, missing),
     )
     return filled.to(device)
 
 
 def has_codes(x: Tensor) -> bool:
     """Whether some of the columns of data (n, c) have codes for missing values."""
-    _, x = _some_rows(x, x)
-    return any(map(bool, codes_of(x)))
+    return bool(_codes_in(_some_rows(x, x)[1]).isfinite().any())
+
+
+def codes_not_in(known: Tensor | None, x: Tensor) -> dict[float, list[int]]:
+    """Return codes that data (n, c) have and others did not, with the numbers of their columns.
+
+    Args:
+        known: Codes of the others, NaN for nothing, shape (k, c); ``None`` for none.
+        x: Data. Rows with NaN or inf do not count.
+    """
+    found = _codes_in(_some_rows(x, x)[1])
+    if known is not None:
+        found = found.where((found != known.cpu().unsqueeze(1)).all(dim=0), torch.nan)
+    new: dict[float, list[int]] = {}
+    for column, codes in enumerate(found.T):
+        for code in codes[codes.isfinite()].tolist():
+            new.setdefault(code, []).append(column)
+    return new
+
+
+def _codes_in(x: Tensor) -> Tensor:
+    """Return the codes of each column of data (n, c), NaN for nothing, shape (k, c)."""
+    found = codes_of(x)
+    most = max(map(len, found), default=0)
+    rows = [(each + most * [torch.nan])[:most] for each in found]
+    return torch.tensor(rows).view(len(found), most).T.contiguous()
 
 
 def _some_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,18 +273,24 @@ def _scores(z: Tensor, missing: Tensor, loadings: Tensor, noise: Tensor) -> tupl
     return (inverse @ observed.unsqueeze(-1)).squeeze(-1), noise * inverse
 
 
-def _counted(theta: Tensor, which: Tensor) -> Tensor:
-    """Return sets of codes, zeros and ones (m, j), whose numbers tell of theta.
+def _counted(theta: Tensor, which: Tensor, z: Tensor, missing: Tensor) -> Tensor:
+    """Return which codes to count, shape (j,); their number for all of them together.
 
     Args:
         theta: Parameters, shape (n, d).
         which: Which of m codes stand in each row, shape (n, m).
+        z: Data, shape (n, c).
+        missing: Which of them are missing, shape (n, c).
     """
     # Codes that stand in the same rows say the same.
     first: dict[bytes, int] = {}
     for i in which.any(dim=0).nonzero().flatten().tolist():
         first.setdefault(which[:, i].numpy().tobytes(), i)
-    single = torch.eye(which.shape[1])[:, list(first.values())]
-    every = which.any(dim=0).to(single).unsqueeze(-1)
-    candidates = torch.cat((single, every), dim=1) if len(first) > 1 else single
-    return candidates[:, dependent(theta, which.to(single) @ candidates)]
+    places = torch.tensor(list(first.values()), dtype=torch.long)
+    marks = which[:, places].float()
+    counts = torch.cat((marks, which.sum(dim=1, keepdim=True)), dim=1)
+    found = dependent(theta, counts)
+    found[:-1] |= dependent_reading(theta, z, ~missing, marks)
+    # The number of one is that one.
+    found[-1] &= len(places) > 1
+    return torch.cat((places, torch.tensor([which.shape[1]])))[found]

@@ -36,10 +36,12 @@ from ..features.principal import principal_axes
 from ..features.regression import MOST_FEATURES, LinearRegression, linear_entropy
 from ..features.scales import cut_outliers, finite_sample, shift_and_scale
 
-__all__ = ["Columns", "dependent", "informative"]
+__all__ = ["Columns", "dependent", "dependent_reading", "informative"]
 
 # So few rows tell nothing: of which columns to leave out, and of one by itself.
 _FEWEST_ROWS, _FEWEST_FOR_EACH = 80, 20
+# Rows with a mark, and without it, of which a mean is taken.
+_FEWEST_MARKED = 10
 # Rows for tests of columns, and for those of pairs and of the group: a sample of them, which may be
 # ordered by theta.
 _ROWS, _SOME_ROWS = 10_000, 1000
@@ -119,6 +121,39 @@ def dependent(theta: Tensor, columns: Tensor) -> Tensor:
     if len(theta) < _FEWEST_FOR_EACH:
         return torch.zeros(columns.shape[1], dtype=torch.bool)
     return _depend(_ranks(columns), torch.cat(_places(theta), dim=1), columns.shape[1])
+
+
+def dependent_reading(theta: Tensor, columns: Tensor, there: Tensor, marks: Tensor) -> Tensor:
+    """Return which marks tell how columns are to be read, shape (k,): where they set a sign, say.
+
+    How a column varies with a parameter, or with its square, is then another in the rows with the
+    mark than in the others. Of more than 500 columns or marks nothing is asked.
+
+    Args:
+        theta: Parameters, shape (n, d), without NaN or inf.
+        columns: Data, shape (n, c), likewise.
+        there: Which of them count, shape (n, c).
+        marks: Zeros and ones, shape (n, k).
+    """
+    num = marks.shape[1]
+    if len(theta) < _FEWEST_ROWS or max(columns.shape[1], num) > MOST_FEATURES:
+        return torch.zeros(num, dtype=torch.bool)
+    asked = _places(theta)[0][:, : 2 * theta.shape[1]]
+    rows = (_ranks(columns), there.to(asked), marks, asked)
+    columns, there, marks, asked = (each[:_SOME_ROWS].double() for each in rows)
+    total, marked = there.sum(dim=0), marks.T @ there
+    others = total - marked
+    statistics = torch.zeros_like(marked)
+    for each in asked.T[..., None]:
+        products = each * columns * there
+        mean, squares = products.sum(dim=0) / total, products.square().sum(dim=0) / total
+        # The mean with the mark less that without it, in standard errors if both are one.
+        apart = marks.T @ products - marked * mean
+        error = ((squares - mean**2) * marked * others / total).sqrt()
+        statistics = torch.maximum(statistics, (apart / error).abs().nan_to_num(0.0, 0.0))
+    few = torch.minimum(marked, others) < _FEWEST_MARKED
+    large = statistics > _threshold(statistics.numel() * asked.shape[1])
+    return (large & ~few).any(dim=1)
 
 
 def _kept(theta: Tensor, columns: Tensor, cut: Tensor) -> Tensor:

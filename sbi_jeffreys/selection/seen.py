@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from ..features.columns import features_of
 from ..features.scales import standardizer
 from .components import Components, components_of
-from .missing import Filled, FillingSizes, filling_of
+from .missing import Filled, FillingSizes, codes_not_in, filling_of
 from .screening import Columns, informative
 from .statistics import NO_STATISTICS, Statistics, StatisticsSizes, statistics_of
 
-__all__ = ["Seen", "Selection", "missed", "what_to_see"]
+__all__ = ["Seen", "Selection", "missed", "new_codes", "what_to_see"]
 
 
 class Seen(NamedTuple):
@@ -121,8 +121,8 @@ def what_to_see(
         kept, fill = _columns_to_see(theta, x)
         first = _only(kept, x)
         if first and fill is not None:
-            # It was of all columns.
-            fill = filling_of(theta, first[0](x))
+            # It was of all columns; a code that is rare in these has been found in others.
+            fill = filling_of(theta, first[0](x), first[0](fill.codes))
     else:
         fill = filling_of(theta, x.flatten(1))
     features = _features(theta, x, first, fill, by_column=by_column)
@@ -149,6 +149,23 @@ def missed(flow: nn.Module, theta: Tensor, x: Tensor, rows: Tensor) -> list[int]
         return []
     now, _ = _columns_to_see(theta[rows], x[rows])
     return sorted(set(now.tolist()) - set(kept))
+
+
+def new_codes(flow: nn.Module, x: Tensor, rows: Tensor) -> dict[float, list[int]]:
+    """Return codes of missing values that a flow takes for numbers, with the columns they are in.
+
+    Args:
+        flow: A flow that looks for such codes when it is built.
+        x: Data, shape (n, *event).
+        rows: Which of them are trained on.
+    """
+    found = {type(module): module for module in flow.modules()}
+    columns, filled = found.get(Columns), found.get(Filled)
+    x = x[rows].flatten(1)
+    seen = columns.kept if isinstance(columns, Columns) else torch.arange(x.shape[1])
+    known = filled.codes if isinstance(filled, Filled) else None
+    new = codes_not_in(known, x[:, seen.to(x.device)])
+    return {code: seen[where].tolist() for code, where in new.items()}
 
 
 def _columns_to_see(theta: Tensor, x: Tensor) -> tuple[Tensor, Filled | None]:

@@ -112,9 +112,12 @@ class Building(NPE_C):
 
     def _initialize_neural_network(self, retrain_from_scratch: bool, start_idx: int) -> None:
         """Build flow and proxy in the place of sbi's flow."""
-        if self._embedding is not None and retrain_from_scratch:
-            self._embedding.release(self._neural_net.flow)
-            self._embedding = None
+        if self._embedding is not None:
+            if retrain_from_scratch:
+                self._embedding.release(self._neural_net.flow)
+                self._embedding = None
+            else:
+                self._embedding.hold(self._neural_net.flow)
         self._build(retrain_from_scratch, start_idx, self._build_proxy, self._spec)
 
     def _build(

@@ -43,8 +43,12 @@ class LearntEmbedding(NamedTuple):
         network.zero_grad(set_to_none=True)
         put_to_rest(flow)
 
+    def hold(self, flow: ConditionalDensityEstimator) -> None:
+        """Let nothing train the embedding, which is at rest."""
+        _embedding_of(flow).requires_grad_(False)
+
     def release(self, flow: ConditionalDensityEstimator) -> None:
-        """Let a flow's embedding be learnt again; the module is the user's."""
+        """Leave the module as it came: it is the user's, and may be trained elsewhere."""
         for name, parameter in _embedding_of(flow).named_parameters():
             parameter.requires_grad_(name in self.learnt)
 

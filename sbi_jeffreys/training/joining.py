@@ -11,13 +11,15 @@ from ..embedding import evaluating
 from ..estimator import JeffreysEstimator
 from ..layers.autoregressive import accelerate
 from ..proxy import ProxyBuilder, check_network
-from ..selection.seen import missed
+from ..selection.seen import missed, new_codes
 from ..utils.warn import warn
 
 __all__ = ["join", "warn_of_columns"]
 
 # Simulations at which a user's proxy is tried.
 _ROWS_TO_TRY = 6
+# Columns that a warning names.
+_NAMED = 10
 
 
 def join(
@@ -59,7 +61,7 @@ def join(
 def warn_of_columns(
     estimator: JeffreysEstimator, theta: Tensor, x: Tensor, rows: Tensor, *, later_round: bool
 ) -> None:
-    """Say so where simulations tell of columns of x that a flow was built without.
+    """Say so where simulations tell of columns, or codes, that a flow was built without.
 
     Args:
         estimator: Built from earlier simulations.
@@ -68,12 +70,26 @@ def warn_of_columns(
         rows: Which of them are trained on.
         later_round: Whether there has been a proposal.
     """
+    # What sbi asks for where simulations of the first round are trained on again.
+    first = "" if later_round else ", force_first_round_loss=True"
+    remedy = f"train(retrain_from_scratch=True{first})."
     columns = missed(estimator, theta, x, rows)
     if columns:
-        # What sbi asks for where simulations of the first round are trained on again.
-        first = "" if later_round else ", force_first_round_loss=True"
         warn(
-            f"Columns {columns} of x say something of theta in the simulations that are there "
-            "now, and the flow was built without them from earlier ones. To have it look at "
-            f"them, train(retrain_from_scratch=True{first})."
+            f"Columns {_first_few(columns)} of x say something of theta in the simulations that "
+            "are there now, and the flow was built without them from earlier ones. To have it "
+            f"look at them, {remedy}"
         )
+    codes = new_codes(estimator.flow, x, rows)
+    if codes:
+        found = ", ".join(f"{code:g} in {_first_few(where)}" for code, where in codes.items())
+        warn(
+            f"Columns of x now have values that look like codes of missing ones: {found}. The flow "
+            "was built from earlier simulations, without them, and takes them for numbers. To have "
+            f"them filled in, {remedy}"
+        )
+
+
+def _first_few(columns: list[int]) -> str:
+    more = len(columns) - _NAMED
+    return f"{columns[:_NAMED]} and {more} more" if more > 0 else f"{columns}"

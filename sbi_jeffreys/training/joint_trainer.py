@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from operator import le
 from typing import Any
 
+from sbi.inference.posteriors import DirectPosterior
 from sbi.inference.trainers._contracts import LossArgs, TrainConfig
 from sbi.utils import RestrictedPrior
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..estimator import JeffreysEstimator
 from ..flows import flow_builder
 from ..inputs.priors import proper
 from ..likelihood.base import Likelihood
+from ..posterior import direct_posterior
 from ..proxy import proxy_builder
 from ..utils.checks import check_atomic
 from ..utils.seeding import forked, generator_states
@@ -90,6 +92,15 @@ class JointTrainer(Building):
                     # What is fitted is fitted on the CPU.
                     self._neural_net.to(self._device).eval()
             raise
+
+    @contextlib.contextmanager
+    def _embedding_released(self) -> Iterator[None]:
+        """Leave an embedding that rests in the joint training, in the end, as it came."""
+        try:
+            yield
+        finally:
+            if self._embedding is not None:
+                self._embedding.release(getattr(self._neural_net, "flow", self._neural_net))
 
     def _run_training_loop(
         self,
@@ -182,21 +193,23 @@ class JointTrainer(Building):
             All that were fitted to these simulations; none where none was.
         """
         estimator = self._neural_net
+        of = self._rows, self._split.train
         default = self._spec["proxy"] == "likelihood" and estimator.likelihood is not None
         # In a space that is still to be learnt no form is better than another; and a form that is
         # better for all x alike may not be so for those that a kernel chooses.
         plain = not (call.weighs or estimator.learns_embedding)
-        if not (default and plain):
-            return ()
-        if self._rows == self._fitted.rows or call.config.resume_training:
-            return self._fitted.likelihoods
+        if not (self._fitted.is_of(*of) or call.config.resume_training):
+            # What is trained now is not to make way in a later call for these simulations.
+            self._fitted = Fitted(*of, self._all_forms(call) if default and plain else ())
+        return self._fitted.likelihoods if default and plain else ()
+
+    def _all_forms(self, call: Call) -> Sequence[Likelihood]:
+        """Give the likelihood the fittest form, and return all that were fitted."""
         rows = call.data.head(ROWS_TO_FIT, "cpu")
         judges = call.held_out.head(ROWS_TO_JUDGE, "cpu")
         settings = self._settings_for(call.config)
         choices = {"levels": settings.levels, "sharpness": settings.sharpness}
-        found = take_fittest_form(estimator.to("cpu"), rows, judges, **choices)
-        self._fitted = Fitted(self._rows, found)
-        return found
+        return take_fittest_form(self._neural_net.to("cpu"), rows, judges, **choices)
 
     def _doubts_proxy(self, training: Training, call: Call) -> bool:
         """Whether the default proxy was trained to the end, and held-out rows speak against it."""
@@ -305,6 +318,22 @@ class JointTrainer(Building):
                 "estimator."
             )
         return super()._resolve_estimator(estimator)
+
+    def _create_posterior(
+        self,
+        estimator: Any,
+        prior: Any,
+        sample_with: Any,
+        device: Any,
+        posterior_parameters: Any,
+    ) -> Any:
+        """Return what ``build_posterior`` asks for; where nothing leaks, nothing is corrected."""
+        built = super()._create_posterior(
+            estimator, prior, sample_with, device, posterior_parameters
+        )
+        if type(built) is not DirectPosterior:
+            return built
+        return direct_posterior(estimator, prior, device=device, **asdict(posterior_parameters))
 
     def _finish(self, training: Training, recorded: int, show_summary: bool) -> None:
         """Close the books of this call, before which so many epochs were recorded."""

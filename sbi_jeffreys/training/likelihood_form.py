@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..estimator import ROWS_FOR_SCALE, JeffreysEstimator
 from ..likelihood.base import Likelihood
@@ -11,6 +12,7 @@ from ..likelihood.discrete import DISCRETE
 from ..likelihood.fit import Rows
 from ..likelihood.forms import fittest
 from ..proxy import proxy_nn
+from .split import NO_ROWS
 
 __all__ = ["NOT_FITTED", "ROWS_TO_FIT", "ROWS_TO_JUDGE", "Fitted", "take_fittest_form"]
 
@@ -19,16 +21,22 @@ ROWS_TO_FIT, ROWS_TO_JUDGE = 5000, 2000
 
 
 class Fitted(NamedTuple):
-    """Likelihoods of all forms, on the CPU, and what they were fitted to.
+    """Likelihoods of all forms, on the CPU, and what they were fitted to; none where none was.
 
-    ``rows`` are the first round and the number of these simulations.
+    ``rows`` are the first round and the number of the simulations, ``train`` the numbers of those
+    that were not held out.
     """
 
     rows: tuple[int, int]
+    train: Tensor
     likelihoods: Sequence[Likelihood]
 
+    def is_of(self, rows: tuple[int, int], train: Tensor) -> bool:
+        """Whether these are the simulations, in whatever order."""
+        return rows == self.rows and torch.equal(train.sort().values, self.train.sort().values)
 
-NOT_FITTED = Fitted((0, 0), ())
+
+NOT_FITTED = Fitted((0, 0), NO_ROWS.train, ())
 
 
 def take_fittest_form(

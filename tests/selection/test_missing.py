@@ -10,7 +10,7 @@ from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.flows import flow_nn
 from sbi_jeffreys.replay.known import is_known
 from sbi_jeffreys.selection.missing import Filled, filling_of
-from sbi_jeffreys.selection.seen import Selection, missed
+from sbi_jeffreys.selection.seen import Selection, missed, new_codes, what_to_see
 from sbi_jeffreys.utils.quiet import QuietTracker
 
 PRIOR = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
@@ -254,7 +254,7 @@ def test_what_misses_because_of_theta_is_indicated_once():
     x = torch.cat((x, gaps(randn(500, 2))), dim=1)
     filled = filling_of(theta, x)
     # An indicator, and the number of missing values in all.
-    assert filled.counted.T.tolist() == [[1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
+    assert filled.counted.tolist() == [0, 5]
     assert filled.columns_counted.tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(filled(x)[:, 5], faint[:, 0].float())
     assert torch.equal(filled(x)[:, 6], (x == CODE).float().sum(dim=1))
@@ -263,9 +263,56 @@ def test_what_misses_because_of_theta_is_indicated_once():
 def test_what_no_column_says_by_missing_their_number_may_say():
     theta = randn(300, 1)
     x = where(rand(300, 40) < torch.sigmoid(0.3 * theta - 1), torch.tensor(CODE), randn(300, 40))
-    counted = filling_of(theta, x).counted
-    assert torch.ones(40) in counted.T
-    assert counted.shape[1] < 5
+    filled = filling_of(theta, x)
+    assert 40 in filled.counted
+    assert len(filled.counted) < 5
+    assert len(filled.columns_counted) == 40
+
+
+def test_what_tells_how_another_column_is_to_be_read_is_indicated():
+    """A code that is independent of theta, and says with which sign theta is in another column."""
+    theta = 2 * rand(1000, 1) - 1
+    off = rand(1000, 1) < 0.5
+    x = torch.cat((where(off, -theta, theta) + 0.05 * randn(1000, 1), gaps(randn(1000, 3))), dim=1)
+    x = torch.cat((x, where(off, torch.tensor(CODE), 5 + randn(1000, 1))), dim=1)
+    filled = filling_of(theta, x)
+    assert filled.counted.tolist() == [4]
+    assert torch.equal(filled(x)[:, 5:], off.float())
+
+
+def test_what_is_missing_at_random_is_not_indicated():
+    """Where columns that miss values tell of theta: filled in, they say less, and are no sign."""
+    found = 0
+    for _ in range(20):
+        theta = 2 * rand(1000, 3) - 1
+        x = gaps(theta @ randn(3, 12) + 0.3 * randn(1000, 12))
+        found += len(filling_of(theta, x).counted)
+    # Of forty such data three have one; a test at the margin of each product would find dozens.
+    assert found <= 4
+
+
+def test_files_of_old_hold_sets_of_codes():
+    theta = randn(500, 1)
+    x = gaps(randn(500, 3))
+    x[:, :1] = x[:, :1].where(theta > -0.5, CODE)
+    filled = filling_of(theta, x)
+    assert filled.counted.tolist() == [0, 3]
+    twin = Filled.blank(filled.sizes, 3)
+    old = filled.state_dict() | {"counted": torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])}
+    twin.load_state_dict(old)
+    assert torch.equal(twin(x), filled(x))
+
+
+def test_a_code_that_is_rare_in_the_columns_that_are_kept():
+    theta = 2 * rand(1000, 2) - 1
+    x = torch.cat((theta + 0.05 * randn(1000, 2), randn(1000, 10)), dim=1)
+    x = gaps(x, 0.004)
+    seen = what_to_see(theta, x)
+    columns, filled, features = seen.features
+    assert columns.kept.tolist() == [0, 1]
+    assert coded(filled) == [True, True]
+    # Of the uniform values that are there, 0.6.
+    assert (features.std < 2).all()
 
 
 def test_a_column_is_kept_for_its_absence():
@@ -336,6 +383,26 @@ def test_steps_of_counts_are_the_likelihoods():
     x = gaps(torch.poisson(10 * theta.expand(400, 3)))
     _, estimator = trained(x, theta, prior)
     assert (estimator.likelihood.gaps > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_codes_that_come_later_are_told(shape):
+    def simulate(num, share):
+        theta = PRIOR.sample((num,))
+        return theta, gaps(sensors(theta, 4), share).unflatten(1, shape)
+
+    trainer, _ = trained(*reversed(simulate(100, 0.0)), epochs=1)
+    theta, x = simulate(300, 0.1)
+    trainer.append_simulations(theta, x)
+    again = {"force_first_round_loss": True, "max_num_epochs": 1}
+    with pytest.warns(UserWarning, match=r"-999 in \[0, 1, 2, 3\].*retrain_from_scratch=True"):
+        trainer.train(**again)
+    # Once, and not where the flow has been built with them.
+    trainer.train(**again)
+    estimator = trainer.train(**again, retrain_from_scratch=True)
+    assert new_codes(estimator.flow, x, torch.arange(300)) == {}
+    x = where(x == CODE, torch.tensor(-99.0), x)
+    assert new_codes(estimator.flow, x, torch.arange(300)) == {-99.0: [0, 1, 2, 3]}
 
 
 @pytest.mark.parametrize("components", [None, 7])

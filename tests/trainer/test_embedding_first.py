@@ -12,6 +12,7 @@ from sbi.utils import BoxUniform
 
 from sbi_jeffreys import JeffreysNPE, load, save
 from sbi_jeffreys.flows import flow_nn
+from sbi_jeffreys.training import joint_trainer
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of epochs")
@@ -64,11 +65,15 @@ def test_it_is_learnt_and_rests(trained, simulations):
     trainer, embedding, first = trained
     estimator = trainer._neural_net
     assert not torch.equal(weights(embedding), first)
-    assert not any(parameter.requires_grad for parameter in embedding.parameters())
     assert not estimator.learns_embedding
+    # It is the user's, who may train elsewhere what came to be trained.
+    resting, *others = embedding.parameters()
+    assert not resting.requires_grad
+    assert all(parameter.requires_grad for parameter in others)
     # As of any function of x: how far data reach is known, and forms were fitted.
     assert estimator.reach.shape == (2, 5)
     assert trainer._fitted.rows == (0, 300)
+    assert trainer._fitted.likelihoods
     # The record is that of the joint training.
     assert len(trainer.summary["training_loss"]) == 15
     assert all(len(trainer.summary[key]) == 15 for key in ("multiplier_reverse", "validation_loss"))
@@ -93,8 +98,22 @@ def test_from_scratch_it_is_learnt_again(simulations):
     trainer.train(max_num_epochs=2, retrain_from_scratch=True, force_first_round_loss=True)
     assert not torch.equal(weights(embedding), before)
     assert torch.equal(resting, kept)
-    trainer._embedding.release(trainer._neural_net.flow)
     assert [p.requires_grad for p in embedding.parameters()][:2] == [False, True]
+
+
+@pytest.mark.parametrize("when", ["take_fittest_form", "run"])
+def test_an_error_leaves_it_as_it_came(simulations, monkeypatch, when):
+    """Before the joint training has begun, and while it runs."""
+
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    embedding = network()
+    trainer = make(embedding).append_simulations(*simulations)
+    monkeypatch.setattr(joint_trainer, when, fail)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(max_num_epochs=2)
+    assert all(parameter.requires_grad for parameter in embedding.parameters())
 
 
 def test_a_builder_with_an_embedding_of_its_own(simulations):

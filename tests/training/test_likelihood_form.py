@@ -68,6 +68,24 @@ def test_it_is_chosen_once(data, monkeypatch):
     assert calls[0] is not calls[1]
 
 
+def test_held_out_rows_have_not_been_fitted_to(data):
+    """All rows were, while others were held out."""
+    made = make()
+    train(made, data, max_num_epochs=1, validation_data=crescents(50))
+    fitted = made._fitted
+    made.train(max_num_epochs=1, force_first_round_loss=True)
+    assert made._fitted is not fitted
+    assert not torch.isin(made.val_indices, made._fitted.train).any()
+
+
+def test_what_was_trained_with_a_kernel_goes_on(data):
+    """No form was fitted, and none takes the place of what has been trained on the same rows."""
+    made = make()
+    network = train(made, data, calibration_kernel=lambda x: torch.ones(len(x))).proxy.network
+    estimator = made.train(max_num_epochs=1, force_first_round_loss=True)
+    assert estimator.proxy.network is network
+
+
 @pytest.mark.parametrize(
     ("made", "trained"),
     [

@@ -1,0 +1,88 @@
+r"""sbi's posterior of a density, without a search for leakage where there can be none.
+
+``posterior.log_prob`` divides by the mass within the prior's support, which sbi estimates at each
+new x from 10,000 draws. The default flow has walls at the bounds of that support, and a prior on
+the whole space has no outside: there the mass is one.
+"""
+
+from typing import Any
+
+import torch
+from sbi.inference.posteriors import DirectPosterior
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from .walls import LazyWalls
+
+__all__ = ["ContainedPosterior", "direct_posterior", "is_contained"]
+
+
+class ContainedPosterior(DirectPosterior):
+    """sbi's ``DirectPosterior`` of a density that has all its mass in the prior's support."""
+
+    def leakage_correction(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the mass in the support at data (B, *event): one, shape (B,).
+
+        Args:
+            x: Data.
+            args: What sbi's estimate of it would take.
+            kwargs: Likewise.
+        """
+        x = reshape_to_batch_event(x, event_shape=self.posterior_estimator.condition_shape)
+        return torch.ones(len(x), device=self._device)
+
+
+def direct_posterior(
+    estimator: ConditionalDensityEstimator, prior: Distribution, **kwargs: Any
+) -> DirectPosterior:
+    """Return sbi's ``DirectPosterior``, one that knows where there is no leakage.
+
+    Args:
+        estimator: Density of theta given x.
+        prior: Prior over theta.
+        kwargs: As in sbi.
+    """
+    of = ContainedPosterior if is_contained(estimator, prior) else DirectPosterior
+    return of(estimator, prior, **kwargs)
+
+
+def is_contained(estimator: ConditionalDensityEstimator, prior: Distribution) -> bool:
+    """Whether walls, or the lack of any outside, keep a density within a prior's support."""
+    try:
+        bounds = _box(prior.support)
+    except (AttributeError, NotImplementedError):
+        bounds = None
+    if bounds is None:
+        return False
+    low, high = (bound.cpu() for bound in bounds)
+    walls = next((m.args[:2] for m in estimator.modules() if isinstance(m, LazyWalls)), None)
+    if walls is None:
+        return bool((low == -torch.inf).all() and (high == torch.inf).all())
+    least, largest = (bound.cpu() for bound in walls)
+    return bool((least >= low).all() and (largest <= high).all())
+
+
+def _box(support: constraints.Constraint | None) -> tuple[Tensor, Tensor] | None:
+    """Return the bounds of a product of intervals, of shape () or (d,); ``None`` for others."""
+    if isinstance(support, constraints.independent):
+        return _box(support.base_constraint)
+    if isinstance(support, constraints.cat):
+        parts = [_box(part) for part in support.cseq]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        lengths = support.lengths
+        low, high = (
+            torch.cat([part[i].cpu().expand(num) for part, num in zip(known, lengths, strict=True)])
+            for i in (0, 1)
+        )
+        return low, high
+    if isinstance(support, type(constraints.real)):
+        return torch.tensor(-torch.inf), torch.tensor(torch.inf)
+    if isinstance(support, constraints.interval):
+        return torch.as_tensor(support.lower_bound), torch.as_tensor(support.upper_bound)
+    if isinstance(support, constraints.greater_than | constraints.greater_than_eq):
+        return torch.as_tensor(support.lower_bound), torch.tensor(torch.inf)
+    return None
