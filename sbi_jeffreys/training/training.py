@@ -27,7 +27,7 @@ from ..draws import ReverseQueue
 from ..duals import settled
 from ..likelihood.base import Likelihood
 from ..optim.weights import copy_of_weights
-from ..utils.row_losses import mean_and_error
+from ..utils.row_losses import is_sure
 from .batches import Data, LoaderData
 from .descent import TrainingDiverged
 from .held_out import LossHook, ProxyLooks, flow_losses
@@ -250,9 +250,9 @@ class Training(JointSteps):
     def settle(self, held_out: Data | LoaderData) -> float:
         """Put the weights back that held-out data speak for; return their loss.
 
-        These are the best, unless they are within one standard error of those of a simple start:
-        then a few held-out rows cannot tell what was learnt from what was memorised, and the
-        simpler model stays.
+        These are the best, unless they are within one standard error of those of a simple start
+        (:func:`sbi_jeffreys.utils.row_losses.is_sure`): then a few held-out rows cannot tell what
+        was learnt from what was memorised, and the simpler model stays.
 
         References:
             Classification and Regression Trees (Breiman et al., 1984), section 3.4.3
@@ -269,8 +269,7 @@ class Training(JointSteps):
             self.restore_best()
         best, best_bounded = self.losses(held_out)
         # One row far from all others must not decide.
-        gain, error = mean_and_error(first_bounded - best_bounded)
-        if gain <= error:
+        if not is_sure(first_bounded - best_bounded):
             self.estimator.load_state_dict(self.first_weights)
             return first.mean().item()
         return best.mean().item()

@@ -135,9 +135,10 @@ def test_restoring_without_a_best_changes_nothing():
 @pytest.mark.parametrize(
     ("gains", "best_is_kept"),
     [
-        # Mean 0.5 of four rows, standard error 0.65 and 0.41.
+        # Mean 0.5 of four rows, standard error 0.65, 0.41 and 0.23, which counts twice.
         ([2.0, 1.0, -1.0, 0.0], False),
-        ([1.0, 1.0, -0.7, 0.7], True),
+        ([1.0, 1.0, -0.7, 0.7], False),
+        ([1.0, 0.7, -0.1, 0.4], True),
         ([0.0, 0.0, 0.0, 0.0], False),
         ([0.5], False),
         ([math.inf, -1.0, 0.0, 0.0], True),
