@@ -212,12 +212,14 @@ class EmbeddedFlow(ConditionalDensityEstimator):
 
     def _sample_of_same_noise(self, num: int, context: Tensor, seed: int) -> Tensor:
         """Return samples (num, B, d) for which all embedded data (B, c) share the noise."""
-        if self._embeds and isinstance(self.flow, ZukoFlow | NFlowsFlow):
+        flow = self.flow
+        if isinstance(flow, ZukoFlow) and context.shape[-1]:
             with seeded(seed, context.device):
-                if isinstance(self.flow, ZukoFlow):
-                    return zuko_sample_of_same_noise(self.flow.net, num, context)
-                if isinstance(self.flow.net._distribution, StandardNormal):
-                    return nflows_sample_of_same_noise(self.flow.net, num, context)
+                return zuko_sample_of_same_noise(flow.net, num, context)
+        normal = isinstance(flow, NFlowsFlow) and isinstance(flow.net._distribution, StandardNormal)
+        if normal and self._embeds:
+            with seeded(seed, context.device):
+                return nflows_sample_of_same_noise(flow.net, num, context)
         each = []
         for part in context.split(1):
             with seeded(seed, context.device):
