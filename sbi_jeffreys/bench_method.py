@@ -10,6 +10,7 @@ the flow of JeffreysNPE alone, without the pool.
 # ruff: noqa: T201
 import argparse
 import math
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import pandas as pd
 import torch
 from torch.distributions import Distribution
 
-from .benchmark.arguments import natural, positive
+from .benchmark.arguments import exit_status, natural, positive
 from .benchmark.report.compare import bootstrap_interval
 from .benchmark.table import complete
 from .benchmark.variants import VARIANTS
@@ -155,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
         ("baselines", [options.baseline], [*options.variants, _FLOW_ALONE, _DEFAULT]),
     ):
         if unknown := [name for name in asked if name not in known]:
-            parser.error(f"unknown {what} {unknown}, known are {', '.join(known)}")
+            parser.error(f"unknown {what} {unknown}, known are {', '.join(map(repr, known))}")
     jobs = [
         (task, seed, variant, options.num_simulations, options.num_test, options.noise)
         for task in tasks
@@ -212,4 +213,4 @@ def differences(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("bench_method", main))

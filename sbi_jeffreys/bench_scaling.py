@@ -19,6 +19,7 @@ import torch
 from sbi.utils import BoxUniform
 from torch import Tensor, nn
 
+from .benchmark.arguments import exit_status
 from .benchmark.machine import peak_memory_mb
 from .flows import DEFAULT_FLOW, flow_nn
 from .trainer import JeffreysNPE
@@ -104,4 +105,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("bench_scaling", main))

@@ -9,6 +9,7 @@ later call completes.
 
 # ruff: noqa: T201
 import argparse
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from sbi.inference import NPE
 from torch import Tensor
 
-from .benchmark.arguments import natural, positive
+from .benchmark.arguments import exit_status, natural, positive
 from .benchmark.table import complete
 from .metrics import c2st
 from .tasks import Task, get_task, list_tasks
@@ -40,6 +41,8 @@ METHODS: dict[str, tuple[type, dict[str, Any]]] = {
 
 # Samples of posterior and reference that are compared.
 _SAMPLES = 2000
+# Simulations of a round, of which a tenth is held out.
+_FEWEST = 10
 # What tells one run from another.
 _KEY = ["task", "seed", "method", "num_simulations", "rounds"]
 
@@ -116,6 +119,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=positive, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/bench-sequential.csv"))
     options = parser.parse_args(arguments)
+    if options.num_simulations < _FEWEST * options.rounds:
+        parser.error(
+            f"--num-simulations {options.num_simulations} in --rounds {options.rounds}: each needs "
+            f"{_FEWEST} at least"
+        )
     jobs = [
         (task, seed, method, options.num_simulations, options.rounds)
         for task in options.tasks
@@ -129,4 +137,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("bench_sequential", main))

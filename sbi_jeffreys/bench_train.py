@@ -30,6 +30,7 @@ from .inputs.priors import moved
 from .tasks import get_task
 from .trainer import JeffreysNPE
 from .training.graphs import nothing_recorded
+from .training.split import check_enough
 from .utils.quiet import quiet, silent
 
 __all__ = ["METHODS", "run_bench"]
@@ -117,6 +118,8 @@ def run_bench(
         raise ValueError(
             f"device must be 'cpu' or, where torch sees a GPU, 'cuda', got {device!r}."
         )
+    for num in num_simulations:
+        check_enough(num, 0.1)
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     rows = []

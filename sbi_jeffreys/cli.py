@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ._version import __version__
-from .benchmark.arguments import natural, positive
+from .benchmark.arguments import exit_status, natural, positive
 from .benchmark.cli import add_commands as add_bench_commands
 
 __all__ = ["main"]
@@ -30,21 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser(argv).parse_args(argv)
     arguments.argv = argv
-    try:
-        return arguments.run(arguments) or 0
-    except FileExistsError as error:
-        print(
-            f"sbi-jeffreys {arguments.command}: {error.filename!r} is a file where a folder is "
-            "to be: choose another.",
-            file=sys.stderr,
-        )
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"sbi-jeffreys {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return 130
+    return exit_status(f"sbi-jeffreys {arguments.command}", lambda: arguments.run(arguments))
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -69,6 +69,9 @@ def plot_posteriors(
     if not (np.isfinite(ends).all() and (ends[:, 0] < ends[:, 1]).all()):
         raise ValueError(f"limits must be finite, each lower one below its upper, got {limits}.")
 
+    if true is not None and not np.isfinite(true).all():
+        raise ValueError(f"truth must be finite, got {true.tolist()}.")
+
     with style():
         side = float(np.clip(1.5 * d, 4.5, 12.0))
         figure = Figure(figsize=(side, side))

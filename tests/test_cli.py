@@ -30,7 +30,7 @@ def test_tasks_lists_every_task(capsys):
 
 def test_runs_as_a_module():
     done = subprocess.run(
-        [sys.executable, "-m", "sbi_jeffreys.cli", "tasks"],
+        [sys.executable, "-m", "sbi_jeffreys", "tasks"],
         capture_output=True,
         text=True,
         check=True,
@@ -92,6 +92,9 @@ MISUSE = {
         "simulations",
     ),
     "folder is a file": (["demo", "--out", "FILE"], "is a file where a folder"),
+    "a part of the folder is a file": (["demo", "--out", "FILE/some"], "is a file where a folder"),
+    "plugin is no text": (["bench", "run", "--plugin", "BYTES", "--out", "OUT"], "is no text"),
+    "no simulations to time": (["bench-train", "--num-simulations", "1"], "1 simulations are too"),
     "bench-train's folder is a file": (["bench-train", "--out", "FILE"], "FILE' is a file"),
     "no such device": (["bench-train", "--device", "tpu", "--out", "OUT"], "device must be"),
     "no bench command": (["bench"], "COMMAND"),
@@ -106,6 +109,7 @@ MISUSE = {
 @pytest.mark.parametrize("case", MISUSE)
 def test_misuse_gives_status_2_and_a_reason(case, tmp_path, capsys):
     (tmp_path / "FILE").touch()
+    (tmp_path / "BYTES").write_bytes(b"\xff")
     arguments, message = MISUSE[case]
     try:
         status = main(arguments)

@@ -207,6 +207,7 @@ def test_global_state_is_untouched(samples, summary):
         ({"samples": {"a": torch.rand(5, 2)}, "labels": ["x"]}, r"labels must have shape \(2,\)"),
         ({"samples": {"a": torch.rand(5, 2)}, "limits": [(0, 1)]}, "limits must have shape"),
         ({"samples": {"a": torch.rand(5, 2)}, "truth": torch.zeros(3)}, "truth must have shape"),
+        ({"samples": {"a": torch.rand(5, 1)}, "truth": [math.nan]}, "truth must be finite"),
         ({"samples": {"a": torch.rand(5, 1)}, "limits": [(1, 0)]}, "limits must be finite, each"),
         ({"samples": {"a": torch.rand(5, 1)}, "limits": [(0, math.inf)]}, "limits must be finite"),
     ],

@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from .arguments import read_text
+
 __all__ = ["add_commands"]
 
 # What is neither on the command line nor in the file; a smoke test needs little of everything.
@@ -161,7 +163,7 @@ def _read_config(path: Path, parser: argparse.ArgumentParser) -> argparse.Namesp
     import yaml
 
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):

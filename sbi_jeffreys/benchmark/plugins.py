@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from .arguments import read_text
+
 __all__ = ["Plugin", "load_plugin", "read_plugin"]
 
 
@@ -29,8 +31,9 @@ def read_plugin(path: Path) -> Plugin:
 
     Raises:
         OSError: If it cannot be read.
+        ValueError: If it is no text.
     """
-    return Plugin(str(path.resolve()), path.read_text(encoding="utf-8"))
+    return Plugin(str(path.resolve()), read_text(path))
 
 
 def load_plugin(plugin: Plugin) -> None:

@@ -78,14 +78,19 @@ def shared_config(folder: Path, evaluation: Evaluation, *, command: str | None =
 
     Raises:
         ValueError: If the folder has records of another evaluation, with what differs, or if its
-            config.json cannot be read.
+            config.json is missing or cannot be read.
     """
     path = folder / "config.json"
     # A run that was stopped before its first record binds nobody.
-    if not path.exists() or not any((folder / "records").glob("*.json")):
+    if not any((folder / "records").glob("*.json")):
         config = {"schema": SCHEMA, "evaluation": evaluation.to_json(), "command": command}
         write_json(path, config)
         return
+    if not path.exists():
+        raise ValueError(
+            f"{folder} has records, but no config.json, which says how they were evaluated. Put it "
+            "back, or choose another --out."
+        )
     try:
         there = Evaluation.from_json(_load(path)["evaluation"]).to_json()
     except (KeyError, TypeError, ValueError) as error:

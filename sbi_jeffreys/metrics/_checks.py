@@ -15,10 +15,15 @@ def check_samples(samples: Tensor, reference: Tensor, *, minimum: int = 2) -> No
         minimum: Least number of samples in each set.
 
     Raises:
+        TypeError: If a set is no tensor.
         ValueError: If a set is not a matrix, has fewer than `minimum` rows or values that are not
             finite, or if the sets differ in dimension.
     """
     for name, value in (("samples", samples), ("reference", reference)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor, got {type(value).__name__}: torch.as_tensor({name})."
+            )
         if value.ndim != 2 or value.shape[1] == 0:
             raise ValueError(
                 f"{name} must have shape (n, d) with d >= 1, got {tuple(value.shape)}; "

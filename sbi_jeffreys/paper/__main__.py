@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from ..benchmark.arguments import exit_status
 from .cli import add_arguments, run
 
 __all__: list[str] = []
@@ -10,7 +11,4 @@ __all__: list[str] = []
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m sbi_jeffreys.paper", description=__doc__)
     add_arguments(parser)
-    try:
-        run(parser.parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"paper: {error}")
+    sys.exit(exit_status("paper", lambda: run(parser.parse_args())))

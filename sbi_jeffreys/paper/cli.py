@@ -67,6 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name in names:
         start = time.perf_counter()
         found = EXPERIMENTS[name](arguments)
+        if arguments.quick:
+            found = [each._replace(evidence=f"a smoke test; {each.evidence}") for each in found]
         _write_claims(claims, found)
         print(f"\n{name}: {time.perf_counter() - start:.0f} s")
         for claim in found:

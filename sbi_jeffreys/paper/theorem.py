@@ -202,8 +202,15 @@ def dual_by_ascent(num_pieces: int, offsets: tuple[float, float], steps: int = 4
 
 
 def run(out: Path, *, quick: bool = False) -> list[Claim]:
-    """Solve for several ν; write `theorem.csv` and `theorem.png`; return the claims."""
+    """Solve for several ν; write `theorem.csv` and `theorem.png`; return the claims.
+
+    Raises:
+        ValueError: If the folder has a table of other ν.
+    """
     counts = (2, 4, 8) if quick else (2, 3, 4, 6, 8, 12, 16, 24, 32)
+    there = out / "theorem.csv"
+    if there.exists() and len(pd.read_csv(there)) != len(counts):
+        raise ValueError(f"{there} is of other grids than {counts}: choose another --out.")
     gaps = [worst_gap(num) for num in counts]
     table = pd.DataFrame(gaps)
     table["gap"] = table["primal"] - table["dual"]
@@ -212,7 +219,7 @@ def run(out: Path, *, quick: bool = False) -> list[Claim]:
         for num, gap in zip(counts, gaps, strict=True)
     ]
     out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / "theorem.csv", index=False)
+    table.to_csv(there, index=False)
     save(plot(table), out / "theorem.png")
     positive = table[table["gap"] > 1e-12]
     slope = np.polyfit(np.log(positive["richness"]), np.log(positive["gap"]), 1)[0]

@@ -46,6 +46,12 @@ def test_a_file_of_another_program_is_refused(tmp_path):
         run(tmp_path / "out.csv", "--methods", "ml")
 
 
+def test_rounds_of_too_few_simulations(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "out.csv", "--rounds", "7")
+    assert "--num-simulations 61 in --rounds 7: each needs 10" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("method", "sizes"), [("jeffreys", [21, 20, 20]), ("jeffreys, one round", [61])]
 )

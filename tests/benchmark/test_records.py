@@ -140,6 +140,14 @@ def test_config_is_kept_and_refuses_another_evaluation(tmp_path):
         shared_config(tmp_path, Evaluation(num_samples=30))
 
 
+def test_records_without_their_config_are_not_written_over(tmp_path):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "some.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no config.json.*another --out"):
+        shared_config(tmp_path, EVALUATION)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_a_run_without_a_record_binds_nobody(tmp_path):
     shared_config(tmp_path, EVALUATION, command="sbi-jeffreys bench run")
     shared_config(tmp_path, Evaluation(num_samples=30), command="another")

@@ -166,3 +166,8 @@ def test_bench_prints_a_row_for_each_case(capsys):
 def test_errors(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         c2st(*arguments, **options)
+
+
+def test_arrays_are_no_tensors():
+    with pytest.raises(TypeError, match=r"reference must be a tensor.*torch.as_tensor"):
+        c2st(torch.rand(9, 2), np.zeros((9, 2)))

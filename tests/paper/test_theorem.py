@@ -103,3 +103,12 @@ def test_our_ascent_finds_the_dual_value(offsets):
     assert theorem.dual_by_ascent(3, offsets) == pytest.approx(
         theorem.duality_gap(3, offsets).dual, abs=1e-4
     )
+
+
+def test_a_table_of_other_grids_is_not_overwritten(tmp_path):
+    theorem.run(tmp_path, quick=True)
+    before = (tmp_path / "theorem.csv").read_text()
+    with pytest.raises(ValueError, match=r"theorem.csv is of other grids.*another --out"):
+        theorem.run(tmp_path)
+    assert (tmp_path / "theorem.csv").read_text() == before
+    theorem.run(tmp_path, quick=True)
