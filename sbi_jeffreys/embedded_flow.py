@@ -7,6 +7,7 @@ from sbi.neural_nets.estimators.nflows_flow import NFlowsFlow
 from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from torch import Tensor, nn
 from typing_extensions import Self
+from zuko.lazy import UnconditionalDistribution
 
 from .embedding import (
     embedded,
@@ -195,8 +196,8 @@ class EmbeddedFlow(ConditionalDensityEstimator):
             num: Number of samples for each x.
             context: Embedded data.
             seed: For the same samples at an x in every call, whatever the others are: they come of
-                the same noise for all x, and that of the default flow is quasi-random, spread more
-                evenly.
+                the same noise for all x, which is quasi-random, spread more evenly, where the flow
+                has a normal base.
 
         Returns:
             Shapes (num, B, d) and (num, B).
@@ -213,13 +214,12 @@ class EmbeddedFlow(ConditionalDensityEstimator):
     def _sample_of_same_noise(self, num: int, context: Tensor, seed: int) -> Tensor:
         """Return samples (num, B, d) for which all embedded data (B, c) share the noise."""
         flow = self.flow
-        if isinstance(flow, ZukoFlow) and context.shape[-1]:
-            with seeded(seed, context.device):
-                return zuko_sample_of_same_noise(flow.net, num, context)
+        fixed = isinstance(flow, ZukoFlow) and isinstance(flow.net.base, UnconditionalDistribution)
+        if fixed and context.shape[-1]:
+            return zuko_sample_of_same_noise(flow.net, num, context, seed)
         normal = isinstance(flow, NFlowsFlow) and isinstance(flow.net._distribution, StandardNormal)
         if normal and self._embeds:
-            with seeded(seed, context.device):
-                return nflows_sample_of_same_noise(flow.net, num, context)
+            return nflows_sample_of_same_noise(flow.net, num, context, seed)
         each = []
         for part in context.split(1):
             with seeded(seed, context.device):

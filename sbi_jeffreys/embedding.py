@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
 from zuko.flows.core import Flow
 
 from .layers.autoregressive import AutoregressiveSpline
 from .utils.quasi_random import quasi_normal
+from .utils.seeding import seeded
 
 __all__ = [
     "SeesSums",
@@ -114,15 +116,27 @@ def zuko_sample_with_log_prob(
     return theta, total
 
 
-def zuko_sample_of_same_noise(flow: Flow, num: int, context: Tensor) -> Tensor:
+def zuko_sample_of_same_noise(flow: Flow, num: int, context: Tensor, seed: int) -> Tensor:
     """Return samples (num, B, d) of a zuko flow, with the same noise for all embedded data."""
-    noise = flow.base(context).sample((num,)).unsqueeze(1)
+    noise = _noise(flow.base(context), num, seed).unsqueeze(1)
     return flow.transform(context).inv(noise.expand(-1, len(context), -1))
 
 
-def nflows_sample_of_same_noise(flow: Any, num: int, context: Tensor) -> Tensor:
+def _noise(base: Distribution, num: int, seed: int) -> Tensor:
+    """Return draws (num, d) of the base of a flow, quasi-random if that is normal.
+
+    What all data share has one error for all of them: it should be small.
+    """
+    if isinstance(base, Independent) and isinstance(base.base_dist, Normal):
+        loc, scale = base.base_dist.loc, base.base_dist.scale
+        return loc + scale * quasi_normal(num, len(loc), seed).to(loc)
+    with seeded(seed, base.mean.device):
+        return base.sample((num,))
+
+
+def nflows_sample_of_same_noise(flow: Any, num: int, context: Tensor, seed: int) -> Tensor:
     """Return the same of a flow of nflows whose base is a standard normal."""
-    noise = flow._distribution.sample(num)
+    noise = quasi_normal(num, flow._distribution._shape.numel(), seed).to(context)
     rows = context.repeat_interleave(num, dim=0)
     theta, _ = flow._transform.inverse(noise.repeat(len(context), 1), context=rows)
     return theta.unflatten(0, (len(context), num)).transpose(0, 1)
@@ -210,5 +224,5 @@ def put_to_rest(flow: ConditionalDensityEstimator) -> None:
     """Let a flow's embedding stay as it is, whatever becomes of the module, which is the user's."""
     network = embedding_of(flow)
     assert network is not None
-    network.requires_grad_(False).eval()
+    network.eval()
     flow.embedding_rests = True

@@ -32,7 +32,7 @@ from torch.distributions import Distribution
 from ._version import __version__
 from .flows import DEFAULT_FLOW
 from .inputs.priors import check_prior, moved
-from .posterior import direct_posterior
+from .posterior import without_leakage
 from .proxy import ProxyBuilder
 from .storage.distributions import (
     Tensors,
@@ -218,7 +218,7 @@ def _direct_posterior(
     default_x: Tensor | None,
     device: str,
 ) -> DirectPosterior:
-    posterior = direct_posterior(
+    posterior = DirectPosterior(
         estimator,
         prior if device == "cpu" else moved(prior, device),
         max_sampling_batch_size=recorded["max_sampling_batch_size"],
@@ -227,7 +227,7 @@ def _direct_posterior(
     )
     if default_x is not None:
         posterior.set_default_x(default_x.to(device))
-    return posterior
+    return without_leakage(posterior)
 
 
 def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:

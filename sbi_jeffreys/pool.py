@@ -15,7 +15,7 @@ The upper bound is what makes it a density to draw from: a draw of the flow is k
 :math:`\exp(t_b - c)`, and :math:`c(x)` lies as high as it can while at least a quarter of the draws
 are kept. Far from all data flow and proxy may differ by hundreds of nats; the bounds leave the
 proxy a limited say. Draws are exact; the normaliser is estimated from draws of the flow, always the
-same ones, and quasi-random where the flow is the default one.
+same ones, and quasi-random where the flow has a normal base.
 
 References:
     | Combining probability distributions: a critique and an annotated bibliography (Genest and

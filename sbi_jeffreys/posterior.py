@@ -5,7 +5,7 @@ new x from 10,000 draws. The default flow has walls at the bounds of that suppor
 the whole space has no outside: there the mass is one.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
@@ -16,36 +16,37 @@ from torch.distributions import Distribution, constraints
 
 from .walls import LazyWalls
 
-__all__ = ["ContainedPosterior", "direct_posterior", "is_contained"]
+__all__ = ["NoLeakage", "is_contained", "without_leakage"]
 
 
-class ContainedPosterior(DirectPosterior):
-    """sbi's ``DirectPosterior`` of a density that has all its mass in the prior's support."""
+class NoLeakage(NamedTuple):
+    """Takes the place of a posterior's ``leakage_correction``: all mass is in the support.
 
-    def leakage_correction(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the mass in the support at data (B, *event): one, shape (B,).
-
-        Args:
-            x: Data.
-            args: What sbi's estimate of it would take.
-            kwargs: Likewise.
-        """
-        x = reshape_to_batch_event(x, event_shape=self.posterior_estimator.condition_shape)
-        return torch.ones(len(x), device=self._device)
-
-
-def direct_posterior(
-    estimator: ConditionalDensityEstimator, prior: Distribution, **kwargs: Any
-) -> DirectPosterior:
-    """Return sbi's ``DirectPosterior``, one that knows where there is no leakage.
-
-    Args:
-        estimator: Density of theta given x.
-        prior: Prior over theta.
-        kwargs: As in sbi.
+    Of the posterior itself, and not of a class that derives from it: sbi's ensembles want members
+    of one type.
     """
-    of = ContainedPosterior if is_contained(estimator, prior) else DirectPosterior
-    return of(estimator, prior, **kwargs)
+
+    condition_shape: torch.Size
+
+    def __call__(
+        self,
+        x: Tensor,
+        num_rejection_samples: int = 10_000,
+        force_update: bool = False,
+        show_progress_bars: bool = False,
+        rejection_sampling_batch_size: int = 10_000,
+    ) -> Tensor:
+        """Return one for each of the data (B, *event), shape (B,); arguments as in sbi."""
+        return torch.ones(len(reshape_to_batch_event(x, self.condition_shape)), device=x.device)
+
+
+def without_leakage(posterior: DirectPosterior) -> DirectPosterior:
+    """Return a posterior, changed in place where it is known to have no leakage."""
+    estimator = posterior.posterior_estimator
+    if is_contained(estimator, posterior.prior):
+        correction = NoLeakage(estimator.condition_shape)
+        posterior.leakage_correction = correction
+    return posterior
 
 
 def is_contained(estimator: ConditionalDensityEstimator, prior: Distribution) -> bool:

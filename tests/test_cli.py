@@ -77,6 +77,7 @@ def test_bench_train_writes_times_and_memory(tmp_path):
     assert set(pd.read_csv(tmp_path / "memory.csv")["method"]) == set(bench_train.METHODS)
 
 
+BENCH = ["bench", "run", "--tasks", "slcp", "--methods", "npe", "--budgets", "100", "--out", "OUT"]
 MISUSE = {
     "no command": ([], "COMMAND"),
     "unknown command": (["dmeo"], "invalid choice: 'dmeo'"),
@@ -93,7 +94,7 @@ MISUSE = {
     ),
     "folder is a file": (["demo", "--out", "FILE"], "is a file where a folder"),
     "a part of the folder is a file": (["demo", "--out", "FILE/some"], "is a file where a folder"),
-    "plugin is no text": (["bench", "run", "--plugin", "BYTES", "--out", "OUT"], "is no text"),
+    "plugin is no text": ([*BENCH, "--plugin", "BYTES"], "is no text"),
     "no simulations to time": (["bench-train", "--num-simulations", "1"], "1 simulations are too"),
     "bench-train's folder is a file": (["bench-train", "--out", "FILE"], "FILE' is a file"),
     "no such device": (["bench-train", "--device", "tpu", "--out", "OUT"], "device must be"),

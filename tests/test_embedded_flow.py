@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import zuko
 from estimators import BUILDERS, CLOSE, EMBEDDING, FLOWS, PRIOR, conv_net, make, simulate
+from sbi.neural_nets.estimators.zuko_flow import ZukoFlow
 from sbi.utils import BoxUniform
 from torch import nn
 
@@ -57,6 +59,20 @@ def test_samples_of_one_seed_do_not_depend_on_the_other_x(name):
     for x_drawn, x_free in zip(drawn.unbind(1), free.unbind(1), strict=True):
         error = (x_drawn.var(dim=0) + x_free.var(dim=0)).div(500).sqrt()
         assert ((x_drawn.mean(dim=0) - x_free.mean(dim=0)).abs() < 5 * error).all()
+
+
+def test_a_base_that_depends_on_x_has_noise_for_each():
+    """A user's own flow of zuko's: a seed then gives each x its draws, one after the other."""
+    theta, x = simulate()
+    layers = zuko.flows.MAF(2, x.shape[1], transforms=2, hidden_features=[16]).transform.transforms
+    net = zuko.lazy.Flow(layers, zuko.flows.mixture.GMM(2, x.shape[1], components=2))
+    flow = ZukoFlow(net, nn.Identity(), theta[0].shape, x[0].shape)
+    estimator = JeffreysEstimator(flow, theta, x)
+    context = estimator.embed(x[:4])
+    drawn, _ = estimator.sample_with_log_prob(5, context, seed=3)
+    assert drawn.shape == (5, 4, 2)
+    alone, _ = estimator.sample_with_log_prob(5, context[2:3], seed=3)
+    torch.testing.assert_close(drawn[:, 2:3], alone, **CLOSE)
 
 
 @EMBEDDING

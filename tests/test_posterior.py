@@ -1,7 +1,11 @@
 """Posteriors of densities that cannot leak are not searched for leakage."""
 
+import copy
+import pickle
+
 import pytest
 import torch
+from sbi.inference import EnsemblePosterior
 from sbi.inference.posteriors import DirectPosterior
 from sbi.utils import BoxUniform, MultipleIndependent, RestrictedPrior
 from torch.distributions import Beta, Gamma, Independent, MultivariateNormal, Normal, Uniform
@@ -9,7 +13,7 @@ from trainers import make
 
 import sbi_jeffreys
 from sbi_jeffreys.flows import flow_nn
-from sbi_jeffreys.posterior import ContainedPosterior, is_contained
+from sbi_jeffreys.posterior import NoLeakage, is_contained
 
 ONE = torch.ones(1)
 BOX = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -62,8 +66,14 @@ def test_a_posterior_is_corrected_where_it_leaks(density_estimator, contained, t
     trainer.append_simulations(theta, theta + torch.randn(100, 2)).train(max_num_epochs=2)
     posterior = trainer.build_posterior()
     sbi_jeffreys.save(posterior, tmp_path / "posterior")
-    for each in (posterior, sbi_jeffreys.load(tmp_path / "posterior")):
-        assert isinstance(each, ContainedPosterior) is contained
+    loaded = sbi_jeffreys.load(tmp_path / "posterior")
+    for each in (
+        posterior,
+        loaded,
+        copy.deepcopy(posterior),
+        pickle.loads(pickle.dumps(posterior)),
+    ):
+        assert isinstance(each.leakage_correction, NoLeakage) is contained
         x = torch.zeros(3, 2)
         # As sbi has it, in shape and type; of the default flow in value, too.
         found = each.leakage_correction(x[:1])
@@ -76,4 +86,8 @@ def test_a_posterior_is_corrected_where_it_leaks(density_estimator, contained, t
         corrected = each.log_prob(theta[:5], x[:1])
         assert torch.equal(plain, corrected) is contained
     alone = trainer.build_posterior(trainer._neural_net.flow)
-    assert isinstance(alone, ContainedPosterior) is contained
+    assert isinstance(alone.leakage_correction, NoLeakage) is contained
+    # Ensembles of sbi's want members of one type, whatever the first is.
+    plain = DirectPosterior(trainer._neural_net, BOX)
+    for members in ([posterior, plain], [plain, posterior]):
+        assert EnsemblePosterior(members).log_prob(theta[:3], x=x[:1]).shape == (3,)

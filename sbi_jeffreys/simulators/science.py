@@ -107,7 +107,10 @@ def changepoint(theta: Tensor) -> Tensor:
 
 
 def colours(theta: Tensor) -> Tensor:
-    """Return magnitudes of a black body in five bands: redshift, temperature, luminosity."""
+    """Return magnitudes in five bands, much as of a black body: redshift, temperature, luminosity.
+
+    (Of one, the first term in the wavelength has the other sign. Reports are of these.)
+    """
     redshift, temperature, magnitude = theta.split(1, dim=1)
     emitted = torch.tensor([0.35, 0.48, 0.62, 0.77, 0.91]) / (1 + redshift)
     planck = 1 / (torch.exp(1.44 / (emitted * temperature)) - 1)

@@ -167,8 +167,18 @@ def rebuild_estimator(
             f"The weights do not fit into what {at_fault} builds. Use the name or the builder that "
             f"the estimator was trained with. {error}"
         ) from error
-    estimator.eval()
-    return estimator
+    _name(estimator, structure)
+    return estimator.eval()
+
+
+def _name(estimator: ConditionalDensityEstimator, structure: Mapping[str, Any]) -> None:
+    """Let an estimator know what built it, as a trainer does: it may be saved again."""
+    spec = {key: structure[key] for key in ("density_estimator", "density_estimator_kwargs")}
+    estimator.spec = dict(spec)
+    if isinstance(estimator, JeffreysEstimator):
+        estimator.flow.spec = dict(spec)
+        proxy = structure["proxy"] or {"name": None, "kwargs": {}}
+        estimator.spec |= {"proxy": proxy["name"], "proxy_kwargs": proxy["kwargs"]}
 
 
 def _at_fault(

@@ -41,6 +41,7 @@ class LearntEmbedding(NamedTuple):
         network = _embedding_of(flow)
         network.load_state_dict(self.weights)
         network.zero_grad(set_to_none=True)
+        self.hold(flow)
         put_to_rest(flow)
 
     def hold(self, flow: ConditionalDensityEstimator) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from operator import le
 from typing import Any
@@ -18,7 +18,7 @@ from ..estimator import JeffreysEstimator
 from ..flows import flow_builder
 from ..inputs.priors import proper
 from ..likelihood.base import Likelihood
-from ..posterior import direct_posterior
+from ..posterior import without_leakage
 from ..proxy import proxy_builder
 from ..utils.checks import check_atomic
 from ..utils.seeding import forked, generator_states
@@ -88,6 +88,10 @@ class JointTrainer(Building):
                 self.__dict__.update(before)
                 if proxy is not None and network is not None:
                     proxy.network = network
+                if self._embedding is not None:
+                    # It is the user's module, which another may have been learnt in since.
+                    self._embedding.put_to_rest(self._neural_net.flow)
+                    self._embedding.release(self._neural_net.flow)
                 if self._neural_net is not None:
                     # What is fitted is fitted on the CPU.
                     self._neural_net.to(self._device).eval()
@@ -331,9 +335,7 @@ class JointTrainer(Building):
         built = super()._create_posterior(
             estimator, prior, sample_with, device, posterior_parameters
         )
-        if type(built) is not DirectPosterior:
-            return built
-        return direct_posterior(estimator, prior, device=device, **asdict(posterior_parameters))
+        return without_leakage(built) if isinstance(built, DirectPosterior) else built
 
     def _finish(self, training: Training, recorded: int, show_summary: bool) -> None:
         """Close the books of this call, before which so many epochs were recorded."""

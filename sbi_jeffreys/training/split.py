@@ -61,8 +61,8 @@ def split(rows: Tensor, fraction: float | None, before: Split) -> tuple[Split, S
 
     Args:
         rows: Their numbers, shape (n,).
-        fraction: Fraction of the new ones that is held out; ``None`` if no rows are, and all are
-            trained on.
+        fraction: Fraction that is held out, which new ones make up for; ``None`` if no rows are,
+            and all are trained on.
         before: How all simulations were split before; :data:`NO_ROWS` for a new flow.
 
     Returns:
@@ -76,7 +76,8 @@ def split(rows: Tensor, fraction: float | None, before: Split) -> tuple[Split, S
         held, seen = (torch.isin(rows, of) for of in (before.held_out, before.train))
         new = (~(held | seen)).nonzero()[:, 0]
         new = new[torch.randperm(len(new))]
-        num = int((1 - fraction) * len(new))
+        # The fraction is that of all: new ones may come one at a time.
+        num = min(max(int((1 - fraction) * len(rows)) - int(seen.sum()), 0), len(new))
         places = Split(new[:num], new[num:])
         if len(new) < len(rows):
             places = Split(_joined(seen, places.train), _joined(held, places.held_out))

@@ -58,7 +58,7 @@ def test_a_run_is_completed_and_not_repeated(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--tasks", "slcp", "foo"], "unknown tasks ['foo'], known are"),
-        (["--variants", "bar"], "unknown variants ['bar'], known are sbi NPE (maf)"),
+        (["--variants", "bar"], "unknown variants ['bar'], known are 'sbi NPE (maf)'"),
         (["--baseline", "foo"], "unknown baselines ['foo'], known are"),
     ],
 )

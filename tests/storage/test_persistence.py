@@ -29,6 +29,9 @@ def test_round_trip_for_priors(prior, tmp_path):
     loaded = load(tmp_path / "posterior")
     assert_same(loaded, original, torch.ones(1, 3))
     assert type(loaded.prior) is type(original.prior)
+    # What was loaded can be saved.
+    save(loaded, tmp_path / "again")
+    assert_same(load(tmp_path / "again"), original, torch.ones(1, 3))
 
 
 @pytest.mark.parametrize("name", ["maf", "nsf", "mdn", "made", "maf_rqs", "zuko_nsf", "zuko_maf"])
@@ -41,7 +44,10 @@ def test_round_trip_for_sbi_estimators(name, joint, tmp_path):
         original = sbi_posterior(name)
         save(original, tmp_path / "posterior", density_estimator=name)
     size = original.posterior_estimator.condition_shape[0]
-    assert_same(load(tmp_path / "posterior"), original, torch.ones(1, size))
+    loaded = load(tmp_path / "posterior")
+    assert_same(loaded, original, torch.ones(1, size))
+    save(loaded, tmp_path / "again")
+    assert_same(load(tmp_path / "again"), original, torch.ones(1, size))
 
 
 @pytest.mark.parametrize("seed", [0, 1])

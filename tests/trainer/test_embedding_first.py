@@ -116,6 +116,26 @@ def test_an_error_leaves_it_as_it_came(simulations, monkeypatch, when):
     assert all(parameter.requires_grad for parameter in embedding.parameters())
 
 
+def test_an_interruption_puts_back_what_the_flow_has_learnt_to_see(simulations, monkeypatch):
+    """The module is the user's, in which another embedding was being learnt."""
+    torch.manual_seed(1)
+    embedding = network()
+    trainer = make(embedding).append_simulations(*simulations)
+    estimator = trainer.train(max_num_epochs=3)
+    before, weighed = weights(embedding), estimator.loss(*simulations)
+
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(joint_trainer, "take_fittest_form", fail)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(max_num_epochs=3, retrain_from_scratch=True, force_first_round_loss=True)
+    assert trainer._neural_net is estimator
+    assert torch.equal(weights(embedding), before)
+    assert torch.equal(estimator.loss(*simulations), weighed)
+    assert all(parameter.requires_grad for parameter in embedding.parameters())
+
+
 def test_a_builder_with_an_embedding_of_its_own(simulations):
     def builder(theta, x):
         return build(network())(theta, x)

@@ -79,6 +79,17 @@ def test_all_are_trained_on_where_others_are_held_out():
     assert list(map(len, now)) == [18, 2]
 
 
+def test_new_rows_that_come_one_at_a_time_are_trained_on():
+    """A tenth of all is held out, not of each portion, of which that would be one in one."""
+    _, now = split(torch.arange(100), 0.1, NO_ROWS)
+    for num in range(101, 141):
+        before = now
+        _, now = split(torch.arange(num), 0.1, before)
+        assert set(now.train.tolist()) >= set(before.train.tolist())
+        assert set(now.held_out.tolist()) >= set(before.held_out.tolist())
+    assert list(map(len, now)) == [126, 14]
+
+
 def test_a_single_new_row():
     before = Split(torch.arange(18), torch.arange(18, 20))
     places, _ = split(torch.arange(21), 0.1, before)
