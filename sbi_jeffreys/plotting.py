@@ -82,7 +82,8 @@ def plot_training(record: Any) -> Figure:
     Epochs of several calls of `train()` follow one another; dotted lines stand between them.
 
     Args:
-        record: A trainer after `train()`, or its `summary`.
+        record: A trainer after `train()`, or its `summary`. The curve of log Z is that of the
+            proxy while it trained; its mean is moved to zero after the last epoch.
 
     Returns:
         Figure.

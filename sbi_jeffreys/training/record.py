@@ -42,7 +42,7 @@ EPOCH_KEYS = (
     "slack_forward",
     "slack_reverse",
     "slack_proxy",
-    "log_partition_mean",  # log Z over held-out x, nats
+    "log_partition_mean",  # log Z over held-out x, nats; its mean is moved to zero after the last
     "log_partition_std",
     "effective_sample_size",  # of flow samples reweighted to the proxy, fraction of the draws
     "learning_rate_flow",
