@@ -9,8 +9,8 @@ from torch import Tensor
 __all__ = ["bounded", "is_sure", "lowest", "mean_and_error", "surest"]
 
 # Interquartile ranges above the median beyond which a row's loss counts no further: five standard
-# deviations of a Gaussian.
-_SPREADS = 4.0
+# deviations of a Gaussian. Of fewer rows, of which one stands for more, in proportion more.
+_SPREADS, _ROWS = 4.0, 30
 # Where quantiles of Student's distribution and of a Gaussian are compared.
 _LAST = 0.99
 
@@ -19,12 +19,14 @@ def bounded(losses: Tensor) -> Tensor:
     """Return losses (n,), none of which is above the median by more than four interquartile ranges.
 
     The loss at one x far from all others may move by tens of nats from epoch to epoch, and the mean
-    of a hundred rows would tell of nothing else.
+    of a hundred rows would tell of nothing else. One of ten rows is another matter: it may be as
+    common as that, and the bound is three times as high.
     """
     ordered, last = losses.sort().values, len(losses) - 1
     low, median, high = (ordered[round(share * last)] for share in (0.25, 0.5, 0.75))
+    spreads = _SPREADS * max(1.0, _ROWS / len(losses))
     # Of data in levels most may be the same. No branch: what is recorded comes by here.
-    highest = torch.where(high > low, median + _SPREADS * (high - low), ordered[-1])
+    highest = torch.where(high > low, median + spreads * (high - low), ordered[-1])
     return torch.minimum(losses, highest)
 
 
