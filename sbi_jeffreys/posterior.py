@@ -14,7 +14,7 @@ from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from .walls import LazyWalls
+from .walls import LazyWalls, constraint_bounds
 
 __all__ = ["NoLeakage", "is_contained", "without_leakage"]
 
@@ -52,12 +52,12 @@ def without_leakage(posterior: DirectPosterior) -> DirectPosterior:
 def is_contained(estimator: ConditionalDensityEstimator, prior: Distribution) -> bool:
     """Whether walls, or the lack of any outside, keep a density within a prior's support."""
     try:
-        bounds = _box(prior.support)
+        support = prior.support
     except (AttributeError, NotImplementedError):
-        bounds = None
-    if bounds is None:
         return False
-    low, high = (bound.cpu() for bound in bounds)
+    if not _is_box(support):
+        return False
+    low, high = (bound.cpu() for bound in constraint_bounds(support))
     walls = next((m.args[:2] for m in estimator.modules() if isinstance(m, LazyWalls)), None)
     if walls is None:
         return bool((low == -torch.inf).all() and (high == torch.inf).all())
@@ -65,25 +65,11 @@ def is_contained(estimator: ConditionalDensityEstimator, prior: Distribution) ->
     return bool((least >= low).all() and (largest <= high).all())
 
 
-def _box(support: constraints.Constraint | None) -> tuple[Tensor, Tensor] | None:
-    """Return the bounds of a product of intervals, of shape () or (d,); ``None`` for others."""
+def _is_box(support: constraints.Constraint | None) -> bool:
+    """Whether a support is a product of intervals, and its bounds say all of it."""
     if isinstance(support, constraints.independent):
-        return _box(support.base_constraint)
+        return _is_box(support.base_constraint)
     if isinstance(support, constraints.cat):
-        parts = [_box(part) for part in support.cseq]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        lengths = support.lengths
-        low, high = (
-            torch.cat([part[i].cpu().expand(num) for part, num in zip(known, lengths, strict=True)])
-            for i in (0, 1)
-        )
-        return low, high
-    if isinstance(support, type(constraints.real)):
-        return torch.tensor(-torch.inf), torch.tensor(torch.inf)
-    if isinstance(support, constraints.interval):
-        return torch.as_tensor(support.lower_bound), torch.as_tensor(support.upper_bound)
-    if isinstance(support, constraints.greater_than | constraints.greater_than_eq):
-        return torch.as_tensor(support.lower_bound), torch.tensor(torch.inf)
-    return None
+        return all(map(_is_box, support.cseq))
+    half = constraints.greater_than, constraints.greater_than_eq
+    return isinstance(support, (type(constraints.real), constraints.interval, *half))

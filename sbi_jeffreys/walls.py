@@ -43,7 +43,7 @@ from torch.distributions import (
 from typing_extensions import Self
 from zuko.lazy import UnconditionalTransform
 
-__all__ = ["LazyWalls", "SoftWalls", "support_bounds"]
+__all__ = ["LazyWalls", "SoftWalls", "constraint_bounds", "support_bounds"]
 
 # Thickness of a wall in units of its lower bound beyond which parameters of many decades lie in it.
 _DEEP = 1e5
@@ -219,7 +219,9 @@ def support_bounds(prior: Distribution | None, dim: int) -> tuple[Tensor, Tensor
         Lower and upper bounds, shape (d,), infinite where the support is not bounded or is not
         known to be (a support that is no product of intervals, say).
     """
-    low, high = _bounds_of_prior(prior) if prior is not None else _bounds(constraints.real)
+    low, high = (
+        _bounds_of_prior(prior) if prior is not None else constraint_bounds(constraints.real)
+    )
     try:
         return low.expand(dim).cpu().clone(), high.expand(dim).cpu().clone()
     except RuntimeError:
@@ -251,9 +253,9 @@ def _bounds_of_prior(prior: Distribution) -> tuple[Tensor, Tensor]:
             low, high = _bounds_after(transform, low, high)
         return low, high
     try:
-        return _bounds(prior.support)
+        return constraint_bounds(prior.support)
     except (NotImplementedError, AttributeError):
-        return _bounds(constraints.real)
+        return constraint_bounds(constraints.real)
 
 
 def _bounds_after(transform: Transform, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,7 +266,7 @@ def _bounds_after(transform: Transform, low: Tensor, high: Tensor) -> tuple[Tens
         return low, high
     if isinstance(transform, IndependentTransform):
         return _bounds_after(transform.base_transform, low, high)
-    lowest, highest = _bounds(transform.codomain)
+    lowest, highest = constraint_bounds(transform.codomain)
     try:
         rises = torch.as_tensor(transform.sign) > 0
     except NotImplementedError:
@@ -280,13 +282,13 @@ def _bounds_after(transform: Transform, low: Tensor, high: Tensor) -> tuple[Tens
     return torch.maximum(low, lowest), torch.minimum(high, highest)
 
 
-def _bounds(support: constraints.Constraint | None) -> tuple[Tensor, Tensor]:
-    """Unwrap a constraint to its bounds, of shape () or (d,)."""
+def constraint_bounds(support: constraints.Constraint | None) -> tuple[Tensor, Tensor]:
+    """Unwrap a constraint to its bounds, of shape () or (d,), infinite where it has none."""
     if isinstance(support, constraints.independent):
-        return _bounds(support.base_constraint)
+        return constraint_bounds(support.base_constraint)
     if isinstance(support, constraints.cat):
         parts = [
-            [bound.expand(length).cpu() for bound in _bounds(part)]
+            [bound.expand(length).cpu() for bound in constraint_bounds(part)]
             for part, length in zip(support.cseq, support.lengths, strict=True)
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
